@@ -1,0 +1,178 @@
+// Backward: P1, P2, V -> t = P2/s^3 -> a = B'[t]/n -> d = P1/s - a V -> e = A'[d]/n -> dx = g/s - a v - e.
+#pragma once
+
+#include <initializer_list>
+
+#include "box.h"
+#include "parameters.h"
+#include "traversal.h"
+
+namespace divnorm::DIVNORM_ISA {
+
+template <class A>
+struct BackwardShared {
+  const Problem& problem;
+  const BackwardTensors& tensors;
+  const Traversal& traversal;
+  const A* weight;
+  const A *zeros, *ones;  // neutral rows of one tile
+  bool stream;
+  A l1_scale;          // dl1 / numel
+  A* dweight_partials;  // (partial_rows, affine_size)
+  A* dbias_partials;
+  double* sigma_partials;  // (blocks, reduce_tiles, groups): sum of P2 / s^3
+  A* team_scratch;         // four maps a team
+  A* thread_scratch;       // for the box sums
+  int64_t thread_scratch_size;
+};
+
+template <class T, class Layout>
+class BackwardPass {
+ public:
+  using A = Acc<T>;
+
+  BackwardPass(const BackwardShared<A>& shared, int team, int thread)
+      : s_(shared),
+        suppression_(shared.problem, shared.problem.suppression, true),
+        summation_(shared.problem, shared.problem.summation, true) {
+    const Traversal& t = s_.traversal;
+    A* scratch = s_.team_scratch + team * 4 * t.scratch_row_numbers();
+    for (SlidingMap<A>* map : {&t_, &d_, &a_, &e_}) {
+      *map = {scratch, t.line, t.capacity_rows};
+      scratch += t.scratch_row_numbers();
+    }
+    box_scratch_ = s_.thread_scratch + thread * s_.thread_scratch_size;
+  }
+
+  void start(const Unit& unit, int64_t block, bool fresh) {
+    const Problem& p = s_.problem;
+    const int64_t positions = p.positions();
+    const int64_t at = ((p.over_batch ? 0 : unit.sample) * p.groups + unit.group) * positions;
+    unit_ = unit;
+    block_ = block;
+    fresh_ = fresh;
+    mean_ = p.summation.present ? Map<const A>{static_cast<const A*>(s_.tensors.mean) + at, positions}
+                                : Map<const A>{s_.zeros, 0, 0, true};
+    rstd_ = p.suppression.present ? Map<const A>{static_cast<const A*>(s_.tensors.rstd) + at, positions}
+                                  : Map<const A>{s_.ones, 0, 0, true};
+    for (SlidingMap<A>* map : {&t_, &d_, &a_, &e_}) map->first_row = 0;
+  }
+
+  void slide(int64_t keep_row, int64_t end, bool move) {
+    for (SlidingMap<A>* map : {&t_, &d_, &a_, &e_}) map->slide(unit_.groups, keep_row, end, move);
+  }
+
+  void reduce(Tile tile, int64_t index) {
+    const Problem& p = s_.problem;
+    const int64_t row = s_.traversal.partial_row(block_, index);
+    A* dweight = s_.dweight_partials + row * p.affine_size();
+    A* dbias = s_.dbias_partials + row * p.affine_size();
+    double* sigma = s_.sigma_partials + (block_ * s_.traversal.reduce_tiles + index) * p.groups + unit_.group;
+    if (fresh_) clear_partials(tile, dweight, dbias, sigma);
+    const auto run = [&](auto signs) {
+      // e is free until its rows are filtered: it carries the signs to the end of this function
+      Layout::template gradient_sums<signs.value>(p, unit_, static_cast<const T*>(s_.tensors.x),
+                                                  static_cast<const T*>(s_.tensors.dy), tile, mean_, rstd_, s_.weight,
+                                                  d_, t_, a_, e_, dweight, dbias);
+    };
+    if (s_.l1_scale != 0)
+      run(std::true_type{});
+    else
+      run(std::false_type{});
+    for (int64_t group = 0; group < unit_.groups; ++group) {
+      sigma[group] += combine_sums(group, tile);
+      if (p.suppression.present)
+        divide_by_counts(p, p.suppression, tile.begin, tile.size(), A(1), Map<A>(t_).at(group, tile.begin));
+    }
+  }
+
+  // a = B'[t]/n; d = P1/s - a V
+  void first(int64_t begin, int64_t end) {
+    const Problem& p = s_.problem;
+    const int64_t line = s_.traversal.line;
+    const A per_channel = A(1) / (p.group_channels() * unit_.samples);
+    for (int64_t group = 0; group < unit_.groups; ++group) {
+      if (p.suppression.present) {
+        const auto source = [&](int64_t i) { return static_cast<const A*>(t_.row(group, i)); };
+        suppression_.rows(begin, end, source, box_scratch_, [&](int64_t i, const A* sums) {
+          local_slopes(line, per_channel, sums, a_.row(group, i), d_.row(group, i));
+        });
+      }
+      for (int64_t i = begin; p.summation.present && i < end; ++i)
+        divide_by_counts(p, p.summation, i * line, line, per_channel, d_.row(group, i));
+    }
+  }
+
+  // e = A'[d]/n
+  void second(int64_t begin, int64_t end) {
+    const int64_t line = s_.traversal.line;
+    for (int64_t group = 0; s_.problem.summation.present && group < unit_.groups; ++group) {
+      const auto source = [&](int64_t i) { return static_cast<const A*>(d_.row(group, i)); };
+      summation_.rows(begin, end, source, box_scratch_, [&](int64_t i, const A* sums) {
+        __builtin_memcpy(e_.row(group, i), sums, line * sizeof(A));
+      });
+    }
+  }
+
+  void finish(Tile tile, int64_t) {
+    const Map<const A> zero{s_.zeros, 0, 0, true};
+    const Map<const A> a = s_.problem.suppression.present ? Map<const A>(a_) : zero;
+    const Map<const A> e = s_.problem.summation.present ? Map<const A>(e_) : zero;
+    const auto run = [&](auto stream, auto signs) {
+      Layout::template gradient_input<stream.value, signs.value>(
+          s_.problem, unit_, static_cast<const T*>(s_.tensors.x), static_cast<const T*>(s_.tensors.dy), tile, mean_,
+          rstd_, a, e, s_.weight, s_.l1_scale, static_cast<T*>(s_.tensors.dx));
+    };
+    const std::true_type yes;
+    const std::false_type no;
+    if (s_.l1_scale != 0)
+      s_.stream ? run(yes, yes) : run(no, yes);
+    else
+      s_.stream ? run(yes, no) : run(no, no);
+    if (s_.stream) stream_fence();
+  }
+
+ private:
+  // This tile's share: all the unit's channels, or in the (N, F) form the tile's own positions.
+  void clear_partials(Tile tile, A* dweight, A* dbias, double* sigma) const {
+    const Problem& p = s_.problem;
+    const int64_t first = p.affine_per_position ? tile.begin : unit_.group * p.group_channels();
+    const int64_t count = p.affine_per_position ? tile.size() : unit_.groups * p.group_channels();
+    __builtin_memset(dweight + first, 0, count * sizeof(A));
+    __builtin_memset(dbias + first, 0, count * sizeof(A));
+    __builtin_memset(sigma, 0, unit_.groups * sizeof(double));
+  }
+
+  // t = P2 rstd^3 and d = P1 rstd + l1 * sum of signs on the tile; returns the sum of t.
+  double combine_sums(int64_t group, Tile tile) const {
+    const A* rstd = rstd_.at(group, tile.begin);
+    const A* signs = Map<A>(e_).at(group, tile.begin);
+    A* t = Map<A>(t_).at(group, tile.begin);
+    A* d = Map<A>(d_).at(group, tile.begin);
+    for (int64_t i = 0; i < tile.size(); ++i) t[i] *= rstd[i] * rstd[i] * rstd[i];
+    for (int64_t i = 0; i < tile.size(); ++i) d[i] *= rstd[i];
+    if (s_.l1_scale != 0)
+      for (int64_t i = 0; i < tile.size(); ++i) d[i] += s_.l1_scale * signs[i];
+    return sum_line(t, tile.size());
+  }
+
+  // a holds V until here
+  static void local_slopes(int64_t line, A per_channel, const A* __restrict sums, A* __restrict a, A* __restrict d) {
+    for (int64_t j = 0; j < line; ++j) {
+      const A slope = sums[j] * per_channel;
+      d[j] -= slope * a[j];
+      a[j] = slope;
+    }
+  }
+
+  const BackwardShared<A>& s_;
+  Box<A> suppression_, summation_;
+  Unit unit_;
+  int64_t block_ = 0;
+  bool fresh_ = false;
+  Map<const A> mean_, rstd_;
+  SlidingMap<A> t_, d_, a_, e_;
+  A* box_scratch_ = nullptr;
+};
+
+}  // namespace divnorm::DIVNORM_ISA

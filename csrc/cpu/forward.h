@@ -1,0 +1,144 @@
+// Forward: m, M2 -> mu = A[m] -> q = B[M2/n + (m - mu)^2] -> rstd = 1/sqrt(sigma^2 + q) -> y.
+#pragma once
+
+#include <cmath>
+#include <initializer_list>
+
+#include "box.h"
+#include "parameters.h"
+#include "traversal.h"
+
+namespace divnorm::DIVNORM_ISA {
+
+template <class A>
+struct ForwardShared {
+  const Problem& problem;
+  const ForwardTensors& tensors;
+  const Traversal& traversal;
+  const A *weight, *bias, *sigma;  // sigma: one per group
+  const A *zeros, *ones;           // neutral rows of one tile
+  bool stream;
+  double* l1_partials;  // (blocks, segments, finish_tiles), or null
+  A* team_scratch;      // two maps a team
+  A* thread_scratch;    // for the box sums
+  int64_t thread_scratch_size;
+};
+
+template <class T, class Layout>
+class ForwardPass {
+ public:
+  using A = Acc<T>;
+
+  ForwardPass(const ForwardShared<A>& shared, int team, int thread)
+      : s_(shared),
+        summation_(shared.problem, shared.problem.summation, false),
+        suppression_(shared.problem, shared.problem.suppression, false) {
+    const Traversal& t = s_.traversal;
+    A* scratch = s_.team_scratch + team * 2 * t.scratch_row_numbers();
+    m_ = {scratch, t.line, t.capacity_rows};
+    z_ = {scratch + t.scratch_row_numbers(), t.line, t.capacity_rows};
+    box_scratch_ = s_.thread_scratch + thread * s_.thread_scratch_size;
+  }
+
+  void start(const Unit& unit, int64_t block, bool) {
+    const Problem& p = s_.problem;
+    const int64_t positions = p.positions();
+    const int64_t at = ((p.over_batch ? 0 : unit.sample) * p.groups + unit.group) * positions;
+    unit_ = unit;
+    mean_ = {static_cast<A*>(s_.tensors.mean) + (p.summation.present ? at : 0), positions};
+    rstd_ = {static_cast<A*>(s_.tensors.rstd) + (p.suppression.present ? at : 0), positions};
+    m_.first_row = z_.first_row = 0;
+    if (s_.l1_partials != nullptr) l1_ = s_.l1_partials + (block * s_.traversal.segments + unit.group) * s_.traversal.finish_tiles;
+  }
+
+  void slide(int64_t keep_row, int64_t end, bool move) {
+    for (SlidingMap<A>* map : {&m_, &z_}) map->slide(unit_.groups, keep_row, end, move);
+  }
+
+  void reduce(Tile tile, int64_t) {
+    const T* x = static_cast<const T*>(s_.tensors.x);
+    if (s_.problem.summation.present)
+      Layout::moments(s_.problem, unit_, x, tile, m_, z_);
+    else if (s_.problem.suppression.present)
+      Layout::squares(s_.problem, unit_, x, tile, z_);
+  }
+
+  // mu = A[m]; z = M2/n + (m - mu)^2
+  void first(int64_t begin, int64_t end) {
+    const Problem& p = s_.problem;
+    const int64_t line = s_.traversal.line;
+    const A per_channel = A(1) / (p.group_channels() * unit_.samples);
+    for (int64_t group = 0; group < unit_.groups; ++group) {
+      if (!p.summation.present) {
+        for (int64_t i = begin; i < end; ++i) scale_line(line, per_channel, z_.row(group, i));
+        continue;
+      }
+      const auto source = [&](int64_t i) { return static_cast<const A*>(m_.row(group, i)); };
+      summation_.rows(begin, end, source, box_scratch_, [&](int64_t i, const A* sums) {
+        A* mu = mean_.at(group, i * line);
+        __builtin_memcpy(mu, sums, line * sizeof(A));
+        divide_by_counts(p, p.summation, i * line, line, A(1), mu);
+        local_squares(line, per_channel, m_.row(group, i), mu, z_.row(group, i));
+      });
+    }
+  }
+
+  // rstd = 1 / sqrt(sigma^2 + B[z])
+  void second(int64_t begin, int64_t end) {
+    const Problem& p = s_.problem;
+    if (!p.suppression.present) return;
+    const int64_t line = s_.traversal.line;
+    for (int64_t group = 0; group < unit_.groups; ++group) {
+      const A sigma = s_.sigma[unit_.group + group];
+      const auto source = [&](int64_t i) { return static_cast<const A*>(z_.row(group, i)); };
+      suppression_.rows(begin, end, source, box_scratch_, [&](int64_t i, const A* sums) {
+        A* rstd = rstd_.at(group, i * line);
+        __builtin_memcpy(rstd, sums, line * sizeof(A));
+        divide_by_counts(p, p.suppression, i * line, line, A(1), rstd);
+        for (int64_t j = 0; j < line; ++j) rstd[j] = A(1) / std::sqrt(sigma * sigma + rstd[j]);
+      });
+    }
+  }
+
+  void finish(Tile tile, int64_t index) {
+    const auto run = [&](auto stream, auto l1) {
+      return Layout::template normalize<stream.value, l1.value>(
+          s_.problem, unit_, static_cast<const T*>(s_.tensors.x), tile, mean_or_zero(), rstd_or_one(), s_.weight,
+          s_.bias, static_cast<T*>(s_.tensors.y));
+    };
+    const std::true_type yes;
+    const std::false_type no;
+    if (s_.l1_partials != nullptr)
+      l1_[index] += s_.stream ? run(yes, yes) : run(no, yes);
+    else
+      s_.stream ? run(yes, no) : run(no, no);
+    if (s_.stream) stream_fence();
+  }
+
+ private:
+  Map<const A> mean_or_zero() const {
+    return s_.problem.summation.present ? Map<const A>(mean_) : Map<const A>{s_.zeros, 0, 0, true};
+  }
+  Map<const A> rstd_or_one() const {
+    return s_.problem.suppression.present ? Map<const A>(rstd_) : Map<const A>{s_.ones, 0, 0, true};
+  }
+
+  static void scale_line(int64_t line, A scale, A* __restrict z) {
+    for (int64_t j = 0; j < line; ++j) z[j] *= scale;
+  }
+
+  static void local_squares(int64_t line, A per_channel, const A* __restrict m, const A* __restrict mu,
+                            A* __restrict z) {
+    for (int64_t j = 0; j < line; ++j) z[j] = z[j] * per_channel + (m[j] - mu[j]) * (m[j] - mu[j]);
+  }
+
+  const ForwardShared<A>& s_;
+  Box<A> summation_, suppression_;
+  Unit unit_;
+  SlidingMap<A> m_, z_;  // z holds M2 until a row of it is filtered
+  Map<A> mean_, rstd_;
+  double* l1_ = nullptr;
+  A* box_scratch_ = nullptr;
+};
+
+}  // namespace divnorm::DIVNORM_ISA

@@ -1,0 +1,173 @@
+// Compiled once per instruction set; DIVNORM_ISA names the set and the namespace, DIVNORM_ISA_NAME is its name as text.
+#include "kernels.h"
+
+#include "backward.h"
+#include "channels_first.h"
+#include "channels_last.h"
+#include "forward.h"
+
+namespace divnorm::DIVNORM_ISA {
+
+namespace {
+
+constexpr int64_t kThreadGrain = 16384;             // elements that are worth waking a thread
+constexpr int64_t kStreamBytes = int64_t{24} << 20;  // outputs from here on bypass the cache
+constexpr int64_t kStreamRun = 512;                 // contiguous bytes below which they do not
+
+template <class A>
+struct Constants {
+  Buffer<A> zeros{kTilePositions, true}, ones{kTilePositions};
+  Constants() {
+    for (int64_t i = 0; i < kTilePositions; ++i) ones.data()[i] = 1;
+  }
+};
+
+Reach reach_of(const Field& field, bool mirrored) {
+  if (!field.present) return {};
+  return mirrored ? Reach{field.hi[0], field.lo[0]} : Reach{field.lo[0], field.hi[0]};
+}
+
+template <class T>
+bool streams(const Problem& problem) {
+  const int64_t run = problem.channels_last ? problem.group_channels() : smaller(problem.positions(), kTilePositions);
+  return problem.numel() * int64_t{sizeof(T)} >= kStreamBytes && run * int64_t{sizeof(T)} >= kStreamRun;
+}
+
+template <class A>
+int64_t box_scratch_size(const Problem& problem, const Traversal& t) {
+  return larger(Box<A>::scratch_size(problem, problem.summation, t.capacity_rows),
+                Box<A>::scratch_size(problem, problem.suppression, t.capacity_rows));
+}
+
+Threads threads_for(const Problem& problem, const Traversal& t, int threads) {
+  const int64_t useful = larger(1, problem.numel() / kThreadGrain);
+  return Threads(static_cast<int>(smaller(threads, useful)), t.jobs(), t.reduce_tiles > 1);
+}
+
+template <class T, class Layout>
+void forward_in(const Problem& problem, const ForwardTensors& tensors, int threads) {
+  using A = Acc<T>;
+  const Traversal t = plan_traversal(problem, reach_of(problem.summation, false), reach_of(problem.suppression, false),
+                                     problem.channels / (problem.channels_last ? 1 : problem.groups) * sizeof(T),
+                                     problem.channels_last);
+  Threads team = threads_for(problem, t, threads);
+  const Constants<A> constants;
+  const Values<A> weight(tensors.weight, problem.affine_size(), 1), bias(tensors.bias, problem.affine_size(), 0);
+  const Values<A> sigma(tensors.sigma, problem.groups, 0);
+  const int64_t l1_count = tensors.l1 == nullptr ? 0 : t.jobs() * t.finish_tiles;
+  const Buffer<double> l1(l1_count, true);
+  const int64_t box_scratch = box_scratch_size<A>(problem, t);
+  const Buffer<A> team_scratch(team.teams() * 2 * t.scratch_row_numbers()), thread_scratch(team.count() * box_scratch);
+  const ForwardShared<A> shared{problem,
+                                tensors,
+                                t,
+                                weight.data(),
+                                bias.data(),
+                                sigma.data(),
+                                constants.zeros.data(),
+                                constants.ones.data(),
+                                streams<T>(problem),
+                                tensors.l1 == nullptr ? nullptr : l1.data(),
+                                team_scratch.data(),
+                                thread_scratch.data(),
+                                box_scratch};
+  walk(problem, t, team, [&](int team_index, int thread) { return ForwardPass<T, Layout>(shared, team_index, thread); });
+  if (tensors.l1 != nullptr) *tensors.l1 = sum_line(l1.data(), l1_count) / problem.numel();
+}
+
+// Sums the rows of (rows, count) partials into a parameter's gradient.
+template <class P>
+void sum_partials(const P* partials, int64_t rows, int64_t count, const Parameter& out) {
+  if (out.data == nullptr) return;
+  Buffer<double> sums(count, true);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < count; ++i) sums.data()[i] += partials[row * count + i];
+  for (int64_t i = 0; i < count; ++i) write_number(out, i, sums.data()[i]);
+}
+
+void finish_dsigma(const Problem& problem, const BackwardTensors& tensors, const double* partials, int64_t rows) {
+  if (tensors.dsigma.data == nullptr) return;
+  const Values<double> sigma(tensors.sigma, problem.groups, 0);
+  Buffer<double> sums(problem.groups, true);
+  for (int64_t row = 0; problem.suppression.present && row < rows; ++row)
+    for (int64_t g = 0; g < problem.groups; ++g) sums.data()[g] -= sigma.data()[g] * partials[row * problem.groups + g];
+  if (tensors.dsigma.count == 1)
+    for (int64_t g = 1; g < problem.groups; ++g) sums.data()[0] += sums.data()[g];
+  for (int64_t g = 0; g < tensors.dsigma.count; ++g) write_number(tensors.dsigma, g, sums.data()[g]);
+}
+
+template <class T, class Layout>
+void backward_in(const Problem& problem, const BackwardTensors& tensors, int threads) {
+  using A = Acc<T>;
+  const Traversal t = plan_traversal(problem, reach_of(problem.suppression, true), reach_of(problem.summation, true),
+                                     problem.channels / (problem.channels_last ? 1 : problem.groups) * 2 * sizeof(T),
+                                     problem.channels_last);
+  Threads team = threads_for(problem, t, threads);
+  const Constants<A> constants;
+  const Values<A> weight(tensors.weight, problem.affine_size(), 1);
+  const int64_t rows = t.partial_rows();
+  const Buffer<A> dweight(rows * problem.affine_size()), dbias(rows * problem.affine_size());
+  const int64_t sigma_rows = t.blocks * t.reduce_tiles;
+  const Buffer<double> sigma_sums(sigma_rows * problem.groups);
+  const int64_t box_scratch = box_scratch_size<A>(problem, t);
+  const Buffer<A> team_scratch(team.teams() * 4 * t.scratch_row_numbers()), thread_scratch(team.count() * box_scratch);
+  const BackwardShared<A> shared{problem,
+                                 tensors,
+                                 t,
+                                 weight.data(),
+                                 constants.zeros.data(),
+                                 constants.ones.data(),
+                                 streams<T>(problem),
+                                 static_cast<A>(tensors.dl1 / problem.numel()),
+                                 dweight.data(),
+                                 dbias.data(),
+                                 sigma_sums.data(),
+                                 team_scratch.data(),
+                                 thread_scratch.data(),
+                                 box_scratch};
+  walk(problem, t, team, [&](int team_index, int thread) { return BackwardPass<T, Layout>(shared, team_index, thread); });
+  sum_partials(dweight.data(), rows, problem.affine_size(), tensors.dweight);
+  sum_partials(dbias.data(), rows, problem.affine_size(), tensors.dbias);
+  finish_dsigma(problem, tensors, sigma_sums.data(), sigma_rows);
+}
+
+template <class T>
+void forward_of(const Problem& problem, const ForwardTensors& tensors, int threads) {
+  if (problem.channels_last)
+    forward_in<T, ChannelsLast<T>>(problem, tensors, threads);
+  else
+    forward_in<T, ChannelsFirst<T>>(problem, tensors, threads);
+}
+
+template <class T>
+void backward_of(const Problem& problem, const BackwardTensors& tensors, int threads) {
+  if (problem.channels_last)
+    backward_in<T, ChannelsLast<T>>(problem, tensors, threads);
+  else
+    backward_in<T, ChannelsFirst<T>>(problem, tensors, threads);
+}
+
+void forward(const Problem& problem, const ForwardTensors& tensors, int threads) {
+  switch (problem.dtype) {
+    case Dtype::float64: return forward_of<double>(problem, tensors, threads);
+    case Dtype::float32: return forward_of<float>(problem, tensors, threads);
+    case Dtype::bfloat16: return forward_of<BFloat16>(problem, tensors, threads);
+    case Dtype::float16: return forward_of<Float16>(problem, tensors, threads);
+  }
+}
+
+void backward(const Problem& problem, const BackwardTensors& tensors, int threads) {
+  switch (problem.dtype) {
+    case Dtype::float64: return backward_of<double>(problem, tensors, threads);
+    case Dtype::float32: return backward_of<float>(problem, tensors, threads);
+    case Dtype::bfloat16: return backward_of<BFloat16>(problem, tensors, threads);
+    case Dtype::float16: return backward_of<Float16>(problem, tensors, threads);
+  }
+}
+
+}  // namespace
+
+extern const CpuKernels kernels;
+const CpuKernels kernels{DIVNORM_ISA_NAME, forward, backward};
+
+}  // namespace divnorm::DIVNORM_ISA

@@ -1,0 +1,49 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace divnorm {
+
+Plan::Plan(Dtype dtype, bool channels_last, bool over_batch, bool affine_per_position, int64_t batch, int64_t channels,
+           int64_t groups, std::array<int64_t, kAxes> extent, std::optional<Axes> summation,
+           std::optional<Axes> suppression) {
+  if (groups < 1 || channels % groups != 0) throw std::invalid_argument("groups must divide channels");
+  if (affine_per_position && channels != 1) throw std::invalid_argument("the feature form has one channel");
+  problem_.dtype = dtype;
+  problem_.channels_last = channels_last;
+  problem_.over_batch = over_batch;
+  problem_.affine_per_position = affine_per_position;
+  problem_.batch = batch;
+  problem_.channels = channels;
+  problem_.groups = groups;
+  std::copy(extent.begin(), extent.end(), problem_.extent);
+  if (problem_.numel() < 1) throw std::invalid_argument("a plan needs at least one element");
+  inverse64_.reserve(2 * kAxes);
+  inverse32_.reserve(2 * kAxes);
+  fill(problem_.summation, summation);
+  fill(problem_.suppression, suppression);
+}
+
+void Plan::fill(Field& field, const std::optional<Axes>& axes) {
+  if (!axes) return;
+  field.present = true;
+  for (int a = 0; a < kAxes; ++a) {
+    const int64_t extent = problem_.extent[a];
+    const Axis& axis = (*axes)[a];
+    if (axis.lo < 0 || axis.hi < 0 || axis.divisor < 0) throw std::invalid_argument("a field reaches backwards");
+    // Beyond the extent there is nothing left to reach.
+    field.lo[a] = std::min(axis.lo, extent - 1);
+    field.hi[a] = std::min(axis.hi, extent - 1);
+    std::vector<double>& inverse = inverse64_.emplace_back(extent);
+    for (int64_t p = 0; p < extent; ++p) {
+      const int64_t inside = std::min(p + field.hi[a], extent - 1) - std::max<int64_t>(p - field.lo[a], 0) + 1;
+      inverse[p] = 1.0 / static_cast<double>(axis.divisor > 0 ? axis.divisor : inside);
+    }
+    const std::vector<float>& rounded = inverse32_.emplace_back(inverse.begin(), inverse.end());
+    field.inverse64[a] = inverse.data();
+    field.inverse32[a] = rounded.data();
+  }
+}
+
+}  // namespace divnorm

@@ -1,0 +1,36 @@
+// A Problem together with the numbers it points at: one plan serves every call of the same geometry and dtype.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "problem.h"
+
+namespace divnorm {
+
+// One axis of a field: positions p-lo..p+hi. divisor 0: the average divides by the positions inside the image.
+struct Axis {
+  int64_t lo, hi, divisor;
+};
+using Axes = std::array<Axis, kAxes>;
+
+class Plan {
+ public:
+  Plan(Dtype dtype, bool channels_last, bool over_batch, bool affine_per_position, int64_t batch, int64_t channels,
+       int64_t groups, std::array<int64_t, kAxes> extent, std::optional<Axes> summation,
+       std::optional<Axes> suppression);
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  const Problem& problem() const { return problem_; }
+
+ private:
+  void fill(Field& field, const std::optional<Axes>& axes);
+
+  Problem problem_;
+  std::vector<std::vector<double>> inverse64_;
+  std::vector<std::vector<float>> inverse32_;
+};
+
+}  // namespace divnorm

@@ -1,0 +1,70 @@
+// What a call computes: sizes, layout and fields, with no pointer into a tensor. Shared by every native backend.
+#pragma once
+
+#include <cstdint>
+
+namespace divnorm {
+
+enum class Dtype : int { float64 = 0, float32 = 1, bfloat16 = 2, float16 = 3 };
+
+constexpr int kAxes = 3;  // spatial axes, outermost first; missing leading axes have extent 1
+
+// One averaging field. The field of position p covers p-lo..p+hi on each axis, clipped to the image.
+// inverse[a][p] is 1 / (what the average divides by on axis a at p), in the type of the statistics.
+struct Field {
+  bool present = false;
+  int64_t lo[kAxes] = {0, 0, 0};
+  int64_t hi[kAxes] = {0, 0, 0};
+  const double* inverse64[kAxes] = {nullptr, nullptr, nullptr};
+  const float* inverse32[kAxes] = {nullptr, nullptr, nullptr};
+};
+
+struct Problem {
+  Dtype dtype = Dtype::float32;
+  bool channels_last = false;
+  bool over_batch = false;
+  bool affine_per_position = false;  // the (N, F) form: one weight per position of the single channel
+  int64_t batch = 0;
+  int64_t channels = 0;
+  int64_t groups = 1;
+  int64_t extent[kAxes] = {1, 1, 1};
+  Field summation;    // A of the definition
+  Field suppression;  // B of the definition
+
+  int64_t positions() const { return extent[0] * extent[1] * extent[2]; }
+  int64_t group_channels() const { return channels / groups; }
+  int64_t numel() const { return batch * channels * positions(); }
+  int64_t map_batch() const { return over_batch ? 1 : batch; }
+  int64_t affine_size() const { return affine_per_position ? positions() : channels; }
+};
+
+// A parameter or a parameter's gradient: its own dtype, and one element or one per channel, feature or group.
+struct Parameter {
+  void* data = nullptr;
+  Dtype dtype = Dtype::float32;
+  int64_t count = 0;
+};
+
+// Maps (mean, rstd) have shape (map_batch, groups, positions) in float64 for float64 input and float32 otherwise;
+// a map whose field is absent is null.
+struct ForwardTensors {
+  const void* x = nullptr;
+  Parameter weight, bias, sigma;
+  void* y = nullptr;
+  void* mean = nullptr;
+  void* rstd = nullptr;
+  double* l1 = nullptr;  // null: not wanted
+};
+
+struct BackwardTensors {
+  const void* x = nullptr;
+  const void* dy = nullptr;
+  const void* mean = nullptr;
+  const void* rstd = nullptr;
+  Parameter weight, sigma;
+  double dl1 = 0.0;
+  void* dx = nullptr;
+  Parameter dweight, dbias, dsigma;  // data null: not wanted
+};
+
+}  // namespace divnorm

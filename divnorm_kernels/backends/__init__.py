@@ -1,0 +1,51 @@
+"""The backends: where the two functions of the operator, forward and backward, are computed.
+
+A backend is a module with
+
+- ``missing()``: why it is not available on this machine, or ``None``;
+- ``refusal(g, x)``: why it cannot serve this call, or ``None``;
+- ``forward`` and ``backward``, with the signatures of `divnorm_kernels.backends.cpu`.
+
+The reference is the last resort and has none of these: it is plain PyTorch, differentiated by autograd.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from torch import Tensor
+
+from ..fields import Geometry
+from . import cpu
+
+KERNELS: dict[str, ModuleType] = {"cpu": cpu}
+"""Best first."""
+
+_PLANNED = {name: "it is not part of this version" for name in ("triton", "cuda")}
+_NAMES = (*KERNELS, *_PLANNED, "reference")
+
+
+def availability() -> dict[str, str | None]:
+    """Every backend's name, with the reason why it is missing here, or ``None`` where it is available."""
+    return {**{name: backend.missing() for name, backend in KERNELS.items()}, **_PLANNED, "reference": None}
+
+
+def select(name: str | None, g: Geometry, x: Tensor) -> ModuleType | None:
+    """The named backend, or for ``None`` the best one that serves the call; ``None`` stands for the reference.
+
+    Raises:
+        TypeError, ValueError: on a name that is none.
+        RuntimeError: where the named backend is missing here or cannot serve the call; the message says why.
+    """
+    if name is None:
+        return next((backend for backend in KERNELS.values() if backend.refusal(g, x) is None), None)
+    if not isinstance(name, str):
+        raise TypeError(f"backend: got {name!r} of type {type(name).__name__}, expected a str or None")
+    if name not in _NAMES:
+        raise ValueError(f"backend: got {name!r}, expected None or one of {', '.join(map(repr, _NAMES))}")
+    if name == "reference":
+        return None
+    reason = _PLANNED.get(name) or KERNELS[name].refusal(g, x)
+    if reason is not None:
+        raise RuntimeError(f"backend: got {name!r}, which cannot serve this call: {reason}")
+    return KERNELS[name]

@@ -1,0 +1,163 @@
+"""The native CPU backend: hands addresses to the compiled module."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from ..fields import Axis, Geometry
+from ..layout import channels_last_strides, dense
+
+try:
+    from .. import _native
+except ImportError as error:
+    _native = None
+    _import_error = str(error)
+else:
+    if "DIVNORM_INSTRUCTION_SET" in os.environ:
+        _native.use_instruction_set(os.environ["DIVNORM_INSTRUCTION_SET"])
+
+_DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+_UNIT_AXIS = (0, 0, 1)
+
+
+def missing() -> str | None:
+    """Why the compiled module is not there, or ``None``."""
+    return None if _native is not None else f"the compiled module does not import ({_import_error})"
+
+
+def refusal(g: Geometry, x: Tensor) -> str | None:
+    """Why this call cannot be served, or ``None``."""
+    if _native is None:
+        return missing()
+    if x.device.type != "cpu":
+        return f"x is on {x.device}, this backend computes on the CPU"
+    if x.dtype not in _DTYPES:
+        return f"x has dtype {x.dtype}"
+    return None
+
+
+def instruction_set() -> str | None:
+    """The instruction set in use."""
+    return _native.instruction_set() if _native is not None else None
+
+
+def _field(axes: tuple[Axis, ...] | None) -> tuple[tuple[int, int, int], ...] | None:
+    if axes is None:
+        return None
+    return (_UNIT_AXIS,) * (3 - len(axes)) + tuple((a.lo, a.hi, a.divisor) for a in axes)
+
+
+def _plan(g: Geometry, dtype: torch.dtype, channels_last: bool) -> _native.Plan:
+    key = (dtype, channels_last)
+    plan = g.cache.get(key)
+    if plan is None:
+        plan = g.cache[key] = _native.Plan(
+            _DTYPES[dtype],
+            channels_last,
+            g.over_batch,
+            g.features,
+            g.batch,
+            g.channels,
+            g.groups,
+            (1,) * (3 - len(g.spatial)) + g.spatial,
+            _field(g.summation),
+            _field(g.suppression),
+        )
+    return plan
+
+
+def _parameter(t: Tensor | float | None) -> tuple[Tensor | None, int, int, int]:
+    """A parameter made contiguous (kept alive by the caller), its address, dtype code and number of elements."""
+    if not isinstance(t, Tensor):
+        return None, 0, 0, 0
+    if not t.is_contiguous():
+        t = t.contiguous()
+    return t, t.data_ptr(), _DTYPES[t.dtype], t.numel()
+
+
+def _pointer(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def forward(
+    g: Geometry, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float, with_l1: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """``(y, mean, rstd, l1)``; mean and rstd are maps of ``g.map_shape``, ``None`` where their field is absent."""
+    x = dense(x)
+    compute = torch.float64 if x.dtype is torch.float64 else torch.float32
+    y = torch.empty_like(x)
+    mean = None if g.summation is None else torch.empty(g.map_shape, dtype=compute)
+    rstd = None if g.suppression is None else torch.empty(g.map_shape, dtype=compute)
+    if x.numel() == 0:
+        return y, mean, rstd, torch.zeros((), dtype=compute) if with_l1 else None
+    weight, weight_at, weight_dtype, _ = _parameter(weight)
+    bias, bias_at, bias_dtype, _ = _parameter(bias)
+    value = 0.0 if isinstance(sigma, Tensor) else sigma
+    sigma, sigma_at, sigma_dtype, sigma_count = _parameter(sigma)
+    l1 = _plan(g, x.dtype, channels_last_strides(x)).forward(
+        x.data_ptr(),
+        weight_at,
+        weight_dtype,
+        bias_at,
+        bias_dtype,
+        sigma_at,
+        sigma_dtype,
+        sigma_count,
+        value,
+        y.data_ptr(),
+        _pointer(mean),
+        _pointer(rstd),
+        with_l1,
+        torch.get_num_threads(),
+    )
+    return y, mean, rstd, torch.tensor(l1, dtype=compute) if with_l1 else None
+
+
+def backward(
+    g: Geometry,
+    dy: Tensor | None,
+    dl1: Tensor | None,
+    x: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients for (x, weight, bias, sigma) from those of y and l1 (``None``: zero); ``None`` where not needed."""
+    x = dense(x)
+    dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
+    dx = torch.empty_like(x)
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format) if needs[1] else None
+    dbias = torch.empty_like(bias, memory_format=torch.contiguous_format) if needs[2] else None
+    dsigma = torch.empty_like(sigma, memory_format=torch.contiguous_format) if needs[3] else None
+    if x.numel() == 0:
+        for gradient in (dweight, dbias, dsigma):
+            if gradient is not None:
+                gradient.zero_()
+        return dx if needs[0] else None, dweight, dbias, dsigma
+    weight, weight_at, weight_dtype, _ = _parameter(weight)
+    sigma, sigma_at, sigma_dtype, sigma_count = _parameter(sigma)
+    _plan(g, x.dtype, channels_last_strides(x)).backward(
+        x.data_ptr(),
+        dy.data_ptr(),
+        _pointer(mean),
+        _pointer(rstd),
+        weight_at,
+        weight_dtype,
+        sigma_at,
+        sigma_dtype,
+        sigma_count,
+        0.0 if dl1 is None else dl1.item(),
+        dx.data_ptr(),
+        _pointer(dweight),
+        _pointer(dbias),
+        0 if dbias is None else _DTYPES[dbias.dtype],
+        _pointer(dsigma),
+        torch.get_num_threads(),
+    )
+    return dx if needs[0] else None, dweight, dbias, dsigma

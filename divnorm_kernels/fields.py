@@ -1,0 +1,138 @@
+"""The geometry of a call: windows, groups and layout of the statistics, parsed and checked once per shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Union
+
+Window = Union[int, str, None, tuple[Union[int, str], ...]]
+"""A field's window: a size for every spatial dimension, a tuple with one entry each, ``"all"``, or ``None``."""
+
+MAX_SPATIAL_DIMS = 3
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a field: position p averages over p - lo .. p + hi, clipped to 0 .. extent - 1.
+
+    The average divides by ``divisor``, or by the number of positions inside the image where ``divisor`` is 0.
+    """
+
+    extent: int
+    lo: int
+    hi: int
+    divisor: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether every position's window covers the whole axis."""
+        return min(self.lo, self.hi) >= self.extent - 1
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything about a call that follows from shapes and options, not from values or dtypes.
+
+    ``spatial`` holds the spatial extents, ``summation`` and ``suppression`` one `Axis` per spatial dimension, or
+    ``None`` where the field is absent. ``features`` marks the (N, F) form, which is computed as (N, 1, F).
+    """
+
+    batch: int
+    channels: int
+    spatial: tuple[int, ...]
+    groups: int
+    summation: tuple[Axis, ...] | None
+    suppression: tuple[Axis, ...] | None
+    over_batch: bool
+    features: bool
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What backends keep per geometry."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape (N, C, *S) that is computed on."""
+        return (self.batch, self.channels, *self.spatial)
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """The shape of the maps mean and rstd."""
+        return (1 if self.over_batch else self.batch, self.groups, *self.spatial)
+
+    @property
+    def affine_size(self) -> int:
+        """The number of elements of weight and bias."""
+        return self.spatial[0] if self.features else self.channels
+
+    @property
+    def numel(self) -> int:
+        """The number of elements of x."""
+        count = self.batch * self.channels
+        for extent in self.spatial:
+            count *= extent
+        return count
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _axes(name: str, window: Window, spatial: tuple[int, ...], edges: str) -> tuple[Axis, ...] | None:
+    if window is None:
+        return None
+    expected = (
+        f'expected a positive int, "all", None or a tuple of {len(spatial)} of the former (one per spatial dimension)'
+    )
+    entries = window if isinstance(window, tuple) else (window,) * len(spatial)
+    if len(entries) != len(spatial):
+        raise ValueError(f"{name}: got {window!r} with {len(entries)} entries, {expected}")
+    axes = []
+    for entry, extent in zip(entries, spatial, strict=True):
+        if isinstance(entry, str):
+            if entry != "all":
+                raise ValueError(f"{name}: got {window!r}, {expected}")
+            axes.append(Axis(extent, max(extent - 1, 0), max(extent - 1, 0), extent))
+        elif not _is_int(entry):
+            raise TypeError(f"{name}: got {window!r} of type {type(entry).__name__}, {expected}")
+        elif entry < 1:
+            raise ValueError(f"{name}: got {window!r}, {expected}")
+        else:
+            axes.append(Axis(extent, (entry - 1) // 2, entry // 2, entry if edges == "zero" else 0))
+    return tuple(axes)
+
+
+@lru_cache(maxsize=4096)
+def geometry(
+    shape: tuple[int, ...], window: Window, norm_window: Window, groups: int, edges: str, over_batch: bool
+) -> Geometry:
+    """The geometry of a call on ``x`` of ``shape``, (N, C, *S) or (N, F).
+
+    Raises:
+        TypeError, ValueError: on an argument out of its domain, naming it, what it got and what was expected.
+    """
+    dims = len(shape)
+    if not 2 <= dims <= 2 + MAX_SPATIAL_DIMS:
+        raise ValueError(f"x: got {dims} dimensions, shape {tuple(shape)}, expected (N, F), (N, C, L), (N, C, H, W) or (N, C, D, H, W)")
+    if edges not in ("valid", "zero"):
+        raise ValueError(f'edges: got {edges!r}, expected "valid" or "zero"')
+    if not isinstance(over_batch, bool):
+        raise TypeError(f"over_batch: got {over_batch!r} of type {type(over_batch).__name__}, expected a bool")
+    if not _is_int(groups):
+        raise TypeError(f"groups: got {groups!r} of type {type(groups).__name__}, expected a positive int")
+    features = dims == 2
+    batch, channels, spatial = (shape[0], 1, tuple(shape[1:])) if features else (shape[0], shape[1], tuple(shape[2:]))
+    if groups < 1 or (channels % groups != 0):
+        what = "1 for x of shape (N, F)" if features else f"a positive divisor of the {channels} channels of x"
+        raise ValueError(f"groups: got {groups}, expected {what}")
+    if norm_window == "same":
+        norm_window = window
+    return Geometry(
+        batch,
+        channels,
+        spatial,
+        groups,
+        _axes("window", window, spatial, edges),
+        _axes("norm_window", norm_window, spatial, edges),
+        over_batch,
+        features,
+    )
