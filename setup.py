@@ -53,7 +53,6 @@ class CMakeBuild(build_ext):
         built = next(build.glob("_native*.so"), None) or next(build.glob("_native*.pyd"))
         shutil.copy2(built, output)
 
-
     def copy_extensions_to_source(self) -> None:
         """For editable installs: copies what was built, which may be nothing."""
         self.extensions = [ext for ext in self.extensions if Path(self.get_ext_fullpath(ext.name)).exists()]

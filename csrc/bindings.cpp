@@ -46,9 +46,7 @@ using FieldArgs = std::optional<std::array<std::array<int64_t, 3>, kAxes>>;
 std::unique_ptr<Plan> make_plan(int dtype, bool channels_last, bool over_batch, bool affine_per_position, int64_t batch,
                                 int64_t channels, int64_t groups, std::array<int64_t, kAxes> extent,
                                 const FieldArgs& summation, const FieldArgs& suppression) {
-  const auto axes = [](const FieldArgs& field) {
-    return field ? std::optional<Axes>(axes_of(*field)) : std::nullopt;
-  };
+  const auto axes = [](const FieldArgs& field) { return field ? std::optional<Axes>(axes_of(*field)) : std::nullopt; };
   return std::make_unique<Plan>(static_cast<Dtype>(dtype), channels_last, over_batch, affine_per_position, batch,
                                 channels, groups, extent, axes(summation), axes(suppression));
 }
@@ -77,8 +75,7 @@ double forward(const Plan& plan, Address x, Address weight, int weight_dtype, Ad
   tensors.x = at<const void>(x);
   tensors.weight = parameter(weight, weight_dtype, problem.affine_size());
   tensors.bias = parameter(bias, bias_dtype, problem.affine_size());
-  tensors.sigma =
-      sigma == 0 ? Parameter{&sigma_value, Dtype::float64, 1} : parameter(sigma, sigma_dtype, sigma_count);
+  tensors.sigma = sigma == 0 ? Parameter{&sigma_value, Dtype::float64, 1} : parameter(sigma, sigma_dtype, sigma_count);
   tensors.y = at<void>(y);
   tensors.mean = at<void>(mean);
   tensors.rstd = at<void>(rstd);
@@ -120,8 +117,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("instruction_sets", &instruction_sets, "The instruction sets this processor runs, best first.");
   m.def("instruction_set", [] { return active_kernels.load()->name; }, "The one in use.");
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"));
-  py::class_<Plan>(m, "Plan")
-      .def(py::init(&make_plan))
-      .def("forward", &forward)
-      .def("backward", &backward);
+  py::class_<Plan>(m, "Plan").def(py::init(&make_plan)).def("forward", &forward).def("backward", &backward);
 }

@@ -10,7 +10,8 @@
 
 namespace divnorm {
 
-// Asks for huge pages under the whole 2 MiB pages of a result; elsewhere than on Linux, and where refused, nothing happens.
+// Asks for huge pages under the whole 2 MiB pages of a result; elsewhere than on Linux, and where refused, nothing
+// happens.
 inline void prefer_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t page = uintptr_t{2} << 20;

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Union
+from typing import Any
 
-Window = Union[int, str, None, tuple[Union[int, str], ...]]
+Window = int | str | None | tuple[int | str, ...]
 """A field's window: a size for every spatial dimension, a tuple with one entry each, ``"all"``, or ``None``."""
 
 MAX_SPATIAL_DIMS = 3
@@ -112,7 +112,10 @@ def geometry(
     """
     dims = len(shape)
     if not 2 <= dims <= 2 + MAX_SPATIAL_DIMS:
-        raise ValueError(f"x: got {dims} dimensions, shape {tuple(shape)}, expected (N, F), (N, C, L), (N, C, H, W) or (N, C, D, H, W)")
+        raise ValueError(
+            f"x: got {dims} dimensions, shape {tuple(shape)}, expected (N, F), (N, C, L), (N, C, H, W) "
+            "or (N, C, D, H, W)"
+        )
     if edges not in ("valid", "zero"):
         raise ValueError(f'edges: got {edges!r}, expected "valid" or "zero"')
     if not isinstance(over_batch, bool):

@@ -49,7 +49,7 @@ def divisive_norm(
         groups: number of equal groups the channels form.
         edges: ``"valid"`` divides an average by the positions inside the image, ``"zero"`` by the full window.
         over_batch: also average the statistics over N (the batch-norm family).
-        return_l1: also return the mean of \\|v\\|, the paper's sparse regulariser before its coefficient.
+        return_l1: also return the mean of abs(v), the paper's sparse regulariser before its coefficient.
         backend: ``None`` (the best for x), ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
     Returns:
@@ -167,5 +167,7 @@ def _unhashable(**arguments: object) -> TypeError:
         try:
             hash(value)
         except TypeError:
-            return TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected a tuple for several entries")
+            return TypeError(
+                f"{name}: got {value!r} of type {type(value).__name__}, expected a tuple for several entries"
+            )
     raise AssertionError("every argument is hashable")

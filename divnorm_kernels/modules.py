@@ -163,7 +163,7 @@ class DivisiveNorm2d(_DivisiveNormNd):
         learn_sigma: makes sigma a parameter, one scalar.
         affine: gives the layer a weight and a bias of shape (C,).
         l1_weight: the coefficient of the paper's sparse penalty on the centred activations. Above 0, each call in
-            training mode keeps mean \\|v\\| in ``l1``; add `l1_penalty` of the model to the loss.
+            training mode keeps mean abs(v) in ``l1``; add `l1_penalty` of the model to the loss.
         device, dtype: of the parameters.
 
     Example:

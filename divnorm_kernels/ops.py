@@ -70,7 +70,21 @@ def _forward(x, weight, bias, sigma, sigma_value, window, norm_window, groups, e
 
 
 def _backward(
-    dy, dl1, x, mean, rstd, weight, bias, sigma, sigma_value, window, norm_window, groups, edges, over_batch, needs,
+    dy,
+    dl1,
+    x,
+    mean,
+    rstd,
+    weight,
+    bias,
+    sigma,
+    sigma_value,
+    window,
+    norm_window,
+    groups,
+    edges,
+    over_batch,
+    needs,
     backend,
 ):
     g = _geometry(x, window, norm_window, groups, edges, over_batch)
@@ -101,9 +115,7 @@ def _forward_fake(
 def _backward_fake(dy, dl1, x, mean, rstd, weight, bias, sigma, *rest):
     needs = rest[-2]
     inputs = (dense(x), weight, bias, sigma)
-    return tuple(
-        torch.empty_like(t) if need else x.new_empty(0) for t, need in zip(inputs, needs, strict=True)
-    )
+    return tuple(torch.empty_like(t) if need else x.new_empty(0) for t, need in zip(inputs, needs, strict=True))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -17,7 +17,7 @@ struct BackwardShared {
   const A* weight;
   const A *zeros, *ones;  // neutral rows of one tile
   bool stream;
-  A l1_scale;          // dl1 / numel
+  A l1_scale;           // dl1 / numel
   A* dweight_partials;  // (partial_rows, affine_size)
   A* dbias_partials;
   double* sigma_partials;  // (blocks, reduce_tiles, groups): sum of P2 / s^3
@@ -108,9 +108,8 @@ class BackwardPass {
     const int64_t line = s_.traversal.line;
     for (int64_t group = 0; s_.problem.summation.present && group < unit_.groups; ++group) {
       const auto source = [&](int64_t i) { return static_cast<const A*>(d_.row(group, i)); };
-      summation_.rows(begin, end, source, box_scratch_, [&](int64_t i, const A* sums) {
-        __builtin_memcpy(e_.row(group, i), sums, line * sizeof(A));
-      });
+      summation_.rows(begin, end, source, box_scratch_,
+                      [&](int64_t i, const A* sums) { __builtin_memcpy(e_.row(group, i), sums, line * sizeof(A)); });
     }
   }
 

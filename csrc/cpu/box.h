@@ -67,8 +67,8 @@ double sum_line(const A* line, int64_t count) {
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
-// Box sums of a field over maps of shape extent, walked along the outermost axis. One object per thread: it owns scratch
-// of scratch_size() numbers.
+// Box sums of a field over maps of shape extent, walked along the outermost axis. One object per thread: it owns
+// scratch of scratch_size() numbers.
 template <class A>
 class Box {
  public:
@@ -162,11 +162,12 @@ class Box {
     A* result = scratch;
     A* rows_scratch = result + line * lines;
     A* line_scratch = rows_scratch + (lines + axis_[1].lo + axis_[1].hi + 1) * line;
-    along(axis_[1], line, 0, lines, [&](int64_t i) { return plane + i * line; }, rows_scratch,
-          [&](int64_t i, A* sums) {
-            line_sums(sums, line_scratch);
-            __builtin_memcpy(result + i * line, sums, line * sizeof(A));
-          });
+    along(
+        axis_[1], line, 0, lines, [&](int64_t i) { return plane + i * line; }, rows_scratch,
+        [&](int64_t i, A* sums) {
+          line_sums(sums, line_scratch);
+          __builtin_memcpy(result + i * line, sums, line * sizeof(A));
+        });
     __builtin_memcpy(plane, result, line * lines * sizeof(A));
   }
 

@@ -16,7 +16,8 @@ struct ChannelsLast {
 
   // As ChannelsFirst::moments. A pixel's channels are in the nearest cache after the first look, so the sum of
   // (x - mean)^2 is a second look at them; it also gives the mean's own rounding error, which is then added to it.
-  static void moments(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> mean, Map<A> m2) {
+  [[gnu::flatten]] static void moments(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> mean,
+                                       Map<A> m2) {
     const int64_t n = problem.group_channels();
     each_pixel(problem, unit, tile, [&](int64_t start, int64_t position, int64_t group, int64_t, int64_t seen) {
       const T* in = x + start;
@@ -47,7 +48,7 @@ struct ChannelsLast {
     });
   }
 
-  static void squares(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> m2) {
+  [[gnu::flatten]] static void squares(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> m2) {
     const int64_t n = problem.group_channels();
     each_pixel(problem, unit, tile, [&](int64_t start, int64_t position, int64_t group, int64_t, int64_t seen) {
       Sum<1> total;
@@ -61,8 +62,8 @@ struct ChannelsLast {
   }
 
   template <bool Stream, bool L1>
-  static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<const A> mean,
-                          Map<const A> rstd, const A* weight, const A* bias, T* y) {
+  [[gnu::flatten]] static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile,
+                                           Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias, T* y) {
     double l1 = 0;
     each_pixel(problem, unit, tile, [&](int64_t start, int64_t position, int64_t group, int64_t channel, int64_t) {
       const T* in = x + start;
@@ -81,9 +82,9 @@ struct ChannelsLast {
   }
 
   template <bool Signs>
-  static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy, Tile tile,
-                            Map<const A> mean, Map<const A> rstd, const A* weight, Map<A> p1, Map<A> p2, Map<A> v,
-                            Map<A> signs, A* dweight, A* dbias) {
+  [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
+                                             Tile tile, Map<const A> mean, Map<const A> rstd, const A* weight,
+                                             Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs, A* dweight, A* dbias) {
     each_pixel(problem, unit, tile, [&](int64_t start, int64_t position, int64_t group, int64_t channel, int64_t seen) {
       const T* in = x + start;
       const T* grads = dy + start;
@@ -111,9 +112,9 @@ struct ChannelsLast {
   }
 
   template <bool Stream, bool Signs>
-  static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy, Tile tile,
-                             Map<const A> mean, Map<const A> rstd, Map<const A> a, Map<const A> e, const A* weight,
-                             A l1_scale, T* dx) {
+  [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
+                                              Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
+                                              Map<const A> e, const A* weight, A l1_scale, T* dx) {
     each_pixel(problem, unit, tile, [&](int64_t start, int64_t position, int64_t group, int64_t channel, int64_t) {
       const T* in = x + start;
       const T* grad = dy + start;

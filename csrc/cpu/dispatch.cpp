@@ -27,8 +27,8 @@ int candidates(Candidate out[kMaxInstructionSets]) {
   int count = 0;
 #ifdef DIVNORM_X86
   __builtin_cpu_init();
-  const bool avx2_runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                         __builtin_cpu_supports("f16c");
+  const bool avx2_runs =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512_runs = avx2_runs && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   out[count++] = {&avx512::kernels, avx512_runs};

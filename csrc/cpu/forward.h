@@ -48,7 +48,8 @@ class ForwardPass {
     mean_ = {static_cast<A*>(s_.tensors.mean) + (p.summation.present ? at : 0), positions};
     rstd_ = {static_cast<A*>(s_.tensors.rstd) + (p.suppression.present ? at : 0), positions};
     m_.first_row = z_.first_row = 0;
-    if (s_.l1_partials != nullptr) l1_ = s_.l1_partials + (block * s_.traversal.segments + unit.group) * s_.traversal.finish_tiles;
+    if (s_.l1_partials != nullptr)
+      l1_ = s_.l1_partials + (block * s_.traversal.segments + unit.group) * s_.traversal.finish_tiles;
   }
 
   void slide(int64_t keep_row, int64_t end, bool move) {
@@ -102,9 +103,9 @@ class ForwardPass {
 
   void finish(Tile tile, int64_t index) {
     const auto run = [&](auto stream, auto l1) {
-      return Layout::template normalize<stream.value, l1.value>(
-          s_.problem, unit_, static_cast<const T*>(s_.tensors.x), tile, mean_or_zero(), rstd_or_one(), s_.weight,
-          s_.bias, static_cast<T*>(s_.tensors.y));
+      return Layout::template normalize<stream.value, l1.value>(s_.problem, unit_, static_cast<const T*>(s_.tensors.x),
+                                                                tile, mean_or_zero(), rstd_or_one(), s_.weight, s_.bias,
+                                                                static_cast<T*>(s_.tensors.y));
     };
     const std::true_type yes;
     const std::false_type no;

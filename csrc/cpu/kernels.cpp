@@ -10,9 +10,9 @@ namespace divnorm::DIVNORM_ISA {
 
 namespace {
 
-constexpr int64_t kThreadGrain = 16384;             // elements that are worth waking a thread
+constexpr int64_t kThreadGrain = 16384;              // elements that are worth waking a thread
 constexpr int64_t kStreamBytes = int64_t{24} << 20;  // outputs from here on bypass the cache
-constexpr int64_t kStreamRun = 512;                 // contiguous bytes below which they do not
+constexpr int64_t kStreamRun = 512;                  // contiguous bytes below which they do not
 
 template <class A>
 struct Constants {
@@ -71,7 +71,8 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
                                 team_scratch.data(),
                                 thread_scratch.data(),
                                 box_scratch};
-  walk(problem, t, team, [&](int team_index, int thread) { return ForwardPass<T, Layout>(shared, team_index, thread); });
+  walk(problem, t, team,
+       [&](int team_index, int thread) { return ForwardPass<T, Layout>(shared, team_index, thread); });
   if (tensors.l1 != nullptr) *tensors.l1 = sum_line(l1.data(), l1_count) / problem.numel();
 }
 
@@ -125,7 +126,8 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
                                  team_scratch.data(),
                                  thread_scratch.data(),
                                  box_scratch};
-  walk(problem, t, team, [&](int team_index, int thread) { return BackwardPass<T, Layout>(shared, team_index, thread); });
+  walk(problem, t, team,
+       [&](int team_index, int thread) { return BackwardPass<T, Layout>(shared, team_index, thread); });
   sum_partials(dweight.data(), rows, problem.affine_size(), tensors.dweight);
   sum_partials(dbias.data(), rows, problem.affine_size(), tensors.dbias);
   finish_dsigma(problem, tensors, sigma_sums.data(), sigma_rows);
@@ -135,16 +137,20 @@ template <class T>
 void forward_of(const Problem& problem, const ForwardTensors& tensors, int threads) {
   if (problem.channels_last)
     forward_in<T, ChannelsLast<T>>(problem, tensors, threads);
+  else if (problem.affine_per_position)
+    forward_in<T, ChannelsFirst<T, true>>(problem, tensors, threads);
   else
-    forward_in<T, ChannelsFirst<T>>(problem, tensors, threads);
+    forward_in<T, ChannelsFirst<T, false>>(problem, tensors, threads);
 }
 
 template <class T>
 void backward_of(const Problem& problem, const BackwardTensors& tensors, int threads) {
   if (problem.channels_last)
     backward_in<T, ChannelsLast<T>>(problem, tensors, threads);
+  else if (problem.affine_per_position)
+    backward_in<T, ChannelsFirst<T, true>>(problem, tensors, threads);
   else
-    backward_in<T, ChannelsFirst<T>>(problem, tensors, threads);
+    backward_in<T, ChannelsFirst<T, false>>(problem, tensors, threads);
 }
 
 void forward(const Problem& problem, const ForwardTensors& tensors, int threads) {

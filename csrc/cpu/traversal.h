@@ -1,6 +1,6 @@
 // The order of the work. A unit is walked along its outermost axis in slabs of rows: reduce the channels of the slab's
-// rows (and of those the windows look ahead to), filter the small maps, then finish the slab while it is still in cache.
-// Rows, tiles and blocks depend on the sizes alone, never on the number of threads, so neither do the results.
+// rows (and of those the windows look ahead to), filter the small maps, then finish the slab while it is still in
+// cache. Rows, tiles and blocks depend on the sizes alone, never on the number of threads, so neither do the results.
 #pragma once
 
 #include "threads.h"
@@ -11,8 +11,8 @@ namespace divnorm::DIVNORM_ISA {
 // What a slab and the rows ahead of it may take of x (and dy): a second read of them should find a cache.
 constexpr int64_t kSlabBytes = 4 << 20;
 constexpr int64_t kSmallestTile = 256;
-constexpr int64_t kWantedTiles = 64;       // smaller tiles below this many, to have work for every thread
-constexpr int64_t kFeatureSamples = 64;    // samples that share one partial sum per feature in the (N, F) form
+constexpr int64_t kWantedTiles = 64;     // smaller tiles below this many, to have work for every thread
+constexpr int64_t kFeatureSamples = 64;  // samples that share one partial sum per feature in the (N, F) form
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -140,17 +140,15 @@ void walk_unit(const Traversal& t, Member member, Pass& pass) {
     member.sync();
     pass.slide(t.keep_from(s), s.reduce_begin, member.rank == 0);
     member.sync();
-    reduce_index += each_tile(t, member, s.reduce_begin, s.reduce_end, [&](Tile tile, int64_t index) {
-      pass.reduce(tile, reduce_index + index);
-    });
+    reduce_index += each_tile(t, member, s.reduce_begin, s.reduce_end,
+                              [&](Tile tile, int64_t index) { pass.reduce(tile, reduce_index + index); });
     member.sync();
     member.share(s.first_begin, s.first_end, [&](int64_t begin, int64_t end) { pass.first(begin, end); });
     member.sync();
     member.share(s.second_begin, s.second_end, [&](int64_t begin, int64_t end) { pass.second(begin, end); });
     member.sync();
-    finish_index += each_tile(t, member, s.second_begin, s.second_end, [&](Tile tile, int64_t index) {
-      pass.finish(tile, finish_index + index);
-    });
+    finish_index += each_tile(t, member, s.second_begin, s.second_end,
+                              [&](Tile tile, int64_t index) { pass.finish(tile, finish_index + index); });
   }
 }
 
@@ -160,8 +158,7 @@ int64_t each_tile(const Traversal& t, Member member, int64_t begin, int64_t end,
   const int64_t first = begin * t.line, last = end * t.line;
   const int64_t tiles = divide_up(last - first, t.tile);
   member.share(0, tiles, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i)
-      body(Tile{first + i * t.tile, smaller(first + (i + 1) * t.tile, last)}, i);
+    for (int64_t i = from; i < to; ++i) body(Tile{first + i * t.tile, smaller(first + (i + 1) * t.tile, last)}, i);
   });
   return tiles;
 }
