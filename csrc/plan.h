@@ -29,8 +29,8 @@ class Plan {
   void fill(Field& field, const std::optional<Axes>& axes);
 
   Problem problem_;
-  std::vector<std::vector<double>> inverse64_;
-  std::vector<std::vector<float>> inverse32_;
+  std::vector<std::vector<double>> divisor64_;
+  std::vector<std::vector<float>> divisor32_;
 };
 
 }  // namespace divnorm

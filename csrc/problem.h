@@ -10,13 +10,13 @@ enum class Dtype : int { float64 = 0, float32 = 1, bfloat16 = 2, float16 = 3 };
 constexpr int kAxes = 3;  // spatial axes, outermost first; missing leading axes have extent 1
 
 // One averaging field. The field of position p covers p-lo..p+hi on each axis, clipped to the image.
-// inverse[a][p] is 1 / (what the average divides by on axis a at p), in the type of the statistics.
+// divisor[a][p] is what the average divides by on axis a at p, in the type of the statistics.
 struct Field {
   bool present = false;
   int64_t lo[kAxes] = {0, 0, 0};
   int64_t hi[kAxes] = {0, 0, 0};
-  const double* inverse64[kAxes] = {nullptr, nullptr, nullptr};
-  const float* inverse32[kAxes] = {nullptr, nullptr, nullptr};
+  const double* divisor64[kAxes] = {nullptr, nullptr, nullptr};
+  const float* divisor32[kAxes] = {nullptr, nullptr, nullptr};
 };
 
 struct Problem {

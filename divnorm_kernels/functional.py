@@ -8,11 +8,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from .autograd import DivisiveNormFunction
 from .backends import select
-from .fields import Geometry, Window, geometry
+from .checks import check_activation, check_affine, check_flag, check_hashable, check_sigma
+from .fields import Window, geometry
 from .ops import encode
 from .reference import evaluate
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PLAIN = (Tensor, torch.nn.Parameter, type(None), float, int)
 
 
@@ -76,21 +76,16 @@ def divisive_norm(
             return_l1=return_l1,
             backend=backend,
         )
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, expected a Tensor")
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"x: got dtype {x.dtype}, expected one of {', '.join(map(str, _DTYPES))}")
+    check_activation(x)
     try:
         g = geometry(tuple(x.shape), window, norm_window, groups, edges, over_batch)
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-        raise _unhashable(window=window, norm_window=norm_window, groups=groups, edges=edges) from None
-    _check_affine("weight", weight, g, x)
-    _check_affine("bias", bias, g, x)
-    _check_sigma(sigma, g, x)
-    if not isinstance(return_l1, bool):
-        raise TypeError(f"return_l1: got {return_l1!r} of type {type(return_l1).__name__}, expected a bool")
+    except TypeError:
+        check_hashable(window=window, norm_window=norm_window, groups=groups, edges=edges, over_batch=over_batch)
+        raise
+    check_affine("weight", weight, g, x)
+    check_affine("bias", bias, g, x)
+    check_sigma(sigma, g, x)
+    check_flag("return_l1", return_l1)
 
     kernels = select(backend, g, x)
     if kernels is not None and _in_functorch():
@@ -132,42 +127,3 @@ def _plain_eager(*arguments: object) -> bool:
         if type(argument) not in _PLAIN:
             return False
     return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
-
-
-def _check_affine(name: str, t: Tensor | None, g: Geometry, x: Tensor) -> None:
-    if t is None:
-        return
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name}: got {type(t).__name__}, expected a Tensor or None")
-    if t.dim() != 1 or t.shape[0] != g.affine_size:
-        what = "feature" if g.features else "channel"
-        raise ValueError(f"{name}: got shape {tuple(t.shape)}, expected ({g.affine_size},), one per {what} of x")
-    _check_parameter(name, t, x)
-
-
-def _check_parameter(name: str, t: Tensor, x: Tensor) -> None:
-    if t.device != x.device:
-        raise ValueError(f"{name}: got device {t.device}, expected that of x, {x.device}")
-    if t.dtype != x.dtype and (t.dtype != torch.float32 or x.dtype == torch.float64):
-        allowed = f"{x.dtype}" if x.dtype in (torch.float32, torch.float64) else f"{x.dtype} or torch.float32"
-        raise TypeError(f"{name}: got dtype {t.dtype}, expected {allowed} for x of {x.dtype}")
-
-
-def _check_sigma(sigma: Tensor | float, g: Geometry, x: Tensor) -> None:
-    if isinstance(sigma, Tensor):
-        if sigma.shape not in ((), (g.groups,)):
-            raise ValueError(f"sigma: got shape {tuple(sigma.shape)}, expected () or ({g.groups},), one per group")
-        _check_parameter("sigma", sigma, x)
-    elif isinstance(sigma, bool) or not isinstance(sigma, (float, int)):
-        raise TypeError(f"sigma: got {sigma!r} of type {type(sigma).__name__}, expected a float or a Tensor")
-
-
-def _unhashable(**arguments: object) -> TypeError:
-    for name, value in arguments.items():
-        try:
-            hash(value)
-        except TypeError:
-            return TypeError(
-                f"{name}: got {value!r} of type {type(value).__name__}, expected a tuple for several entries"
-            )
-    raise AssertionError("every argument is hashable")

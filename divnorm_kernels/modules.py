@@ -7,7 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .fields import Window
+from .backends import check_name
+from .checks import check_flag, check_hashable, check_number, check_size
+from .fields import Window, geometry
 from .functional import divisive_norm
 
 
@@ -35,12 +37,17 @@ class _DivisiveNorm(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if isinstance(affine_size, bool) or not isinstance(affine_size, int) or affine_size < 1:
-            raise ValueError(f"{self._size_name}: got {affine_size!r}, expected a positive int")
-        if affine_size % groups != 0 and self._size_name == "num_channels":
-            raise ValueError(f"groups: got {groups}, expected a positive divisor of num_channels, {affine_size}")
+        check_size(self._size_name, affine_size)
+        check_hashable(window=window, norm_window=norm_window, groups=groups, edges=edges)
+        # The geometry of an input with one position, for its checks.
+        geometry((1, affine_size, *[1] * (self._input_dims - 2)), window, norm_window, groups, edges, False)
+        check_number("sigma", sigma, "a float")
+        check_flag("learn_sigma", learn_sigma)
+        check_flag("affine", affine)
+        check_number("l1_weight", l1_weight, "a number of at least 0")
         if l1_weight < 0:
             raise ValueError(f"l1_weight: got {l1_weight}, expected a number of at least 0")
+        check_name(backend)
         self.window, self.norm_window = window, norm_window
         self.initial_sigma, self.learn_sigma = float(sigma), learn_sigma
         self.groups, self.edges = groups, edges
@@ -74,6 +81,11 @@ class _DivisiveNorm(nn.Module):
         """Normalizes ``x``; in training with ``l1_weight > 0`` also keeps the penalty of this call in ``l1``."""
         if x.dim() != self._input_dims:
             raise ValueError(f"x: got {x.dim()} dimensions, expected {self._input_dims}, {self._input_form}")
+        if x.shape[1] != getattr(self, self._size_name):
+            what = self._size_name.removeprefix("num_")
+            raise ValueError(
+                f"x: got {x.shape[1]} {what}, expected {self._size_name}, {getattr(self, self._size_name)}"
+            )
         wants_l1 = self.training and self.l1_weight > 0
         result = divisive_norm(
             x,

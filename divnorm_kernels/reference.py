@@ -19,6 +19,11 @@ def field_average(m: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     return m
 
 
+def _mean(t: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """The mean along ``dim``; zero where there is nothing."""
+    return t.sum(dim, keepdim=keepdim) / max(t.shape[dim], 1)
+
+
 def _axis_sum(m: Tensor, dim: int, axis: Axis) -> Tensor:
     if axis.whole:
         return m.sum(dim, keepdim=True).expand_as(m)
@@ -43,16 +48,16 @@ def evaluate(
 
     v = xg
     if g.summation is not None:
-        m = xg.mean(2)
+        m = _mean(xg, 2)
         if g.over_batch:
-            m = m.mean(0, keepdim=True)
+            m = _mean(m, 0, keepdim=True)
         v = xg - field_average(m, g.summation).unsqueeze(2)
 
     y = v
     if g.suppression is not None:
-        q = v.square().mean(2)
+        q = _mean(v.square(), 2)
         if g.over_batch:
-            q = q.mean(0, keepdim=True)
+            q = _mean(q, 0, keepdim=True)
         q = field_average(q, g.suppression)
         if isinstance(sigma, Tensor):
             sigma = sigma.to(compute).reshape(-1, *[1] * len(g.spatial))

@@ -82,7 +82,7 @@ class BackwardPass {
     for (int64_t group = 0; group < unit_.groups; ++group) {
       sigma[group] += combine_sums(group, tile);
       if (p.suppression.present)
-        divide_by_counts(p, p.suppression, tile.begin, tile.size(), A(1), Map<A>(t_).at(group, tile.begin));
+        average(p, p.suppression, tile.begin, tile.size(), A(1), Map<A>(t_).at(group, tile.begin));
     }
   }
 
@@ -99,7 +99,7 @@ class BackwardPass {
         });
       }
       for (int64_t i = begin; p.summation.present && i < end; ++i)
-        divide_by_counts(p, p.summation, i * line, line, per_channel, d_.row(group, i));
+        average(p, p.summation, i * line, line, per_channel, d_.row(group, i));
     }
   }
 

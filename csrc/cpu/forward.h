@@ -78,7 +78,7 @@ class ForwardPass {
       summation_.rows(begin, end, source, box_scratch_, [&](int64_t i, const A* sums) {
         A* mu = mean_.at(group, i * line);
         __builtin_memcpy(mu, sums, line * sizeof(A));
-        divide_by_counts(p, p.summation, i * line, line, A(1), mu);
+        average(p, p.summation, i * line, line, A(1), mu);
         local_squares(line, per_channel, m_.row(group, i), mu, z_.row(group, i));
       });
     }
@@ -95,7 +95,7 @@ class ForwardPass {
       suppression_.rows(begin, end, source, box_scratch_, [&](int64_t i, const A* sums) {
         A* rstd = rstd_.at(group, i * line);
         __builtin_memcpy(rstd, sums, line * sizeof(A));
-        divide_by_counts(p, p.suppression, i * line, line, A(1), rstd);
+        average(p, p.suppression, i * line, line, A(1), rstd);
         for (int64_t j = 0; j < line; ++j) rstd[j] = A(1) / std::sqrt(sigma * sigma + rstd[j]);
       });
     }

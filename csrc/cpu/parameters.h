@@ -39,23 +39,24 @@ class Values {
 };
 
 template <class A>
-const A* inverse(const Field& field, int axis) {
+const A* divisors(const Field& field, int axis) {
   if constexpr (sizeof(A) == sizeof(double))
-    return field.inverse64[axis];
+    return field.divisor64[axis];
   else
-    return field.inverse32[axis];
+    return field.divisor32[axis];
 }
 
-// Divides `count` numbers of a map, from flattened position `first` on, by what the field's averages divide by.
+// Turns `count` sums of a map, from flattened position `first` on, into scale times the field's averages. A division,
+// so that the mean of equal numbers is that number wherever their sum is exact.
 template <class A>
-void divide_by_counts(const Problem& problem, const Field& field, int64_t first, int64_t count, A scale, A* numbers) {
+void average(const Problem& problem, const Field& field, int64_t first, int64_t count, A scale, A* numbers) {
   const int64_t line = problem.extent[2], lines = problem.extent[1];
   while (count > 0) {
     const int64_t row = first / line, column = first % line;
     const int64_t now = count < line - column ? count : line - column;
-    const A outer = inverse<A>(field, 0)[row / lines] * inverse<A>(field, 1)[row % lines] * scale;
-    const A* along = inverse<A>(field, 2) + column;
-    for (int64_t i = 0; i < now; ++i) numbers[i] *= outer * along[i];
+    const A outer = divisors<A>(field, 0)[row / lines] * divisors<A>(field, 1)[row % lines];
+    const A* along = divisors<A>(field, 2) + column;
+    for (int64_t i = 0; i < now; ++i) numbers[i] = numbers[i] * scale / (outer * along[i]);
     numbers += now;
     first += now;
     count -= now;

@@ -39,13 +39,18 @@ def select(name: str | None, g: Geometry, x: Tensor) -> ModuleType | None:
     """
     if name is None:
         return next((backend for backend in KERNELS.values() if backend.refusal(g, x) is None), None)
-    if not isinstance(name, str):
-        raise TypeError(f"backend: got {name!r} of type {type(name).__name__}, expected a str or None")
-    if name not in _NAMES:
-        raise ValueError(f"backend: got {name!r}, expected None or one of {', '.join(map(repr, _NAMES))}")
+    check_name(name)
     if name == "reference":
         return None
     reason = _PLANNED.get(name) or KERNELS[name].refusal(g, x)
     if reason is not None:
         raise RuntimeError(f"backend: got {name!r}, which cannot serve this call: {reason}")
     return KERNELS[name]
+
+
+def check_name(name: object) -> None:
+    """Raises a TypeError or ValueError unless ``name`` is a backend's or ``None``."""
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"backend: got {name!r} of type {type(name).__name__}, expected a str or None")
+    if name is not None and name not in _NAMES:
+        raise ValueError(f"backend: got {name!r}, expected None or one of {', '.join(map(repr, _NAMES))}")

@@ -44,6 +44,16 @@ def instruction_set() -> str | None:
     return _native.instruction_set() if _native is not None else None
 
 
+def instruction_sets() -> list[str]:
+    """The instruction sets this processor runs, best first."""
+    return _native.instruction_sets() if _native is not None else []
+
+
+def use_instruction_set(name: str) -> None:
+    """Computes with the named set from here on, in the whole process."""
+    _native.use_instruction_set(name)
+
+
 def _field(axes: tuple[Axis, ...] | None) -> tuple[tuple[int, int, int], ...] | None:
     if axes is None:
         return None

@@ -1,0 +1,43 @@
+# `make bench` and `make test` set up what they need in .venv and then run; a second call sets nothing up again.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/tests/*.cpp)
+
+.PHONY: bench test native-test lint format clean
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m bench run
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+# The kernels without Python, under AddressSanitizer and UBSan.
+native-test:
+	cmake -S . -B build/native-tests -DDIVNORM_NATIVE_TESTS=ON -DDIVNORM_SANITIZE=address,undefined
+	cmake --build build/native-tests --parallel
+	ctest --test-dir build/native-tests --output-on-failure
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+clean:
+	rm -rf $(VENV) build dist divnorm_kernels/_native*.so
+
+# Torch first: asked for by a range, pip would take the newest build with its gigabytes of GPU libraries.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install "$(TORCH)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt setup.py $(CXX_SOURCES)
+	$(BIN)/python -m pip install --editable ".[bench,test,lint]"
+	touch $@

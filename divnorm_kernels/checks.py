@@ -1,0 +1,78 @@
+"""Checks of single arguments; every message names the argument, what it got and what was expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .fields import Geometry
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_activation(x: object) -> None:
+    """Raises unless ``x`` is a tensor of a supported dtype."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, expected a Tensor")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x: got dtype {x.dtype}, expected one of {', '.join(map(str, DTYPES))}")
+
+
+def check_affine(name: str, t: object, g: Geometry, x: Tensor) -> None:
+    """Raises unless ``t`` is ``None`` or one number per channel (feature) of ``x``."""
+    if t is None:
+        return
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: got {type(t).__name__}, expected a Tensor or None")
+    if t.dim() != 1 or t.shape[0] != g.affine_size:
+        what = "feature" if g.features else "channel"
+        raise ValueError(f"{name}: got shape {tuple(t.shape)}, expected ({g.affine_size},), one per {what} of x")
+    _check_parameter(name, t, x)
+
+
+def check_sigma(sigma: object, g: Geometry, x: Tensor) -> None:
+    """Raises unless ``sigma`` is a number, or a tensor of shape () or (groups,)."""
+    if not isinstance(sigma, Tensor):
+        return check_number("sigma", sigma, "a float or a Tensor")
+    if sigma.shape not in ((), (g.groups,)):
+        raise ValueError(f"sigma: got shape {tuple(sigma.shape)}, expected () or ({g.groups},), one per group")
+    _check_parameter("sigma", sigma, x)
+
+
+def check_number(name: str, value: object, expected: str) -> None:
+    """Raises unless ``value`` is a float or an int."""
+    if isinstance(value, bool) or not isinstance(value, (float, int)):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected {expected}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected a bool")
+
+
+def check_size(name: str, value: object) -> None:
+    """Raises unless ``value`` is a positive int."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected a positive int")
+    if value < 1:
+        raise ValueError(f"{name}: got {value}, expected a positive int")
+
+
+def check_hashable(**arguments: object) -> None:
+    """Raises on the first argument that is a list or the like."""
+    for name, value in arguments.items():
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(
+                f"{name}: got {value!r} of type {type(value).__name__}, expected a tuple for several entries"
+            ) from None
+
+
+def _check_parameter(name: str, t: Tensor, x: Tensor) -> None:
+    if t.device != x.device:
+        raise ValueError(f"{name}: got device {t.device}, expected that of x, {x.device}")
+    if t.dtype != x.dtype and (t.dtype != torch.float32 or x.dtype == torch.float64):
+        allowed = f"{x.dtype}" if x.dtype in (torch.float32, torch.float64) else f"{x.dtype} or torch.float32"
+        raise TypeError(f"{name}: got dtype {t.dtype}, expected {allowed} for x of {x.dtype}")

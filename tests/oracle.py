@@ -1,0 +1,113 @@
+"""A call of the operator, its results from any implementation, and the error its arithmetic may make.
+
+The oracle is the reference in float64 on the very numbers the implementation received.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from divnorm_kernels.fields import geometry
+from divnorm_kernels.reference import divisive_norm as reference
+
+NAMES = ("y", "l1", "dx", "dweight", "dbias", "dsigma")
+
+
+@dataclass
+class Call:
+    """Inputs and upstream gradients of one call; ``options`` are the keyword arguments but sigma and return_l1."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    sigma: Tensor | float
+    dy: Tensor
+    dl1: float
+    options: dict[str, Any]
+
+    def in_double(self) -> Call:
+        """The same numbers in float64."""
+        tensors = (t.double() if isinstance(t, Tensor) else t for t in (self.x, self.weight, self.bias, self.sigma))
+        return Call(*tensors, self.dy.double(), self.dl1, self.options)
+
+
+def evaluate(function: Callable[..., Any], call: Call) -> dict[str, Tensor]:
+    """y, l1 and the gradients of sum(y * dy) + dl1 * l1 for every input that is a tensor."""
+    inputs = [
+        t.detach().requires_grad_() if isinstance(t, Tensor) else t
+        for t in (call.x, call.weight, call.bias, call.sigma)
+    ]
+    x, weight, bias, sigma = inputs
+    y, l1 = function(x, weight, bias, sigma=sigma, return_l1=True, **call.options)
+    wanted = [t for t in inputs if isinstance(t, Tensor)]
+    upstream = [call.dy, l1.new_tensor(call.dl1)]
+    found = iter(torch.autograd.grad([y, l1], wanted, upstream, materialize_grads=True))
+    results = {"y": y.detach(), "l1": l1.detach()}
+    return results | {name: next(found) for name, t in zip(NAMES[2:], inputs, strict=True) if isinstance(t, Tensor)}
+
+
+def tolerances(call: Call, expected: dict[str, Tensor]) -> dict[str, float]:
+    """The largest error of each result: epsilon times the depth of its sums times the size of their terms.
+
+    A channel or field sum of k terms rounds k times at most. v = x - mu keeps the absolute error of mu, and 1/s
+    raises it by |x|/s (y) and once more in each further power of 1/s (gradients). Outputs round once in their dtype.
+    """
+    exact = call.in_double()
+    g = geometry(
+        tuple(call.x.shape),
+        call.options["window"],
+        call.options.get("norm_window", "same"),
+        call.options.get("groups", 1),
+        call.options.get("edges", "valid"),
+        call.options.get("over_batch", False),
+    )
+    accumulate = torch.finfo(torch.float64 if call.x.dtype == torch.float64 else torch.float32).eps
+    samples = g.batch if g.over_batch else 1
+    window = sum(min(a.lo + a.hi + 1, 2 * a.extent) for axes in (g.summation, g.suppression) for a in axes or ())
+    depth = g.channels // g.groups * samples + window + 8
+    largest_x = float(exact.x.abs().max())
+    sigma = exact.sigma.abs().min().item() if isinstance(exact.sigma, Tensor) else abs(exact.sigma)
+    steepness = 1.0 if g.suppression is None else max(1.0, largest_x / sigma)
+    weight = 1.0 if exact.weight is None else max(1.0, float(exact.weight.abs().max()))
+    grad = max(1.0, float(exact.dy.abs().max()))
+    shift = 0.0 if exact.bias is None else float(exact.bias.abs().max())
+    positions = call.x.numel() // max(1, g.batch * g.channels)
+    terms = call.x.numel() // g.affine_size
+    per_term = accumulate * (depth + min(positions, 1024))
+    value = weight * steepness + shift
+    slope = weight * grad * steepness / (1.0 if g.suppression is None else sigma)
+    sizes = {
+        "y": accumulate * depth * value,
+        "l1": accumulate * depth * max(1.0, largest_x),
+        "dx": accumulate * depth * slope * steepness + accumulate * depth * abs(call.dl1) * steepness,
+        "dweight": per_term * grad * steepness * terms,
+        "dbias": per_term * grad * terms,
+        "dsigma": per_term * slope * steepness * terms * g.affine_size,
+    }
+    stored = {"y": call.x, "l1": exact.x if call.x.dtype == torch.float64 else torch.empty(0), "dx": call.x}
+    stored |= {"dweight": call.weight, "dbias": call.bias, "dsigma": call.sigma}
+    return {
+        name: sizes[name] + (torch.finfo(stored[name].dtype).eps * float(t.abs().max()) if t.numel() else 0.0)
+        for name, t in expected.items()
+    }
+
+
+def check(function: Callable[..., Any], call: Call) -> dict[str, Tensor]:
+    """Compares every result of ``function`` with the oracle's, value by value; returns them."""
+    expected = evaluate(reference, call.in_double())
+    got = evaluate(function, call)
+    limits = tolerances(call, expected)
+    assert got.keys() == expected.keys()
+    for name, want in expected.items():
+        have = got[name]
+        assert have.shape == want.shape, f"{name}: shape {tuple(have.shape)}, expected {tuple(want.shape)}"
+        if want.numel() == 0:
+            continue
+        error = (have.double() - want).abs().max().item()
+        assert error <= limits[name], f"{name}: error {error:.3g}, limit {limits[name]:.3g} for {call.options}"
+    return got

@@ -1,0 +1,201 @@
+"""Bad input raises before any kernel runs, and the message names the argument, what it got and what was expected."""
+
+import re
+
+import pytest
+import torch
+
+from divnorm_kernels import DivisiveNorm1d, DivisiveNorm2d, DivisiveNorm3d, DivisiveNormFeatures, divisive_norm
+
+X = torch.randn(2, 6, 5, 5)
+
+
+def meta(*shape):
+    return torch.empty(shape, device="meta")
+
+
+CALLS = {
+    "x is no tensor": ({"x": [1.0]}, TypeError, "x: got list, expected a Tensor"),
+    "x of integers": (
+        {"x": torch.ones(2, 3, 4, dtype=torch.int64)},
+        TypeError,
+        "x: got dtype torch.int64, expected one of",
+    ),
+    "x of too few dimensions": ({"x": torch.ones(3)}, ValueError, "x: got 1 dimensions, shape (3,), expected (N, F)"),
+    "x of too many dimensions": ({"x": torch.ones(1, 1, 1, 1, 1, 1)}, ValueError, "x: got 6 dimensions"),
+    "window zero": ({"window": 0}, ValueError, "window: got 0, expected a positive int"),
+    "window negative in a tuple": ({"window": (3, -1)}, ValueError, "window: got (3, -1), expected a positive int"),
+    "window of too many entries": ({"window": (3, 3, 3)}, ValueError, "window: got (3, 3, 3) with 3 entries, expected"),
+    "window a float": ({"window": 3.0}, TypeError, "window: got 3.0 of type float, expected a positive int"),
+    "window a bool": ({"window": True}, TypeError, "window: got True of type bool, expected a positive int"),
+    "window a word": ({"window": "same"}, ValueError, "window: got 'same', expected a positive int"),
+    "window a list": ({"window": [3, 3]}, TypeError, "window: got [3, 3] of type list, expected a tuple"),
+    "window None in a tuple": ({"window": (3, None)}, TypeError, "window: got (3, None) of type NoneType"),
+    "norm_window zero": ({"norm_window": 0}, ValueError, "norm_window: got 0, expected a positive int"),
+    "norm_window a float": ({"norm_window": 2.5}, TypeError, "norm_window: got 2.5 of type float, expected"),
+    "norm_window a list": (
+        {"norm_window": [3, 3]},
+        TypeError,
+        "norm_window: got [3, 3] of type list, expected a tuple",
+    ),
+    "norm_window a word": ({"norm_window": "full"}, ValueError, "norm_window: got 'full', expected a positive int"),
+    "groups do not divide": ({"groups": 4}, ValueError, "groups: got 4, expected a positive divisor of the 6 channels"),
+    "groups zero": ({"groups": 0}, ValueError, "groups: got 0, expected a positive divisor of the 6 channels of x"),
+    "groups a float": ({"groups": 2.0}, TypeError, "groups: got 2.0 of type float, expected a positive int"),
+    "groups of features": (
+        {"x": torch.ones(2, 6), "groups": 2},
+        ValueError,
+        "groups: got 2, expected 1 for x of shape (N, F)",
+    ),
+    "edges": ({"edges": "same"}, ValueError, 'edges: got \'same\', expected "valid" or "zero"'),
+    "edges a list": ({"edges": ["valid"]}, TypeError, "edges: got ['valid'] of type list"),
+    "over_batch": ({"over_batch": 1}, TypeError, "over_batch: got 1 of type int, expected a bool"),
+    "return_l1": ({"return_l1": 1}, TypeError, "return_l1: got 1 of type int, expected a bool"),
+    "weight of another size": (
+        {"weight": torch.ones(5)},
+        ValueError,
+        "weight: got shape (5,), expected (6,), one per channel of x",
+    ),
+    "weight of another rank": ({"weight": torch.ones(6, 1)}, ValueError, "weight: got shape (6, 1), expected (6,)"),
+    "weight of features": (
+        {"x": torch.ones(2, 7), "weight": torch.ones(1)},
+        ValueError,
+        "weight: got shape (1,), expected (7,), one per feature of x",
+    ),
+    "weight no tensor": ({"weight": 1.0}, TypeError, "weight: got float, expected a Tensor or None"),
+    "weight in double": (
+        {"weight": torch.ones(6).double()},
+        TypeError,
+        "weight: got dtype torch.float64, expected torch.float32 for x of torch.float32",
+    ),
+    "weight in another half": (
+        {"x": X.bfloat16(), "weight": torch.ones(6).half()},
+        TypeError,
+        "weight: got dtype torch.float16, expected torch.bfloat16 or torch.float32",
+    ),
+    "weight elsewhere": ({"weight": meta(6)}, ValueError, "weight: got device meta, expected that of x, cpu"),
+    "bias of another size": (
+        {"bias": torch.ones(7)},
+        ValueError,
+        "bias: got shape (7,), expected (6,), one per channel of x",
+    ),
+    "bias no tensor": ({"bias": [0.0]}, TypeError, "bias: got list, expected a Tensor or None"),
+    "bias in half": (
+        {"bias": torch.ones(6).half()},
+        TypeError,
+        "bias: got dtype torch.float16, expected torch.float32",
+    ),
+    "bias elsewhere": ({"bias": meta(6)}, ValueError, "bias: got device meta, expected that of x, cpu"),
+    "sigma of another shape": (
+        {"sigma": torch.ones(3), "groups": 2},
+        ValueError,
+        "sigma: got shape (3,), expected () or (2,), one per group",
+    ),
+    "sigma in double": (
+        {"sigma": torch.ones(()).double()},
+        TypeError,
+        "sigma: got dtype torch.float64, expected torch.float32",
+    ),
+    "sigma elsewhere": ({"sigma": meta()}, ValueError, "sigma: got device meta, expected that of x, cpu"),
+    "sigma a word": ({"sigma": "1"}, TypeError, "sigma: got '1' of type str, expected a float or a Tensor"),
+    "sigma None": ({"sigma": None}, TypeError, "sigma: got None of type NoneType, expected a float or a Tensor"),
+    "backend unknown": ({"backend": "gpu"}, ValueError, "backend: got 'gpu', expected None or one of 'cpu'"),
+    "backend a module": ({"backend": 3}, TypeError, "backend: got 3 of type int, expected a str or None"),
+    "backend missing": ({"backend": "cuda"}, RuntimeError, "backend: got 'cuda', which cannot serve this call: "),
+    "backend of another device": (
+        {"x": meta(2, 6, 5, 5), "backend": "cpu"},
+        RuntimeError,
+        "backend: got 'cpu', which cannot serve this call: x is on meta",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_call(name):
+    arguments, error, message = CALLS[name]
+    arguments = {"x": X, "window": 3, **arguments}
+    with pytest.raises(error, match="^" + re.escape(message)):
+        divisive_norm(**arguments)
+
+
+def test_window_is_required():
+    with pytest.raises(TypeError, match="window"):
+        divisive_norm(X)
+
+
+LAYERS = {
+    "num_channels zero": (lambda: DivisiveNorm2d(0), ValueError, "num_channels: got 0, expected a positive int"),
+    "num_channels a float": (
+        lambda: DivisiveNorm2d(4.0),
+        TypeError,
+        "num_channels: got 4.0 of type float, expected a positive int",
+    ),
+    "num_features negative": (
+        lambda: DivisiveNormFeatures(-1, 3),
+        ValueError,
+        "num_features: got -1, expected a positive int",
+    ),
+    "window": (lambda: DivisiveNorm2d(4, window=0), ValueError, "window: got 0, expected a positive int"),
+    "window of too many entries": (
+        lambda: DivisiveNorm1d(4, window=(3, 3)),
+        ValueError,
+        "window: got (3, 3) with 2 entries, expected",
+    ),
+    "norm_window": (lambda: DivisiveNorm3d(4, 5, 2.0), TypeError, "norm_window: got 2.0 of type float"),
+    "groups": (
+        lambda: DivisiveNorm2d(6, groups=4),
+        ValueError,
+        "groups: got 4, expected a positive divisor of the 6 channels",
+    ),
+    "edges": (lambda: DivisiveNorm2d(6, edges="reflect"), ValueError, "edges: got 'reflect', expected"),
+    "sigma": (lambda: DivisiveNorm2d(6, sigma="1"), TypeError, "sigma: got '1' of type str, expected a float"),
+    "l1_weight negative": (
+        lambda: DivisiveNorm2d(6, l1_weight=-1.0),
+        ValueError,
+        "l1_weight: got -1.0, expected a number of at least 0",
+    ),
+    "l1_weight a word": (
+        lambda: DivisiveNorm2d(6, l1_weight="1"),
+        TypeError,
+        "l1_weight: got '1' of type str, expected a number",
+    ),
+    "backend": (lambda: DivisiveNorm2d(6, backend="gpu"), ValueError, "backend: got 'gpu', expected None or one of"),
+    "learn_sigma": (
+        lambda: DivisiveNorm2d(6, learn_sigma=1),
+        TypeError,
+        "learn_sigma: got 1 of type int, expected a bool",
+    ),
+    "affine": (lambda: DivisiveNorm2d(6, affine=None), TypeError, "affine: got None of type NoneType, expected a bool"),
+    "input of another rank, 1d": (
+        lambda: DivisiveNorm1d(4)(torch.ones(2, 4)),
+        ValueError,
+        "x: got 2 dimensions, expected 3, (N, C, L)",
+    ),
+    "input of another rank, 2d": (
+        lambda: DivisiveNorm2d(4)(torch.ones(2, 4, 3)),
+        ValueError,
+        "x: got 3 dimensions, expected 4, (N, C, H, W)",
+    ),
+    "input of another rank, 3d": (
+        lambda: DivisiveNorm3d(4)(torch.ones(2, 4)),
+        ValueError,
+        "x: got 2 dimensions, expected 5, (N, C, D, H, W)",
+    ),
+    "input of another rank, features": (
+        lambda: DivisiveNormFeatures(4, 3)(torch.ones(2, 4, 3)),
+        ValueError,
+        "x: got 3 dimensions, expected 2, (N, F)",
+    ),
+    "input of another width": (
+        lambda: DivisiveNorm2d(4)(torch.ones(2, 5, 3, 3)),
+        ValueError,
+        "x: got 5 channels, expected num_channels, 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer(name):
+    make, error, message = LAYERS[name]
+    with pytest.raises(error, match="^" + re.escape(message)):
+        make()

@@ -1,0 +1,77 @@
+"""The operator over the whole space of calls: values and all gradients against the reference in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from oracle import Call, check
+from strategies import calls
+
+from divnorm_kernels import divisive_norm
+from divnorm_kernels.reference import divisive_norm as reference
+
+
+def cpu(*args, **kwargs):
+    return divisive_norm(*args, backend="cpu", **kwargs)
+
+
+@given(calls())
+def test_values_and_gradients(call: Call):
+    check(cpu, call)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((1, 64, 224, 224), {"window": 5}),
+        ((9, 96, 61, 83), {"window": 7, "groups": 3}),
+        ((2, 16, 300, 301), {"window": (31, 4), "norm_window": (2, 45), "edges": "zero"}),
+        ((3, 512, 7, 7), {"window": 11}),
+        ((600, 130, 3, 3), {"window": 3, "norm_window": "all"}),
+    ],
+    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_large_activations(shape, options, dtype, memory_format):
+    """Several slabs, tiles, teams and streaming stores, which small cases never reach."""
+    x, dy = (torch.randn(shape).to(dtype).contiguous(memory_format=memory_format) for _ in range(2))
+    weight, bias = torch.randn(shape[1]), torch.randn(shape[1])
+    got = check(cpu, Call(x, weight, bias, torch.tensor(0.8), dy, 2.0, options))
+    assert got["y"].is_contiguous(memory_format=memory_format)
+    assert got["dx"].is_contiguous(memory_format=memory_format)
+
+
+def test_large_features():
+    x, dy = torch.randn(3000, 250), torch.randn(3000, 250)
+    check(cpu, Call(x, torch.randn(250), torch.randn(250), 1.0, dy, 1.0, {"window": 60}))
+
+
+def test_large_volume():
+    x, dy = torch.randn(2, 24, 20, 30, 31), torch.randn(2, 24, 20, 30, 31)
+    options = {"window": (3, 9, 5), "norm_window": (12, 1, 40), "groups": 2}
+    check(cpu, Call(x, torch.randn(24), None, torch.rand(2) + 0.5, dy, 0.0, options))
+
+
+@given(calls())
+def test_gradients_are_computed_only_where_needed(call: Call):
+    """Leaving gradients out changes none of the others."""
+    inputs = [call.x, call.weight, call.bias, call.sigma]
+    tensors = [i for i, t in enumerate(inputs) if isinstance(t, torch.Tensor)]
+
+    def gradients(which):
+        chosen = [t.detach().requires_grad_(i in which) if i in tensors else t for i, t in enumerate(inputs)]
+        x, weight, bias, sigma = chosen
+        y = cpu(x, weight, bias, sigma=sigma, **call.options)
+        return torch.autograd.grad(y, [chosen[i] for i in which], call.dy)
+
+    together = gradients(tensors)
+    for i, expected in zip(tensors, together, strict=True):
+        (alone,) = gradients([i])
+        assert torch.equal(alone, expected)
+
+
+def test_backend_of_a_cpu_tensor_is_the_native_one():
+    x = torch.randn(2, 8, 9, 9)
+    y, native = divisive_norm(x, window=5), divisive_norm(x, window=5, backend="cpu")
+    assert torch.equal(y, native)
+    assert not torch.equal(y, reference(x, window=5)), "the reference rounds otherwise: this would not tell them apart"
