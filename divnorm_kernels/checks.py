@@ -59,17 +59,6 @@ def check_size(name: str, value: object) -> None:
         raise ValueError(f"{name}: got {value}, expected a positive int")
 
 
-def check_hashable(**arguments: object) -> None:
-    """Raises on the first argument that is a list or the like."""
-    for name, value in arguments.items():
-        try:
-            hash(value)
-        except TypeError:
-            raise TypeError(
-                f"{name}: got {value!r} of type {type(value).__name__}, expected a tuple for several entries"
-            ) from None
-
-
 def _check_parameter(name: str, t: Tensor, x: Tensor) -> None:
     if t.device != x.device:
         raise ValueError(f"{name}: got device {t.device}, expected that of x, {x.device}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 Window = int | str | None | tuple[int | str, ...]
 """A field's window: a size for every spatial dimension, a tuple with one entry each, ``"all"``, or ``None``."""
 
@@ -101,21 +103,33 @@ def _axes(name: str, window: Window, spatial: tuple[int, ...], edges: str) -> tu
     return tuple(axes)
 
 
-@lru_cache(maxsize=4096)
 def geometry(
     shape: tuple[int, ...], window: Window, norm_window: Window, groups: int, edges: str, over_batch: bool
 ) -> Geometry:
-    """The geometry of a call on ``x`` of ``shape``, (N, C, *S) or (N, F).
+    """The geometry of a call on ``x`` of ``shape``, (N, C, *S) or (N, F); built once per set of arguments.
 
     Raises:
         TypeError, ValueError: on an argument out of its domain, naming it, what it got and what was expected.
     """
+    if torch.compiler.is_compiling():
+        return _build(shape, window, norm_window, groups, edges, over_batch)
+    try:
+        return _built(shape, window, norm_window, groups, edges, over_batch)
+    except TypeError:  # a bad type, which raises again, or under tracing a symbolic size, which has no hash
+        return _build(shape, window, norm_window, groups, edges, over_batch)
+
+
+def _build(
+    shape: tuple[int, ...], window: Window, norm_window: Window, groups: int, edges: str, over_batch: bool
+) -> Geometry:
     dims = len(shape)
     if not 2 <= dims <= 2 + MAX_SPATIAL_DIMS:
         raise ValueError(
             f"x: got {dims} dimensions, shape {tuple(shape)}, expected (N, F), (N, C, L), (N, C, H, W) "
             "or (N, C, D, H, W)"
         )
+    if not isinstance(edges, str):
+        raise TypeError(f"edges: got {edges!r} of type {type(edges).__name__}, expected a str")
     if edges not in ("valid", "zero"):
         raise ValueError(f'edges: got {edges!r}, expected "valid" or "zero"')
     if not isinstance(over_batch, bool):
@@ -139,3 +153,6 @@ def geometry(
         over_batch,
         features,
     )
+
+
+_built = lru_cache(maxsize=4096)(_build)

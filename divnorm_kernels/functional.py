@@ -8,7 +8,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from .autograd import DivisiveNormFunction
 from .backends import select
-from .checks import check_activation, check_affine, check_flag, check_hashable, check_sigma
+from .checks import check_activation, check_affine, check_flag, check_sigma
 from .fields import Window, geometry
 from .ops import encode
 from .reference import evaluate
@@ -77,11 +77,7 @@ def divisive_norm(
             backend=backend,
         )
     check_activation(x)
-    try:
-        g = geometry(tuple(x.shape), window, norm_window, groups, edges, over_batch)
-    except TypeError:
-        check_hashable(window=window, norm_window=norm_window, groups=groups, edges=edges, over_batch=over_batch)
-        raise
+    g = geometry(tuple(x.shape), window, norm_window, groups, edges, over_batch)
     check_affine("weight", weight, g, x)
     check_affine("bias", bias, g, x)
     check_sigma(sigma, g, x)

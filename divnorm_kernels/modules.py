@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .backends import check_name
-from .checks import check_flag, check_hashable, check_number, check_size
+from .checks import check_flag, check_number, check_size
 from .fields import Window, geometry
 from .functional import divisive_norm
 
@@ -38,7 +38,6 @@ class _DivisiveNorm(nn.Module):
     ) -> None:
         super().__init__()
         check_size(self._size_name, affine_size)
-        check_hashable(window=window, norm_window=norm_window, groups=groups, edges=edges)
         # The geometry of an input with one position, for its checks.
         geometry((1, affine_size, *[1] * (self._input_dims - 2)), window, norm_window, groups, edges, False)
         check_number("sigma", sigma, "a float")
@@ -99,9 +98,7 @@ class _DivisiveNorm(nn.Module):
             return_l1=wants_l1,
             backend=self.backend,
         )
-        if not wants_l1:
-            return result
-        y, self.l1 = result
+        y, self.l1 = result if wants_l1 else (result, None)
         return y
 
     def __getstate__(self) -> dict[str, object]:

@@ -7,6 +7,7 @@ an empty tensor. ``sigma`` overrules ``sigma_value``.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 from .backends import select
 from .fields import Geometry, Window, geometry
 from .layout import dense
-from .reference import evaluate, gradients
 
 _GEOMETRY = "int[]? window, int[]? norm_window, int groups, str edges, bool over_batch"
 
@@ -47,6 +47,13 @@ def _geometry(x: Tensor, window: Any, norm_window: Any, groups: int, edges: str,
     return geometry(tuple(x.shape), _decode(window), _decode(norm_window), groups, edges, over_batch)
 
 
+def _kernels(backend: str | None, g: Geometry, x: Tensor) -> ModuleType:
+    kernels = select(backend, g, x)
+    if kernels is None:
+        raise RuntimeError("the operators run kernels only; call divnorm_kernels.reference.divisive_norm instead")
+    return kernels
+
+
 def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -57,14 +64,8 @@ def _filled(t: Tensor | None, like: Tensor) -> Tensor:
 
 def _forward(x, weight, bias, sigma, sigma_value, window, norm_window, groups, edges, over_batch, with_l1, backend):
     g = _geometry(x, window, norm_window, groups, edges, over_batch)
-    kernels = select(backend, g, x)
     sigma = sigma_value if sigma is None else sigma
-    if kernels is None:
-        y, l1 = evaluate(g, x, weight, bias, sigma)
-        mean = rstd = None
-        l1 = l1 if with_l1 else None
-    else:
-        y, mean, rstd, l1 = kernels.forward(g, x, weight, bias, sigma, with_l1)
+    y, mean, rstd, l1 = _kernels(backend, g, x).forward(g, x, weight, bias, sigma, with_l1)
     absent = torch.empty(0, dtype=_compute_dtype(x), device=x.device)
     return y, *(absent.clone() if t is None else t for t in (mean, rstd, l1))
 
@@ -88,14 +89,10 @@ def _backward(
     backend,
 ):
     g = _geometry(x, window, norm_window, groups, edges, over_batch)
-    kernels = select(backend, g, x)
     sigma = sigma_value if sigma is None else sigma
-    needs = tuple(needs)
-    if kernels is None:
-        found = gradients(g, x, weight, bias, sigma, dy, dl1, needs)
-    else:
-        maps = (None if t.numel() == 0 else t for t in (mean, rstd))
-        found = kernels.backward(g, dy, dl1, x, *maps, weight, bias, sigma, needs)
+    mean = None if g.summation is None else mean
+    rstd = None if g.suppression is None else rstd
+    found = _kernels(backend, g, x).backward(g, dy, dl1, x, mean, rstd, weight, bias, sigma, tuple(needs))
     return tuple(_filled(t, x) for t in found)
 
 
@@ -103,11 +100,9 @@ def _forward_fake(
     x, weight, bias, sigma, sigma_value, window, norm_window, groups, edges, over_batch, with_l1, backend
 ):
     g = _geometry(x, window, norm_window, groups, edges, over_batch)
-    has_maps = select(backend, g, x) is not None
     compute = _compute_dtype(x)
     maps = (
-        x.new_empty(g.map_shape if axes is not None and has_maps else (0,), dtype=compute)
-        for axes in (g.summation, g.suppression)
+        x.new_empty(g.map_shape if axes is not None else (0,), dtype=compute) for axes in (g.summation, g.suppression)
     )
     return torch.empty_like(dense(x)), *maps, x.new_empty(() if with_l1 else (0,), dtype=compute)
 
@@ -123,13 +118,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, mean, rstd, _ = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, weight, bias, sigma, mean, rstd)
-    ctx.sigma_value, ctx.geometry_args, ctx.backend_name = inputs[4], inputs[5:10], inputs[11]
+    ctx.sigma_value, ctx.geometry_args, (ctx.with_l1, ctx.backend_name) = inputs[4], inputs[5:10], inputs[10:12]
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx: Any, dy: Tensor | None, dmean: None, drstd: None, dl1: Tensor | None) -> tuple[Any, ...]:
     x, weight, bias, sigma, mean, rstd = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
+    dl1 = dl1 if ctx.with_l1 else None  # tracers hand in a gradient of the empty tensor
     found = torch.ops.divnorm_kernels.backward(
         dy, dl1, x, mean, rstd, weight, bias, sigma, ctx.sigma_value, *ctx.geometry_args, needs, ctx.backend_name
     )

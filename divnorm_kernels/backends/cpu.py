@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 from torch import Tensor
@@ -15,6 +16,12 @@ try:
 except ImportError as error:
     _native = None
     _import_error = str(error)
+    warnings.warn(
+        "divnorm_kernels: the compiled module is missing, so CPU tensors are served by the slow reference; "
+        "`python -m divnorm_kernels` says why, an install with a C++17 compiler brings it",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 else:
     if "DIVNORM_INSTRUCTION_SET" in os.environ:
         _native.use_instruction_set(os.environ["DIVNORM_INSTRUCTION_SET"])

@@ -1,0 +1,73 @@
+"""Which backend serves a call, what `python -m divnorm_kernels` says, and life without the compiled module."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from divnorm_kernels import __version__, divisive_norm
+from divnorm_kernels.backends import availability, cpu
+
+
+def run_python(*arguments, **environment):
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_command_line_report():
+    report = run_python("-m", "divnorm_kernels")
+    assert f"divnorm_kernels {__version__}, torch {torch.__version__}" in report
+    for name, reason in availability().items():
+        assert f"backend {name}: {'available' if reason is None else 'missing: ' + reason}" in report
+    assert f"instruction set: {cpu.instruction_set()}" in report
+    assert "threads: " in report
+
+
+def test_instruction_set_by_environment():
+    for name in cpu.instruction_sets():
+        assert f"instruction set: {name}" in run_python("-m", "divnorm_kernels", DIVNORM_INSTRUCTION_SET=name)
+
+
+def test_unknown_instruction_set():
+    with pytest.raises(ValueError, match=r"instruction set: got 'mmx', expected one of .*baseline"):
+        cpu.use_instruction_set("mmx")
+
+
+def test_every_other_device_is_left_to_the_reference():
+    y = divisive_norm(torch.empty(2, 4, 5, 5, device="meta"), window=3)
+    assert y.shape == (2, 4, 5, 5)
+    assert y.device.type == "meta"
+
+
+WITHOUT_NATIVE = """
+import sys, warnings
+sys.modules["divnorm_kernels._native"] = None  # an import of it fails
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, divnorm_kernels
+    from divnorm_kernels.backends import availability
+assert any("compiled module" in str(w.message) for w in caught), caught
+assert "does not import" in availability()["cpu"]
+x = torch.randn(2, 4, 5, 5, requires_grad=True)
+layer = divnorm_kernels.DivisiveNorm2d(4, 3)
+layer(x).sum().backward()
+assert x.grad.isfinite().all()
+try:
+    divnorm_kernels.divisive_norm(x, window=3, backend="cpu")
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_without_the_compiled_module_the_reference_serves_and_says_so():
+    message = run_python("-c", WITHOUT_NATIVE)
+    assert message.startswith("backend: got 'cpu', which cannot serve this call: the compiled module does not import")
+
+
+def test_importing_touches_no_accelerator():
+    code = "import torch, divnorm_kernels; print(torch.cuda.is_initialized())"
+    assert run_python("-c", code).strip() == "False"
