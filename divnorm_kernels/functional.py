@@ -13,6 +13,8 @@ from .fields import Window, geometry
 from .ops import encode
 from .reference import evaluate
 
+# Function.apply without its test for torch.func, which _in_functorch() has made already.
+_apply = super(torch.autograd.Function, DivisiveNormFunction).apply
 _PLAIN = (Tensor, torch.nn.Parameter, type(None), float, int)
 
 
@@ -93,7 +95,10 @@ def divisive_norm(
     if kernels is None or torch.compiler.is_exporting():
         y, l1 = evaluate(g, x, weight, bias, sigma)
     elif _plain_eager(x, weight, bias, sigma):
-        y, l1 = DivisiveNormFunction.apply(x, weight, bias, sigma, g, kernels, return_l1)
+        if torch.is_grad_enabled():
+            y, l1 = _apply(x, weight, bias, sigma, g, kernels, return_l1)
+        else:
+            y, _, _, l1 = kernels.forward(g, x, weight, bias, sigma, return_l1)
     else:
         dims = len(g.spatial)
         y, _, _, l1 = torch.ops.divnorm_kernels.forward(

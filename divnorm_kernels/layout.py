@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ def channels_last_strides(x: Tensor) -> bool:
     """Whether the channels of the dense ``x`` lie side by side; with one position per channel they always do."""
     if x.dim() == 2:
         return False
-    return not x.is_contiguous() or x.shape[2:].numel() == 1
+    return not x.is_contiguous() or math.prod(x.shape[2:]) == 1
 
 
 def dense(x: Tensor, like: Tensor | None = None) -> Tensor:

@@ -98,8 +98,12 @@ class _DivisiveNorm(nn.Module):
             return_l1=wants_l1,
             backend=self.backend,
         )
-        y, self.l1 = result if wants_l1 else (result, None)
-        return y
+        if wants_l1:
+            y, self.l1 = result
+            return y
+        if self.l1 is not None:  # setting a module's attribute costs as much as a small kernel
+            self.l1 = None
+        return result
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves the penalty of the last call out of copies and pickles: it belongs to that call's graph."""

@@ -38,7 +38,10 @@ def select(name: str | None, g: Geometry, x: Tensor) -> ModuleType | None:
         RuntimeError: where the named backend is missing here or cannot serve the call; the message says why.
     """
     if name is None:
-        return next((backend for backend in KERNELS.values() if backend.refusal(g, x) is None), None)
+        for backend in KERNELS.values():
+            if backend.refusal(g, x) is None:
+                return backend
+        return None
     check_name(name)
     if name == "reference":
         return None

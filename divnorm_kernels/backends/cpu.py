@@ -51,6 +51,11 @@ def instruction_set() -> str | None:
     return _native.instruction_set() if _native is not None else None
 
 
+def description() -> str:
+    """What a benchmark names this backend's kernels."""
+    return f"native, {instruction_set()}"
+
+
 def instruction_sets() -> list[str]:
     """The instruction sets this processor runs, best first."""
     return _native.instruction_sets() if _native is not None else []
@@ -86,12 +91,14 @@ def _plan(g: Geometry, dtype: torch.dtype, channels_last: bool) -> _native.Plan:
     return plan
 
 
+_ABSENT = (None, 0, 0, 0)
+
+
 def _parameter(t: Tensor | float | None) -> tuple[Tensor | None, int, int, int]:
     """A parameter made contiguous (kept alive by the caller), its address, dtype code and number of elements."""
     if not isinstance(t, Tensor):
-        return None, 0, 0, 0
-    if not t.is_contiguous():
-        t = t.contiguous()
+        return _ABSENT
+    t = t.contiguous()
     return t, t.data_ptr(), _DTYPES[t.dtype], t.numel()
 
 

@@ -1,0 +1,99 @@
+"""What is measured, as data: shapes, windows, and the suites that combine them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+
+import torch
+from torch import Tensor
+
+DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
+FORMATS = ("contiguous", "channels_last")
+
+
+def random_input(shape: tuple[int, ...]) -> Tensor:
+    """Seeded normal numbers, float32."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An activation to normalize: its name, shape, and where its numbers come from."""
+
+    name: str
+    shape: tuple[int, ...]
+    what: str
+    load: Callable[[tuple[int, ...]], Tensor] = field(default=random_input, compare=False)
+
+    def values(self) -> Tensor:
+        """The activation, float32 and contiguous."""
+        return self.load(self.shape)
+
+
+def _case(what: str, *shape: int) -> Case:
+    return Case("x".join(map(str, shape)), shape, what)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        _case("ResNet-50, stage 1", 32, 64, 56, 56),
+        _case("ResNet-50, stage 3", 16, 256, 28, 28),
+        _case("ResNet-50, stage 4", 16, 512, 14, 14),
+        _case("ResNet-50, stage 5", 32, 512, 7, 7),
+        _case("ResNet-50, stem", 64, 64, 112, 112),
+        _case("CIFAR ResNet, stage 1", 8, 16, 32, 32),
+        _case("CIFAR ResNet, stage 1, batch 128", 128, 16, 32, 32),
+        _case("CIFAR ResNet, stage 2, batch 128", 128, 32, 16, 16),
+        _case("CIFAR ResNet, stage 3, batch 128", 128, 64, 8, 8),
+        _case("VGG, first block, batch 2", 2, 64, 224, 224),
+        _case("VGG, first block, batch 1", 1, 64, 224, 224),
+        _case("a picture with few channels", 4, 8, 512, 512),
+        _case("super-resolution patches, batch 128", 128, 64, 33, 33),
+        _case("an RNN's features", 64, 1024),
+    )
+}
+
+TARGETS = ("32x64x56x56", "16x256x28x28", "32x512x7x7", "8x16x32x32", "2x64x224x224", "1x64x224x224")
+"""The shapes the speed targets name."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What one run measures: every combination of its fields."""
+
+    cases: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    formats: tuple[str, ...]
+    windows: tuple[int, ...]
+    compiled: tuple[str, ...]
+    """Cases on which torch.compile is measured too; compiling takes ten seconds or more a row."""
+    sweep: tuple[str, ...]
+    """Cases whose time is measured against the window size."""
+
+
+SUITES = {
+    "quick": Selection(TARGETS, ("float32", "bfloat16"), FORMATS, (5,), ("16x256x28x28",), ("32x64x56x56",)),
+    "targets": Selection((*TARGETS, "64x64x112x112"), ("float32", "bfloat16"), FORMATS, (5, 11), TARGETS, TARGETS),
+    "full": Selection(tuple(CASES), tuple(DTYPES), FORMATS, (3, 5, 11, 31), TARGETS, TARGETS),
+}
+SWEEP_WINDOWS = (3, 5, 7, 9, 11, 15, 21, 31)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table: a case in a dtype and memory format, with a window."""
+
+    case: Case
+    dtype: str
+    format: str
+    window: int
+
+
+def settings(cases: list[Case], dtypes: list[str], formats: list[str], windows: list[int]) -> Iterator[Setting]:
+    """Every combination; the (N, F) form has one memory format."""
+    for case, dtype, format, window in product(cases, dtypes, formats, windows):
+        if len(case.shape) > 2 or format == formats[0]:
+            yield Setting(case, dtype, format, window)

@@ -1,0 +1,192 @@
+"""The command line of the benchmark."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, Setting, settings
+from .inputs import image_cases, sample_cases, tensor_case
+from .machine import describe
+from .measure import check, measure
+from .overhead import call_overhead
+from .plots import plot_ratios, plot_windows
+from .report import print_headline, sweep_table, table
+from .results import headline, read, write
+from .timing import keep_freed_memory, return_freed_memory
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Times divisive normalization against BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm, the eager reference "
+    "and torch.compile of it, with a plain copy of the tensor as the yardstick. Start with `run`.",
+)
+SWEEP_SHARE = 0.25
+"""Part of a setting's seconds that one window of a sweep gets: it has two subjects, not eight."""
+
+
+def _width() -> int | None:
+    return None if sys.stdout.isatty() else 190
+
+
+def _chosen(name: str, given: list[str] | None, known: dict | tuple, default: tuple[str, ...]) -> list[str]:
+    for one in given or ():
+        if one not in known:
+            raise typer.BadParameter(f"got {one!r}, expected one of {', '.join(known)}", param_hint=name)
+    return list(given or default)
+
+
+@app.command()
+def cases() -> None:
+    """Lists the cases and suites."""
+    console = Console(width=_width())
+    out = Table("case", "what it stands for", "suites")
+    for case in CASES.values():
+        out.add_row(case.name, case.what, ", ".join(name for name, suite in SUITES.items() if case.name in suite.cases))
+    console.print(out)
+
+
+@app.command()
+def run(
+    suite: Annotated[
+        str, typer.Option(help=f"What to measure where no option below says otherwise: {', '.join(SUITES)}.")
+    ] = "quick",
+    case: Annotated[list[str] | None, typer.Option(help="A case by name (see `cases`); may be repeated.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(DTYPES)}; may be repeated.")] = None,
+    format: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FORMATS)}; may be repeated.")] = None,
+    window: Annotated[list[int] | None, typer.Option(min=1, help="A window size; may be repeated.")] = None,
+    tensor: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Measure the activation in this .npy file instead.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Measure the pictures of this folder, and a first layer's response to them, instead.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads torch and the kernels may use; default: torch's.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for the subjects of one setting together.")] = 1.0,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile", help="Measure torch.compile of the reference on the suite's cases for it."
+        ),
+    ] = True,
+    sweep: Annotated[
+        bool, typer.Option(help="Measure the time against the window size on the suite's cases for it.")
+    ] = True,
+    out: Annotated[Path, typer.Option(help="Folder for results.json, ratios.png and windows.png.")] = Path("bench/out"),
+) -> None:
+    """Measures forward, backward and both; prints a table, writes JSON and plots.
+
+    Every subject of a setting runs in turn, round after round, so that the machine's moods hit all alike; figures are
+    medians. Results are compared with the reference in float64 first, and a wrong one is not timed: the command then
+    ends with status 1.
+    """
+    if suite not in SUITES:
+        raise typer.BadParameter(f"got {suite!r}, expected one of {', '.join(SUITES)}", param_hint="--suite")
+    selection = SUITES[suite]
+    dtypes = _chosen("--dtype", dtype, DTYPES, selection.dtypes)
+    formats = _chosen("--format", format, FORMATS, selection.formats)
+    windows = list(window or selection.windows)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+
+    try:
+        own = ([tensor_case(tensor)] if tensor else []) + (image_cases(images) if images else [])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if own:
+        plan = list(settings(own, dtypes, formats, windows))
+        swept: list[Case] = own[:1]
+    else:
+        named = [CASES[name] for name in _chosen("--case", case, CASES, selection.cases)]
+        plan = list(settings(named, dtypes, formats, windows))
+        if case is None:  # the default run always sees a real picture
+            plan += settings(sample_cases(), dtypes[:1], formats, windows[:1])
+        swept = [CASES[name] for name in selection.sweep if CASES[name] in named]
+    with_compiled = {s.case.name for s in plan if s.case.name in selection.compiled or own} if compiled else set()
+    sweeps = list(settings(swept, dtypes, formats, list(SWEEP_WINDOWS))) if sweep else []
+
+    console = Console(width=_width())
+    rows, sweep_rows = _measure_all(console, plan, sweeps, with_compiled, seconds)
+    overhead = call_overhead()
+    machine = describe()
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / "results.json", machine, rows, sweep_rows, overhead, " ".join(["python -m bench", *sys.argv[1:]]))
+    _show(console, out, {"rows": rows, "sweeps": sweep_rows, "machine": machine, "call_overhead_us": overhead})
+    if headline(rows)["wrong"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    results: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A results.json of an earlier run.")],
+) -> None:
+    """Prints the table and draws the plots of an earlier run again, beside its file."""
+    try:
+        document = read(results)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    _show(Console(width=_width()), results.parent, document)
+
+
+def _measure_all(
+    console: Console, plan: list[Setting], sweeps: list[Setting], with_compiled: set[str], seconds: float
+) -> tuple[list[dict], list[dict]]:
+    everything = [*plan, *sweeps]
+    checks, measured = [], []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=2 * len(everything))
+        return_freed_memory()
+        for setting in everything:
+            progress.update(task, description=f"checking {_describe(setting)}")
+            checks.append(check(setting))
+            progress.advance(task)
+        keep_freed_memory()
+        for i, (setting, checked) in enumerate(zip(everything, checks, strict=True)):
+            progress.update(task, description=f"timing {_describe(setting)}")
+            with_peers = i < len(plan)
+            measured.append(
+                measure(
+                    setting,
+                    checked,
+                    with_peers=with_peers,
+                    compiled=with_peers and setting.case.name in with_compiled,
+                    seconds=seconds if with_peers else SWEEP_SHARE * seconds,
+                )
+            )
+            progress.advance(task)
+    rows, sweep_rows = (
+        [row.as_dict() for group in part for row in group] for part in (measured[: len(plan)], measured[len(plan) :])
+    )
+    return rows, sweep_rows
+
+
+def _describe(setting: Setting) -> str:
+    return f"{setting.case.name} {setting.dtype} {setting.format} window {setting.window}"
+
+
+def _show(console: Console, folder: Path, document: dict) -> None:
+    rows, sweeps, machine = document["rows"], document["sweeps"], document["machine"]
+    console.print(table(rows))
+    plot_ratios(folder / "ratios.png", rows, machine)
+    if sweeps:
+        console.print(sweep_table(sweeps))
+        plot_windows(folder / "windows.png", sweeps, machine)
+    console.print(f"written to {folder}: results.json and plots")
+    print_headline(console, rows, document["call_overhead_us"], machine)

@@ -1,0 +1,100 @@
+"""A run's results for reading: the table and the headline."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from .measure import COPY
+from .results import Rows, best_of_ours, headline, ratio, settings_of, share_of_limit
+from .subjects import PEERS
+
+SHORT = {
+    "BatchNorm": "Batch",
+    "GroupNorm": "Group",
+    "LayerNorm": "Layer",
+    "LocalResponseNorm": "LRN",
+    "eager reference": "eager",
+    "torch.compile": "compile",
+}
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _peer(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"[{'green' if value >= 1 else 'red'}]{value:.2f}x[/]" if value < 10 else f"[green]{value:.0f}x[/]"
+
+
+def table(rows: Rows) -> Table:
+    """One line per setting and backend of ours."""
+    out = Table(
+        title="divisive normalization, forward + backward; right: how many times as long a peer takes",
+        caption="copy: one copy of x. limit: share of the speed that the bytes alone would allow (2.5 copies).",
+        pad_edge=False,
+    )
+    left = ("case", "dtype", "format")
+    for name in (*left, "k", "copy ms", "fwd ms", "bwd ms", "copies", "limit", *SHORT.values(), "extra", "error"):
+        out.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    for (case, dtype, form, window), subjects in settings_of(rows).items():
+        own = best_of_ours(subjects)
+        if own is None:
+            continue
+        times, error = own["times"], own["error"]
+        cells = [case, dtype, "channels" if form == "channels_last" else "contig.", str(window)]
+        cells.append(_number(subjects[COPY]["times"]["both"], ".3f"))
+        if times is None:
+            cells += ["[red]wrong[/]", "-", "-", "-"]
+        else:
+            cells += [_number(times["forward"], ".3f"), _number(times["backward"], ".3f")]
+            cells += [_number(own["copies"], ".2f"), _number(share_of_limit(own), ".0%")]
+        cells += [_peer(ratio(own, subjects.get(peer))) for peer in PEERS]
+        cells.append(_number(own["extra_share"], ".1%"))
+        cells.append(_number(max(error["y"], error["dx"]), ".1e"))
+        out.add_row(*cells)
+    return out
+
+
+def sweep_table(sweeps: Rows) -> Table:
+    """Time against the window size, in copies."""
+    windows = sorted({row["window"] for row in sweeps})
+    out = Table(title="copies of x against the window size", pad_edge=False)
+    for name in ("case", "dtype", "format", "backend", *map(str, windows), f"{windows[-1]} / {windows[0]}"):
+        out.add_column(name, no_wrap=True)
+    lines: dict[tuple, dict[int, dict]] = {}
+    for row in sweeps:
+        if row["subject"] != COPY and row["times"] is not None:
+            key = (row["case"], row["dtype"], row["format"], row["subject"])
+            lines.setdefault(key, {})[row["window"]] = row
+    for key, by_window in lines.items():
+        cells = [_number(by_window[w]["copies"], ".2f") if w in by_window else "-" for w in windows]
+        growth = None
+        if windows[0] in by_window and windows[-1] in by_window:
+            growth = by_window[windows[-1]]["times"]["both"] / by_window[windows[0]]["times"]["both"]
+        out.add_row(*key, *cells, _number(growth, ".2f"))
+    return out
+
+
+def print_headline(console: Console, rows: Rows, overhead: dict[str, float], machine: dict) -> None:
+    """The ratios that sum the run up."""
+    summary = headline(rows)
+    console.rule(f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}")
+    for peer, value in summary["geometric mean of peer time / our time"].items():
+        if value is not None:
+            console.print(f"{value:6.2f}x  faster than {peer} (geometric mean, forward + backward)")
+    count, total = (
+        summary["settings no slower than the faster of BatchNorm and GroupNorm"],
+        summary["settings with both"],
+    )
+    console.print(f"{count} of {total} settings are no slower than the faster of BatchNorm and GroupNorm")
+    if summary["worst of them"] is not None:
+        console.print(
+            f"the worst of them: {summary['worst of them']['ratio']:.2f}x on {summary['worst of them']['setting']}"
+        )
+    if overhead:
+        console.print("a forward call on 4 KB: " + ", ".join(f"{k} {v:.1f} us" for k, v in overhead.items()))
+    if summary["wrong"]:
+        console.print(f"[bold red]{summary['wrong']} settings gave wrong results and were not timed[/]")

@@ -1,0 +1,95 @@
+"""A run's results as data: ratios, headline figures, JSON."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+
+from .measure import LIMIT_COPIES
+from .subjects import BATCH_NORM, GROUP_NORM, OURS, PEERS
+
+Rows = list[dict]
+KEY = ("case", "dtype", "format", "window")
+
+
+def settings_of(rows: Rows) -> dict[tuple, dict[str, dict]]:
+    """Rows by setting and subject, in the order measured."""
+    grouped: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        grouped.setdefault(tuple(row[name] for name in KEY), {})[row["subject"]] = row
+    return grouped
+
+
+def best_of_ours(subjects: dict[str, dict]) -> dict | None:
+    """Our fastest backend of a setting; a wrong one, which has no time, only where there is no other."""
+    own = [row for name, row in subjects.items() if name.startswith(OURS)]
+    return min(own, key=lambda row: (row["times"] is None, row["times"] and row["times"]["both"]), default=None)
+
+
+def ratio(own: dict, peer: dict | None) -> float | None:
+    """How many times as long the peer takes, forward and backward."""
+    if own["times"] is None or peer is None or peer["times"] is None:
+        return None
+    return peer["times"]["both"] / own["times"]["both"]
+
+
+def share_of_limit(own: dict) -> float | None:
+    """The part of the byte limit's speed that is reached."""
+    return None if own["copies"] is None else LIMIT_COPIES / own["copies"]
+
+
+def geometric_mean(values: list[float]) -> float | None:
+    """The geometric mean; ``None`` of nothing."""
+    return prod(values) ** (1 / len(values)) if values else None
+
+
+def headline(rows: Rows) -> dict[str, object]:
+    """The ratios that sum a run up."""
+    grouped = settings_of(rows)
+    own = {key: best_of_ours(subjects) for key, subjects in grouped.items()}
+    own = {key: row for key, row in own.items() if row is not None}
+
+    def mean_ratio(peer: str) -> float | None:
+        return geometric_mean([r for key, row in own.items() if (r := ratio(row, grouped[key].get(peer)))])
+
+    against = {}
+    for key, row in own.items():
+        best = [r for peer in (BATCH_NORM, GROUP_NORM) if (r := ratio(row, grouped[key].get(peer)))]
+        if best:
+            against[key] = min(best)
+    worst = min(against, key=against.get, default=None)
+    return {
+        "geometric mean of peer time / our time": {peer: mean_ratio(peer) for peer in PEERS},
+        "settings": len(own),
+        "settings no slower than the faster of BatchNorm and GroupNorm": sum(r >= 1 for r in against.values()),
+        "settings with both": len(against),
+        "worst of them": None if worst is None else {"setting": list(worst), "ratio": against[worst]},
+        "wrong": sum(row["error"] is not None and row["times"] is None for row in own.values()),
+    }
+
+
+def write(path: Path, machine: dict, rows: Rows, sweeps: Rows, overhead: dict, command: str) -> None:
+    """One JSON document with everything a later reader needs."""
+    document = {
+        "machine": machine,
+        "command": command,
+        "method": (
+            "Subjects run in turn, round after round; medians, milliseconds. forward: the call with gradients on; "
+            "backward: torch.autograd.grad for x and the parameters. The C library keeps freed memory, for every "
+            "subject, so that none pays page faults. copies: forward + backward in copies of x. limit: 2.5 copies."
+        ),
+        "headline": headline(rows),
+        "call_overhead_us": overhead,
+        "rows": rows,
+        "sweeps": sweeps,
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def read(path: Path) -> dict:
+    """A document of `write`."""
+    document = json.loads(path.read_text())
+    if not isinstance(document, dict) or not {"rows", "sweeps", "machine"} <= document.keys():
+        raise ValueError(f"{path}: expected a results file of this benchmark")
+    return document

@@ -1,0 +1,105 @@
+"""Building and installing as users do, in pip's build isolation, from a copy of the source tree."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("csrc", "divnorm_kernels", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+USE = """
+import torch, divnorm_kernels
+from divnorm_kernels.backends import cpu
+from divnorm_kernels.reference import divisive_norm as reference
+x = torch.randn(2, 8, 9, 9)
+y = divnorm_kernels.divisive_norm(x, window=5, backend={backend!r})
+assert torch.allclose(y, reference(x, window=5), atol=1e-5)
+print(divnorm_kernels.__file__, cpu.instruction_set())
+"""
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the sources alone: nothing compiled."""
+    for name in SOURCES:
+        ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
+        source, target = ROOT / name, tmp_path / "tree" / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=ignore)
+        else:
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy2(source, target)
+    return tmp_path / "tree"
+
+
+def run(*command, cwd, **environment):
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def wheel(tree, **environment):
+    """Builds a wheel; returns it and pip's full output."""
+    target = tree.parent / "wheels"
+    shutil.rmtree(target, ignore_errors=True)
+    output = run(
+        sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "-v", "--wheel-dir", target, cwd=tree, **environment
+    )
+    (built,) = target.glob("*.whl")
+    return built, output
+
+
+def unpacked(built, where):
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(where)
+    return where
+
+
+def test_wheel_runs_on_every_instruction_set_and_a_second_build_works(tree, tmp_path):
+    built, _ = wheel(tree)
+    home = unpacked(built, tmp_path / "home")
+    names = {p.name for p in (home / "divnorm_kernels").iterdir()}
+    assert {"py.typed", "_native.pyi"} <= names
+    assert any(name.startswith("_native.") and name.endswith((".so", ".pyd")) for name in names)
+    code = "from divnorm_kernels.backends import cpu; print(*cpu.instruction_sets())"
+    for name in run(sys.executable, "-c", code, cwd=home).split():
+        assert run(sys.executable, "-c", USE.format(backend="cpu"), cwd=home, DIVNORM_INSTRUCTION_SET=name).split() == [
+            str(home / "divnorm_kernels" / "__init__.py"),
+            name,
+        ]
+
+    # Code compiled for one instruction set must not be what the linker picks for all of them.
+    objects = list((tree / "build").rglob("kernels.cpp.o"))
+    assert objects
+    for file in objects:
+        symbols = run("nm", "--demangle", "--defined-only", "--extern-only", file, cwd=tree).splitlines()
+        shared = [line for line in symbols if f"divnorm::{file.parts[-4].split('_')[-1].split('.')[0]}::" not in line]
+        assert [line for line in shared if "DW.ref." not in line] == []
+
+    again, _ = wheel(tree)  # CMake's cache of the first build names tools that pip has deleted since
+    report = run(sys.executable, "-m", "divnorm_kernels", cwd=unpacked(again, tmp_path / "second"))
+    assert "backend cpu: available" in report
+
+
+def test_without_a_compiler_the_install_is_pure_python_and_says_so(tree, tmp_path):
+    built, output = wheel(tree, CXX="/nonexistent/compiler")
+    assert "the native module was not built" in output
+    home = unpacked(built, tmp_path / "home")
+    assert not list(home.rglob("*.so"))
+    code = USE.format(backend=None).replace(
+        "import torch", "import warnings; warnings.simplefilter('ignore'); import torch"
+    )
+    assert run(sys.executable, "-c", code, cwd=home).split()[1] == "None"
+    report = run(sys.executable, "-m", "divnorm_kernels", cwd=home)
+    assert "backend cpu: missing: the compiled module does not import" in report
+
+
+def test_a_build_that_requires_the_native_module_fails_without_a_compiler(tree):
+    with pytest.raises(AssertionError, match="error"):
+        wheel(tree, CXX="/nonexistent/compiler", DIVNORM_REQUIRE_NATIVE="1")
