@@ -7,7 +7,7 @@ namespace divnorm {
 
 enum class Dtype : int { float64 = 0, float32 = 1, bfloat16 = 2, float16 = 3 };
 
-constexpr int kAxes = 3;  // spatial axes, outermost first; missing leading axes have extent 1
+constexpr int kAxes = 3;  // spatial axes, outermost first; where there are fewer, those in the middle have extent 1
 
 // One averaging field. The field of position p covers p-lo..p+hi on each axis, clipped to the image.
 // divisor[a][p] is what the average divides by on axis a at p, in the type of the statistics.

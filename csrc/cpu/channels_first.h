@@ -29,7 +29,7 @@ struct ChannelsFirst {
     A* m2_row = m2.at(0, tile.begin);
     const int64_t stride = problem.positions();
     int64_t seen = 0;
-    each_block(problem, unit, x, tile, [&](auto rows, const T* block, int64_t) {
+    each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t) {
       constexpr int R = rows.value;
       if (seen == 0) {
         for_lanes<A>(tile.size(), [&](auto lane, int64_t i) {
@@ -84,7 +84,7 @@ struct ChannelsFirst {
     A* row = m2.at(0, tile.begin);
     const int64_t stride = problem.positions();
     for (int64_t i = 0; i < tile.size(); ++i) row[i] = 0;
-    each_block(problem, unit, x, tile, [&](auto rows, const T* block, int64_t) {
+    each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t) {
       constexpr int R = rows.value;
       for_lanes<A>(tile.size(), [&](auto lane, int64_t i) {
         using V = decltype(lane);
@@ -104,26 +104,23 @@ struct ChannelsFirst {
                                            Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias, T* y) {
     const A* mean_row = mean.at(0, tile.begin);
     const A* rstd_row = rstd.at(0, tile.begin);
+    const int64_t stride = problem.positions();
     double l1 = 0;
-    each_row(problem, unit, tile, [&](int64_t start, int64_t channel) {
-      const T* in = x + start;
-      T* out = y + start;
-      Vec<A> l1_lanes{};
-      A l1_tail = 0;
-      for_lanes_writing<A, Stream>(out, tile.size(), [&](auto lane, int64_t i) {
+    each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
+      constexpr int R = rows.value;
+      const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
+      T* out = y + (block - x);
+      Totals<A, 1> absolutes;
+      for_lanes_writing<A, Stream>(out, tile.size(), [=, &absolutes](auto lane, int64_t i) {
         using V = decltype(lane);
-        const V centred = load<V>(in + i) - load<V>(mean_row + i);
-        const V scaled = centred * load<V>(rstd_row + i);
-        const int64_t at = PerPosition ? tile.begin + i : channel;
-        write<Stream>(out + i, scaled * affine<V>(weight + at) + affine<V>(bias + at));
-        if constexpr (L1) {
-          if constexpr (is_scalar<V>)
-            l1_tail += absolute(centred);
-          else
-            l1_lanes += absolute(centred);
+        const V average = load<V>(mean_row + i), scale = load<V>(rstd_row + i);
+        for (int r = 0; r < R; ++r) {
+          const V centred = load<V>(block + r * stride + i) - average;
+          write<Stream>(out + r * stride + i, centred * scale * w.template at<V>(r, i) + b.template at<V>(r, i));
+          if constexpr (L1) absolutes.add(0, absolute(centred));
         }
       });
-      if constexpr (L1) l1 += double(lane_sum<A>(l1_lanes)) + l1_tail;
+      if constexpr (L1) l1 += absolutes.value(0);
     });
     return l1;
   }
@@ -143,39 +140,32 @@ struct ChannelsFirst {
     for (A* row : {p1_row, p2_row, v_row, signs_row})
       for (int64_t i = 0; row != nullptr && i < tile.size(); ++i) row[i] = 0;
     const int64_t stride = problem.positions();
-    each_block(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
+    each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
       constexpr int R = rows.value;
+      const Affine<R> weights(weight, channel, tile);
       const T* dy_block = dy + (block - x);
-      Vec<A> weight_lanes[R] = {}, bias_lanes[R] = {};
-      A weight_tail[R] = {}, bias_tail[R] = {};
-      for_lanes<A>(tile.size(), [&](auto lane, int64_t i) {
+      Totals<A, R> for_weight, for_bias;
+      for_lanes<A>(tile.size(), [=, &for_weight, &for_bias](auto lane, int64_t i) {
         using V = decltype(lane);
         const V average = load<V>(mean_row + i), scale = load<V>(rstd_row + i);
-        for (int r = 0; r < R; ++r) {
-          __builtin_prefetch(block + (R + r) * stride + i);
-          __builtin_prefetch(dy_block + (R + r) * stride + i);
-        }
         V sum_g = load<V>(p1_row + i), sum_gv = load<V>(p2_row + i), sum_v = load<V>(v_row + i);
         V sum_sign = splat<V>(0);
         for (int r = 0; r < R; ++r) {
           const V grad = load<V>(dy_block + r * stride + i);
           const V centred = load<V>(block + r * stride + i) - average;
-          const int64_t at = PerPosition ? tile.begin + i : channel + r;
-          const V w = affine<V>(weight + at);
+          const V w = weights.template at<V>(r, i);
           const V product = grad * centred;
           sum_g += w * grad;
           sum_gv += w * product;
           sum_v += centred;
           if constexpr (Signs) sum_sign += sign(centred);
           if constexpr (PerPosition) {
+            const int64_t at = tile.begin + i;
             store(dweight + at, load<V>(dweight + at) + product * scale);
             store(dbias + at, load<V>(dbias + at) + grad);
-          } else if constexpr (is_scalar<V>) {
-            weight_tail[r] += product * scale;
-            bias_tail[r] += grad;
           } else {
-            weight_lanes[r] += product * scale;
-            bias_lanes[r] += grad;
+            for_weight.add(r, product * scale);
+            for_bias.add(r, grad);
           }
         }
         store(p1_row + i, sum_g);
@@ -185,8 +175,8 @@ struct ChannelsFirst {
       });
       if constexpr (!PerPosition)
         for (int r = 0; r < R; ++r) {
-          dweight[channel + r] += lane_sum<A>(weight_lanes[r]) + weight_tail[r];
-          dbias[channel + r] += lane_sum<A>(bias_lanes[r]) + bias_tail[r];
+          dweight[channel + r] += for_weight.value(r);
+          dbias[channel + r] += for_bias.value(r);
         }
     });
   }
@@ -200,49 +190,68 @@ struct ChannelsFirst {
     const A* rstd_row = rstd.at(0, tile.begin);
     const A* a_row = a.at(0, tile.begin);
     const A* e_row = e.at(0, tile.begin);
-    each_row(problem, unit, tile, [&](int64_t start, int64_t channel) {
-      const T* in = x + start;
-      const T* grad = dy + start;
-      T* out = dx + start;
-      for_lanes_writing<A, Stream>(out, tile.size(), [&](auto lane, int64_t i) {
+    const int64_t stride = problem.positions();
+    each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
+      constexpr int R = rows.value;
+      const Affine<R> w(weight, channel, tile);
+      const T* dy_block = dy + (block - x);
+      T* out = dx + (block - x);
+      for_lanes_writing<A, Stream>(out, tile.size(), [=](auto lane, int64_t i) {
         using V = decltype(lane);
-        const V centred = load<V>(in + i) - load<V>(mean_row + i);
-        const int64_t at = PerPosition ? tile.begin + i : channel;
-        const V scaled = affine<V>(weight + at) * load<V>(grad + i) * load<V>(rstd_row + i);
-        V result = scaled - load<V>(a_row + i) * centred - load<V>(e_row + i);
-        if constexpr (Signs) result += splat<V>(l1_scale) * sign(centred);
-        write<Stream>(out + i, result);
+        const V average = load<V>(mean_row + i), scale = load<V>(rstd_row + i);
+        const V slope = load<V>(a_row + i), shift = load<V>(e_row + i);
+        for (int r = 0; r < R; ++r) {
+          const V centred = load<V>(block + r * stride + i) - average;
+          const V scaled = w.template at<V>(r, i) * load<V>(dy_block + r * stride + i) * scale;
+          V result = scaled - slope * centred - shift;
+          if constexpr (Signs) result += splat<V>(l1_scale) * sign(centred);
+          write<Stream>(out + r * stride + i, result);
+        }
       });
     });
   }
 
  private:
-  template <class V>
-  static V affine(const A* value) {
-    if constexpr (PerPosition)
-      return load<V>(value);
-    else
-      return splat<V>(*value);
-  }
+  // The weights (or biases) of a block: one number per row, or in the (N, F) form one per position. Copied out of the
+  // parameter's memory, which for all the compiler knows each store could change.
+  template <int R>
+  class Affine {
+   public:
+    Affine(const A* values, int64_t channel, Tile tile) : along_(values + tile.begin) {
+      for (int r = 0; r < R; ++r) rows_[r] = PerPosition ? A(0) : values[channel + r];
+    }
+    template <class V>
+    V at(int r, int64_t i) const {
+      if constexpr (PerPosition)
+        return load<V>(along_ + i);
+      else
+        return splat<V>(rows_[r]);
+    }
 
-  template <class Body>
-  static void each_row(const Problem& problem, const Unit& unit, Tile tile, Body&& body) {
-    const int64_t first = unit.group * problem.group_channels();
-    for (int64_t sample = unit.sample; sample < unit.sample + unit.samples; ++sample)
-      for (int64_t c = first; c < first + problem.group_channels(); ++c)
-        body(offset(problem, sample, c, tile.begin), c);
-  }
+   private:
+    const A* along_;
+    A rows_[R];
+  };
 
-  // body(rows, pointer to the block's first row, its first channel) for blocks of kRows channels, then single ones.
-  template <class Body>
+  // body(rows, pointer to the block's first row, its first channel) for blocks of Rows channels, then single ones.
+  template <int Rows, class Body>
   static void each_block(const Problem& problem, const Unit& unit, const T* x, Tile tile, Body&& body) {
     const int64_t first = unit.group * problem.group_channels(), end = first + problem.group_channels();
     for (int64_t sample = unit.sample; sample < unit.sample + unit.samples; ++sample) {
       int64_t c = first;
-      for (; !PerPosition && c + kRows <= end; c += kRows)
-        body(std::integral_constant<int, kRows>{}, x + offset(problem, sample, c, tile.begin), c);
+      for (; !PerPosition && c + Rows <= end; c += Rows)
+        body(std::integral_constant<int, Rows>{}, x + offset(problem, sample, c, tile.begin), c);
       for (; c < end; ++c) body(std::integral_constant<int, 1>{}, x + offset(problem, sample, c, tile.begin), c);
     }
+  }
+
+  // Streaming stores need the rows of a block to be aligned alike.
+  template <bool Stream, class Body>
+  static void each_written_block(const Problem& problem, const Unit& unit, const T* x, Tile tile, Body&& body) {
+    if constexpr (Stream) {
+      if (problem.positions() % kLanes<A> != 0) return each_block<1>(problem, unit, x, tile, body);
+    }
+    each_block<kRows>(problem, unit, x, tile, body);
   }
 };
 

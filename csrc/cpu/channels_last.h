@@ -1,10 +1,14 @@
 // The work on the activation itself for x of shape (batch, positions, channels), channels contiguous.
-// Channels lie in the lanes. One unit holds all groups, since a pixel's groups share its cache lines.
+// Channels lie in the lanes; pixels come four at a time. One unit holds all groups, since a pixel's groups share its
+// cache lines.
 #pragma once
 
 #include "unit.h"
 
 namespace divnorm::DIVNORM_ISA {
+
+constexpr int kPixels =
+    4;  // taken at once: they share the loads of per-channel numbers, and their lanes are summed together
 
 template <class T>
 struct ChannelsLast {
@@ -18,63 +22,72 @@ struct ChannelsLast {
   // (x - mean)^2 is a second look at them; it also gives the mean's own rounding error, which is then added to it.
   [[gnu::flatten]] static void moments(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> mean,
                                        Map<A> m2) {
-    const int64_t n = problem.group_channels();
-    each_pixel(problem, unit, tile, [&](int64_t start, int64_t position, int64_t group, int64_t, int64_t seen) {
-      const T* in = x + start;
-      Sum<1> total;
-      for_lanes<A>(n, [&](auto lane, int64_t i) { total.add(0, load<decltype(lane)>(in + i)); });
-      const A average = total.value(0) / n;
-      Sum<2> about;
-      for_lanes<A>(n, [&](auto lane, int64_t i) {
-        using V = decltype(lane);
-        const V centred = load<V>(in + i) - splat<V>(average);
-        about.add(0, centred);
-        about.add(1, centred * centred);
+    const int64_t n = problem.group_channels(), stride = problem.channels;
+    const A per_channel = A(1) / n;
+    each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
+      constexpr int R = pixels.value;
+      Totals<A, R> total;
+      for_lanes<A>(n, [=, &total](auto lane, int64_t i) {
+        for (int r = 0; r < R; ++r) total.add(r, load<decltype(lane)>(in + r * stride + i));
       });
-      const A error = about.value(0) / n;
-      const A own_mean = error - error == 0 ? average + error : average;
-      const A own_m2 = about.value(1) - about.value(0) * error;
-      A& mean_out = *mean.at(group, position);
-      A& m2_out = *m2.at(group, position);
-      if (seen == 0) {
-        mean_out = own_mean;
-        m2_out = own_m2;
-      } else {
-        const A step = own_mean - mean_out, share = A(1) / (seen + 1);
-        const A merged = mean_out + step * share;
-        mean_out = step - step == 0 ? merged : mean_out + own_mean;
-        m2_out += own_m2 + step * step * (n * seen * share);
+      A average[R], error[R], squares[R];
+      total.values(average);
+      for (int r = 0; r < R; ++r) average[r] *= per_channel;
+      Totals<A, R> first, second;
+      for_lanes<A>(n, [=, &first, &second](auto lane, int64_t i) {
+        using V = decltype(lane);
+        for (int r = 0; r < R; ++r) {
+          const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
+          first.add(r, centred);
+          second.add(r, centred * centred);
+        }
+      });
+      first.values(error);
+      second.values(squares);
+      A* mean_out = mean.at(at.group, position);
+      A* m2_out = m2.at(at.group, position);
+      for (int r = 0; r < R; ++r) {
+        const A step = error[r] * per_channel;
+        const A own_mean = step - step == 0 ? average[r] + step : average[r];
+        merge(own_mean, squares[r] - error[r] * step, n, at.seen, mean_out[r], m2_out[r]);
       }
     });
   }
 
   [[gnu::flatten]] static void squares(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> m2) {
-    const int64_t n = problem.group_channels();
-    each_pixel(problem, unit, tile, [&](int64_t start, int64_t position, int64_t group, int64_t, int64_t seen) {
-      Sum<1> total;
-      for_lanes<A>(n, [&](auto lane, int64_t i) {
-        const auto value = load<decltype(lane)>(x + start + i);
-        total.add(0, value * value);
+    const int64_t n = problem.group_channels(), stride = problem.channels;
+    each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
+      constexpr int R = pixels.value;
+      Totals<A, R> total;
+      for_lanes<A>(n, [=, &total](auto lane, int64_t i) {
+        for (int r = 0; r < R; ++r) {
+          const auto value = load<decltype(lane)>(in + r * stride + i);
+          total.add(r, value * value);
+        }
       });
-      A& out = *m2.at(group, position);
-      out = (seen == 0 ? 0 : out) + total.value(0);
+      accumulate(total, at, m2, position);
     });
   }
 
   template <bool Stream, bool L1>
   [[gnu::flatten]] static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile,
                                            Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias, T* y) {
+    const int64_t n = problem.group_channels(), stride = problem.channels;
     double l1 = 0;
-    each_pixel(problem, unit, tile, [&](int64_t start, int64_t position, int64_t group, int64_t channel, int64_t) {
-      const T* in = x + start;
-      T* out = y + start;
-      const A average = *mean.at(group, position), scale = *rstd.at(group, position);
-      Sum<1> absolutes;
-      for_lanes_writing<A, Stream>(out, problem.group_channels(), [&](auto lane, int64_t i) {
+    each_written_block<Stream>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
+      constexpr int R = pixels.value;
+      const Copy<R> average(mean, at, position), scale(rstd, at, position);
+      const A *w = weight + at.channel, *b = bias + at.channel;
+      T* out = y + (in - x);
+      Totals<A, 1> absolutes;
+      for_lanes_writing<A, Stream>(out, n, [=, &absolutes](auto lane, int64_t i) {
         using V = decltype(lane);
-        const V centred = load<V>(in + i) - splat<V>(average);
-        write<Stream>(out + i, centred * splat<V>(scale) * load<V>(weight + channel + i) + load<V>(bias + channel + i));
-        if constexpr (L1) absolutes.add(0, absolute(centred));
+        const V weights = load<V>(w + i), biases = load<V>(b + i);
+        for (int r = 0; r < R; ++r) {
+          const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
+          write<Stream>(out + r * stride + i, centred * splat<V>(scale[r]) * weights + biases);
+          if constexpr (L1) absolutes.add(0, absolute(centred));
+        }
       });
       if constexpr (L1) l1 += absolutes.value(0);
     });
@@ -85,29 +98,36 @@ struct ChannelsLast {
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                              Tile tile, Map<const A> mean, Map<const A> rstd, const A* weight,
                                              Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs, A* dweight, A* dbias) {
-    each_pixel(problem, unit, tile, [&](int64_t start, int64_t position, int64_t group, int64_t channel, int64_t seen) {
-      const T* in = x + start;
-      const T* grads = dy + start;
-      const A average = *mean.at(group, position), scale = *rstd.at(group, position);
-      Sum<4> sums;
-      for_lanes<A>(problem.group_channels(), [&](auto lane, int64_t i) {
+    const int64_t n = problem.group_channels(), stride = problem.channels;
+    each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
+      constexpr int R = pixels.value;
+      const Copy<R> average(mean, at, position), scale(rstd, at, position);
+      const T* grads = dy + (in - x);
+      const A* w = weight + at.channel;
+      A *dw = dweight + at.channel, *db = dbias + at.channel;
+      Totals<A, R> sum_g, sum_gv, sum_v, sum_sign;
+      for_lanes<A>(n, [=, &sum_g, &sum_gv, &sum_v, &sum_sign](auto lane, int64_t i) {
         using V = decltype(lane);
-        const int64_t at = channel + i;
-        const V grad = load<V>(grads + i);
-        const V centred = load<V>(in + i) - splat<V>(average);
-        const V w = load<V>(weight + at);
-        const V product = grad * centred;
-        sums.add(0, w * grad);
-        sums.add(1, w * product);
-        sums.add(2, centred);
-        if constexpr (Signs) sums.add(3, sign(centred));
-        store(dweight + at, load<V>(dweight + at) + product * splat<V>(scale));
-        store(dbias + at, load<V>(dbias + at) + grad);
+        const V weights = load<V>(w + i);
+        V for_weight = load<V>(dw + i), for_bias = load<V>(db + i);
+        for (int r = 0; r < R; ++r) {
+          const V grad = load<V>(grads + r * stride + i);
+          const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
+          const V product = grad * centred;
+          sum_g.add(r, weights * grad);
+          sum_gv.add(r, weights * product);
+          sum_v.add(r, centred);
+          if constexpr (Signs) sum_sign.add(r, sign(centred));
+          for_weight += product * splat<V>(scale[r]);
+          for_bias += grad;
+        }
+        store(dw + i, for_weight);
+        store(db + i, for_bias);
       });
-      accumulate(p1, group, position, seen, sums.value(0));
-      accumulate(p2, group, position, seen, sums.value(1));
-      accumulate(v, group, position, seen, sums.value(2));
-      if constexpr (Signs) accumulate(signs, group, position, seen, sums.value(3));
+      accumulate(sum_g, at, p1, position);
+      accumulate(sum_gv, at, p2, position);
+      accumulate(sum_v, at, v, position);
+      if constexpr (Signs) accumulate(sum_sign, at, signs, position);
     });
   }
 
@@ -115,55 +135,91 @@ struct ChannelsLast {
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                               Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
                                               Map<const A> e, const A* weight, A l1_scale, T* dx) {
-    each_pixel(problem, unit, tile, [&](int64_t start, int64_t position, int64_t group, int64_t channel, int64_t) {
-      const T* in = x + start;
-      const T* grad = dy + start;
-      T* out = dx + start;
-      const A average = *mean.at(group, position), scale = *rstd.at(group, position);
-      const A slope = *a.at(group, position), shift = *e.at(group, position);
-      for_lanes_writing<A, Stream>(out, problem.group_channels(), [&](auto lane, int64_t i) {
+    const int64_t n = problem.group_channels(), stride = problem.channels;
+    each_written_block<Stream>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
+      constexpr int R = pixels.value;
+      const Copy<R> average(mean, at, position), scale(rstd, at, position);
+      const Copy<R> slope(a, at, position), shift(e, at, position);
+      const T* grads = dy + (in - x);
+      const A* w = weight + at.channel;
+      T* out = dx + (in - x);
+      for_lanes_writing<A, Stream>(out, n, [=](auto lane, int64_t i) {
         using V = decltype(lane);
-        const V centred = load<V>(in + i) - splat<V>(average);
-        V result = load<V>(weight + channel + i) * load<V>(grad + i) * splat<V>(scale) - splat<V>(slope) * centred -
-                   splat<V>(shift);
-        if constexpr (Signs) result += splat<V>(l1_scale) * sign(centred);
-        write<Stream>(out + i, result);
+        const V weights = load<V>(w + i);
+        for (int r = 0; r < R; ++r) {
+          const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
+          V result = weights * load<V>(grads + r * stride + i) * splat<V>(scale[r]) - splat<V>(slope[r]) * centred -
+                     splat<V>(shift[r]);
+          if constexpr (Signs) result += splat<V>(l1_scale) * sign(centred);
+          write<Stream>(out + r * stride + i, result);
+        }
       });
     });
   }
 
  private:
-  // Several running sums, each over vectors and single numbers.
-  template <int Count>
-  struct Sum {
-    Vec<A> lanes[Count] = {};
-    A tail[Count] = {};
-
-    template <class V>
-    void add(int which, V v) {
-      if constexpr (is_scalar<V>)
-        tail[which] += v;
-      else
-        lanes[which] += v;
-    }
-    A value(int which) const { return lane_sum<A>(lanes[which]) + tail[which]; }
+  // Where in its pixels a block is: its group, that group's first channel, and how many samples came before.
+  struct Segment {
+    int64_t group, channel, seen;
   };
 
-  static void accumulate(Map<A> map, int64_t group, int64_t position, int64_t seen, A value) {
-    A& out = *map.at(group, position);
-    out = (seen == 0 ? 0 : out) + value;
+  // A map's numbers for the pixels of a block, out of memory that stores could change.
+  template <int R>
+  class Copy {
+   public:
+    Copy(Map<const A> map, Segment at, int64_t position) {
+      for (int r = 0; r < R; ++r) numbers_[r] = *map.at(at.group, position + r);
+    }
+    A operator[](int r) const { return numbers_[r]; }
+
+   private:
+    A numbers_[R];
+  };
+
+  // Joins the moments of another sample's n channels to those of `seen` samples (Chan et al. 1983).
+  static void merge(A own_mean, A own_m2, int64_t n, int64_t seen, A& mean, A& m2) {
+    if (seen == 0) {
+      mean = own_mean;
+      m2 = own_m2;
+      return;
+    }
+    const A step = own_mean - mean, share = A(1) / (seen + 1);
+    mean = step - step == 0 ? mean + step * share : mean + own_mean;
+    m2 += own_m2 + step * step * (n * seen * share);
   }
 
-  // body(offset of the group's first channel, position, group, that channel, samples seen before)
-  template <class Body>
-  static void each_pixel(const Problem& problem, const Unit& unit, Tile tile, Body&& body) {
+  template <int R>
+  static void accumulate(const Totals<A, R>& totals, Segment at, Map<A> map, int64_t position) {
+    A sums[R];
+    totals.values(sums);
+    A* out = map.at(at.group, position);
+    for (int r = 0; r < R; ++r) out[r] = (at.seen == 0 ? 0 : out[r]) + sums[r];
+  }
+
+  // body(pixels, pointer to the group's first channel of the first pixel, its position, where that is) for blocks of R
+  // pixels, then single ones.
+  template <int R, class Body>
+  static void each_block(const Problem& problem, const Unit& unit, const T* x, Tile tile, Body&& body) {
     const int64_t n = problem.group_channels();
-    for (int64_t seen = 0; seen < unit.samples; ++seen)
-      for (int64_t position = tile.begin; position < tile.end; ++position) {
-        const int64_t start = offset(problem, unit.sample + seen, 0, position);
-        for (int64_t group = 0; group < problem.groups; ++group)
-          body(start + group * n, position, group, group * n, seen);
-      }
+    const auto each_group = [&](auto pixels, int64_t seen, int64_t position) {
+      const T* in = x + offset(problem, unit.sample + seen, 0, position);
+      for (int64_t group = 0; group < problem.groups; ++group)
+        body(pixels, in + group * n, position, Segment{group, group * n, seen});
+    };
+    for (int64_t seen = 0; seen < unit.samples; ++seen) {
+      int64_t position = tile.begin;
+      for (; position + R <= tile.end; position += R) each_group(std::integral_constant<int, R>{}, seen, position);
+      for (; position < tile.end; ++position) each_group(std::integral_constant<int, 1>{}, seen, position);
+    }
+  }
+
+  // Streaming stores need the pixels of a block to be aligned alike.
+  template <bool Stream, class Body>
+  static void each_written_block(const Problem& problem, const Unit& unit, const T* x, Tile tile, Body&& body) {
+    if constexpr (Stream) {
+      if (problem.channels % kLanes<A> != 0) return each_block<1>(problem, unit, x, tile, body);
+    }
+    each_block<kPixels>(problem, unit, x, tile, body);
   }
 };
 

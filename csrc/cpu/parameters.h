@@ -1,6 +1,8 @@
 // Parameters come in dtypes of their own; kernels see them in the type of the statistics.
 #pragma once
 
+#include <limits>
+
 #include "threads.h"
 #include "unit.h"
 
@@ -30,11 +32,13 @@ class Values {
  public:
   Values(const Parameter& p, int64_t count, A absent) : values_(count) {
     for (int64_t i = 0; i < count; ++i)
-      values_.data()[i] = p.data == nullptr ? absent : static_cast<A>(read_number(p, p.count == 1 ? 0 : i));
+      values_.data()[i] = p.data == nullptr ? absent : quiet(read_number(p, p.count == 1 ? 0 : i));
   }
   const A* data() const { return values_.data(); }
 
  private:
+  static A quiet(double value) { return value == value ? static_cast<A>(value) : std::numeric_limits<A>::quiet_NaN(); }
+
   Buffer<A> values_;
 };
 

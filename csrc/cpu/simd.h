@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -84,11 +85,12 @@ inline U half_from_float(F value) {
   return (magnitude >= (143u << 23) ? special : finite) | (sign >> 16);
 }
 
+// Round to nearest even. The lower half of a NaN must be zero, or it could round up to something else: so are those of
+// bfloat16 inputs and of invalid operations, and Values makes those of parameters so.
 template <class U, class F>
 inline U bfloat_from_float(F value) {
   const U bits = bit_cast<U>(value);
-  const U rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  return (value == value ? rounded : U{} + 0x7fc00000u) >> 16;
+  return (bits + ((bits >> 16 & 1u) + 0x7fffu)) >> 16;
 }
 
 // The compilers' own conversions between vectors of 16 and 32 bits take twice the instructions.
@@ -233,14 +235,67 @@ inline V sign(V v) {
   return v > zero ? one : (v < zero ? -one : v);
 }
 
-// Sum of the lanes in a fixed order: halves are added until two lanes are left.
-template <class A>
-inline A lane_sum(Vec<A> v) {
-  A lanes[kLanes<A>];
-  __builtin_memcpy(lanes, &v, sizeof(v));
-  for (int64_t width = kLanes<A> / 2; width > 0; width /= 2)
-    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+// The lower and the upper lanes of a vector, added.
+template <class A, int Lanes, class V, size_t... I>
+inline auto fold(V v, std::index_sequence<I...>) {
+  return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (I + Lanes / 2)...);
 }
+
+// Sum of the lanes in a fixed order: halves are added until one lane is left.
+template <class A, int Lanes = kLanes<A>, class V>
+inline A lane_sum(V v) {
+  if constexpr (Lanes == 2)
+    return v[0] + v[1];
+  else
+    return lane_sum<A, Lanes / 2>(fold<A, Lanes>(v, std::make_index_sequence<Lanes / 2>{}));
+}
+
+// Neighbouring runs of `Run` lanes of a and of b, added in pairs: a's sums go to even runs, b's to odd ones.
+template <int Run, class V, size_t... I>
+inline V pair_sums(V a, V b, std::index_sequence<I...>) {
+  constexpr int lanes = sizeof...(I);
+  constexpr auto from = [](int i, int half) {
+    const int run = i / Run, source = run % 2 == 0 ? 0 : lanes;
+    return source + (run / 2 * 2 + half) * Run + i % Run;
+  };
+  return __builtin_shufflevector(a, b, from(I, 0)...) + __builtin_shufflevector(a, b, from(I, 1)...);
+}
+
+// The lane sums of four vectors at once.
+template <class A>
+inline void lane_sums(const Vec<A> (&v)[4], A (&sums)[4]) {
+  if constexpr (kLanes<A> >= 4) {
+    constexpr std::make_index_sequence<kLanes<A>> all{};
+    const Vec<A> four = pair_sums<2>(pair_sums<1>(v[0], v[1], all), pair_sums<1>(v[2], v[3], all), all);
+    for (int i = 0; i < 4; ++i) sums[i] = four[i];
+    for (int64_t lane = 4; lane < kLanes<A>; ++lane) sums[lane % 4] += four[lane];
+  } else {
+    for (int i = 0; i < 4; ++i) sums[i] = lane_sum<A>(v[i]);
+  }
+}
+
+// Several running sums, each over vectors and single numbers.
+template <class A, int Count>
+struct Totals {
+  Vec<A> lanes[Count] = {};
+  A tail[Count] = {};
+
+  template <class V>
+  void add(int which, V v) {
+    if constexpr (is_scalar<V>)
+      tail[which] += v;
+    else
+      lanes[which] += v;
+  }
+  A value(int which) const { return lane_sum<A>(lanes[which]) + tail[which]; }
+  void values(A (&out)[Count]) const {
+    if constexpr (Count == 4) {
+      lane_sums<A>(lanes, out);
+      for (int i = 0; i < Count; ++i) out[i] += tail[i];
+    } else {
+      for (int i = 0; i < Count; ++i) out[i] = value(i);
+    }
+  }
+};
 
 }  // namespace divnorm::DIVNORM_ISA

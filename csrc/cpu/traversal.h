@@ -11,7 +11,8 @@ namespace divnorm::DIVNORM_ISA {
 // What a slab and the rows ahead of it may take of x (and dy): a second read of them should find a cache.
 constexpr int64_t kSlabBytes = 4 << 20;
 constexpr int64_t kSmallestTile = 256;
-constexpr int64_t kWantedTiles = 64;     // smaller tiles below this many, to have work for every thread
+constexpr int64_t kTileStep = 16;        // whole vectors of any instruction set
+constexpr int64_t kWantedTiles = 16;     // smaller tiles below this many, to have work for every thread
 constexpr int64_t kFeatureSamples = 64;  // samples that share one partial sum per feature in the (N, F) form
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -85,8 +86,9 @@ inline Traversal plan_traversal(const Problem& problem, Reach first, Reach secon
 
   const int64_t positions = t.rows * t.line;
   const int64_t units = problem.over_batch ? t.segments : problem.batch * t.segments;
-  t.tile = divide_up(units * positions, kWantedTiles * 64) * 64;
-  t.tile = smaller(larger(t.tile, kSmallestTile), kTilePositions);
+  const int64_t most = smaller(larger(divide_up(units * positions, kWantedTiles), kSmallestTile), kTilePositions);
+  const int64_t slab = larger(1, t.slab_rows * t.line);
+  t.tile = smaller(divide_up(divide_up(slab, divide_up(slab, most)), kTileStep) * kTileStep, kTilePositions);
   for (int64_t i = 0; i < t.steps; ++i) {
     const Step s = t.step(i);
     t.reduce_tiles += divide_up((s.reduce_end - s.reduce_begin) * t.line, t.tile);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,10 +67,13 @@ def use_instruction_set(name: str) -> None:
     _native.use_instruction_set(name)
 
 
+def _three(entries: tuple[Any, ...], missing: Any) -> tuple[Any, Any, Any]:
+    """Entries per spatial dimension for the kernels' three axes: they walk the first and want the last contiguous."""
+    return (*entries[:-1], *(missing,) * (3 - len(entries)), entries[-1])
+
+
 def _field(axes: tuple[Axis, ...] | None) -> tuple[tuple[int, int, int], ...] | None:
-    if axes is None:
-        return None
-    return (_UNIT_AXIS,) * (3 - len(axes)) + tuple((a.lo, a.hi, a.divisor) for a in axes)
+    return None if axes is None else _three(tuple((a.lo, a.hi, a.divisor) for a in axes), _UNIT_AXIS)
 
 
 def _plan(g: Geometry, dtype: torch.dtype, channels_last: bool) -> _native.Plan:
@@ -84,7 +88,7 @@ def _plan(g: Geometry, dtype: torch.dtype, channels_last: bool) -> _native.Plan:
             g.batch,
             g.channels,
             g.groups,
-            (1,) * (3 - len(g.spatial)) + g.spatial,
+            _three(g.spatial, 1),
             _field(g.summation),
             _field(g.suppression),
         )
