@@ -53,7 +53,7 @@ struct ChannelsFirst {
         const A per_seen = A(1) / seen, per_all = A(1) / (seen + R);
         for_lanes<A>(tile.size(), [&](auto lane, int64_t i) {
           using V = decltype(lane);
-          for (int r = 0; r < R; ++r) __builtin_prefetch(block + (R + r) * stride + i);
+          prefetch_next<R>(block + i, stride);
           const V start = load<V>(pivot + i);
           const V total = load<V>(sum + i);
           const V average = total * splat<V>(per_seen);
@@ -147,6 +147,8 @@ struct ChannelsFirst {
       Totals<A, R> for_weight, for_bias;
       for_lanes<A>(tile.size(), [=, &for_weight, &for_bias](auto lane, int64_t i) {
         using V = decltype(lane);
+        prefetch_next<R>(block + i, stride);
+        prefetch_next<R>(dy_block + i, stride);
         const V average = load<V>(mean_row + i), scale = load<V>(rstd_row + i);
         V sum_g = load<V>(p1_row + i), sum_gv = load<V>(p2_row + i), sum_v = load<V>(v_row + i);
         V sum_sign = splat<V>(0);
@@ -245,13 +247,10 @@ struct ChannelsFirst {
     }
   }
 
-  // Streaming stores need the rows of a block to be aligned alike.
+  // Streaming stores fill whole cache lines one after the other, so they take one row at a time.
   template <bool Stream, class Body>
   static void each_written_block(const Problem& problem, const Unit& unit, const T* x, Tile tile, Body&& body) {
-    if constexpr (Stream) {
-      if (problem.positions() % kLanes<A> != 0) return each_block<1>(problem, unit, x, tile, body);
-    }
-    each_block<kRows>(problem, unit, x, tile, body);
+    each_block<Stream ? 1 : kRows>(problem, unit, x, tile, body);
   }
 };
 

@@ -28,6 +28,7 @@ struct ChannelsLast {
       constexpr int R = pixels.value;
       Totals<A, R> total;
       for_lanes<A>(n, [=, &total](auto lane, int64_t i) {
+        prefetch_next<R>(in + i, stride);
         for (int r = 0; r < R; ++r) total.add(r, load<decltype(lane)>(in + r * stride + i));
       });
       A average[R], error[R], squares[R];
@@ -108,6 +109,8 @@ struct ChannelsLast {
       Totals<A, R> sum_g, sum_gv, sum_v, sum_sign;
       for_lanes<A>(n, [=, &sum_g, &sum_gv, &sum_v, &sum_sign](auto lane, int64_t i) {
         using V = decltype(lane);
+        prefetch_next<R>(in + i, stride);
+        prefetch_next<R>(grads + i, stride);
         const V weights = load<V>(w + i);
         V for_weight = load<V>(dw + i), for_bias = load<V>(db + i);
         for (int r = 0; r < R; ++r) {
@@ -213,13 +216,10 @@ struct ChannelsLast {
     }
   }
 
-  // Streaming stores need the pixels of a block to be aligned alike.
+  // Streaming stores fill whole cache lines one after the other, so they take one pixel at a time.
   template <bool Stream, class Body>
   static void each_written_block(const Problem& problem, const Unit& unit, const T* x, Tile tile, Body&& body) {
-    if constexpr (Stream) {
-      if (problem.channels % kLanes<A> != 0) return each_block<1>(problem, unit, x, tile, body);
-    }
-    each_block<kPixels>(problem, unit, x, tile, body);
+    each_block<Stream ? 1 : kPixels>(problem, unit, x, tile, body);
   }
 };
 

@@ -10,9 +10,9 @@ namespace divnorm::DIVNORM_ISA {
 
 namespace {
 
-constexpr int64_t kThreadGrain = 16384;              // elements that are worth waking a thread
-constexpr int64_t kStreamBytes = int64_t{24} << 20;  // outputs from here on bypass the cache
-constexpr int64_t kStreamRun = 512;                  // contiguous bytes below which they do not
+constexpr int64_t kThreadGrain = 16384;             // elements that are worth waking a thread
+constexpr int64_t kStreamBytes = int64_t{8} << 20;  // outputs from here on bypass the cache, which x and dy need
+constexpr int64_t kStreamRun = 512;                 // contiguous bytes below which they do not
 
 template <class A>
 struct Constants {
@@ -29,7 +29,9 @@ Reach reach_of(const Field& field, bool mirrored) {
 
 template <class T>
 bool streams(const Problem& problem) {
-  const int64_t run = problem.channels_last ? problem.group_channels() : smaller(problem.positions(), kTilePositions);
+  const bool whole_pixels = problem.groups == 1 && problem.channels % kLanes<Acc<T>> == 0;
+  const int64_t pixel = whole_pixels ? problem.numel() : problem.group_channels();
+  const int64_t run = problem.channels_last ? pixel : smaller(problem.positions(), kTilePositions);
   return problem.numel() * int64_t{sizeof(T)} >= kStreamBytes && run * int64_t{sizeof(T)} >= kStreamRun;
 }
 

@@ -204,6 +204,12 @@ inline void stream_fence() {
 #endif
 }
 
+// Asks for the same place in the next `Rows` rows: they are too far apart for the processor to see them coming.
+template <int Rows, class T>
+inline void prefetch_next(const T* p, int64_t stride) {
+  for (int r = 0; r < Rows; ++r) __builtin_prefetch(p + (Rows + r) * stride);
+}
+
 // Calls body(V{}, i) over 0..count: vectors first, then single numbers.
 template <class A, class Body>
 inline void for_lanes(int64_t count, Body&& body) {

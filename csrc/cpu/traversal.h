@@ -88,7 +88,8 @@ inline Traversal plan_traversal(const Problem& problem, Reach first, Reach secon
   const int64_t units = problem.over_batch ? t.segments : problem.batch * t.segments;
   const int64_t most = smaller(larger(divide_up(units * positions, kWantedTiles), kSmallestTile), kTilePositions);
   const int64_t slab = larger(1, t.slab_rows * t.line);
-  t.tile = smaller(divide_up(divide_up(slab, divide_up(slab, most)), kTileStep) * kTileStep, kTilePositions);
+  const int64_t tiles = slab <= most ? 1 : divide_up(slab, 2 * most) * 2;  // an even number, to share
+  t.tile = smaller(divide_up(divide_up(slab, tiles), kTileStep) * kTileStep, kTilePositions);
   for (int64_t i = 0; i < t.steps; ++i) {
     const Step s = t.step(i);
     t.reduce_tiles += divide_up((s.reduce_end - s.reduce_begin) * t.line, t.tile);
