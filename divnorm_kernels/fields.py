@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -51,22 +51,22 @@ class Geometry:
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What backends keep per geometry."""
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """The shape (N, C, *S) that is computed on."""
         return (self.batch, self.channels, *self.spatial)
 
-    @property
+    @cached_property
     def map_shape(self) -> tuple[int, ...]:
         """The shape of the maps mean and rstd."""
         return (1 if self.over_batch else self.batch, self.groups, *self.spatial)
 
-    @property
+    @cached_property
     def affine_size(self) -> int:
         """The number of elements of weight and bias."""
         return self.spatial[0] if self.features else self.channels
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """The number of elements of x."""
         count = self.batch * self.channels

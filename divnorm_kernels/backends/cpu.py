@@ -40,7 +40,7 @@ def refusal(g: Geometry, x: Tensor) -> str | None:
     """Why this call cannot be served, or ``None``."""
     if _native is None:
         return missing()
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"x is on {x.device}, this backend computes on the CPU"
     if x.dtype not in _DTYPES:
         return f"x has dtype {x.dtype}"
@@ -95,19 +95,18 @@ def _plan(g: Geometry, dtype: torch.dtype, channels_last: bool) -> _native.Plan:
     return plan
 
 
-_ABSENT = (None, 0, 0, 0)
-
-
-def _parameter(t: Tensor | float | None) -> tuple[Tensor | None, int, int, int]:
-    """A parameter made contiguous (kept alive by the caller), its address, dtype code and number of elements."""
-    if not isinstance(t, Tensor):
-        return _ABSENT
-    t = t.contiguous()
-    return t, t.data_ptr(), _DTYPES[t.dtype], t.numel()
-
-
-def _pointer(t: Tensor | None) -> int:
+def _address(t: Tensor | None) -> int:
+    """Of a contiguous tensor; 0 where there is none."""
     return 0 if t is None else t.data_ptr()
+
+
+def _code(t: Tensor | None) -> int:
+    return 0 if t is None else _DTYPES[t.dtype]
+
+
+def _packed(t: Tensor | None) -> Tensor | None:
+    """A parameter without gaps; the caller keeps it alive while its address is in use."""
+    return t if t is None or t.is_contiguous() else t.contiguous()
 
 
 def forward(
@@ -119,25 +118,23 @@ def forward(
     y = torch.empty_like(x)
     mean = None if g.summation is None else torch.empty(g.map_shape, dtype=compute)
     rstd = None if g.suppression is None else torch.empty(g.map_shape, dtype=compute)
-    if x.numel() == 0:
+    if g.numel == 0:
         return y, mean, rstd, torch.zeros((), dtype=compute) if with_l1 else None
-    weight, weight_at, weight_dtype, _ = _parameter(weight)
-    bias, bias_at, bias_dtype, _ = _parameter(bias)
-    value = 0.0 if isinstance(sigma, Tensor) else sigma
-    sigma, sigma_at, sigma_dtype, sigma_count = _parameter(sigma)
+    weight, bias = _packed(weight), _packed(bias)
+    value, sigma = (0.0, _packed(sigma)) if isinstance(sigma, Tensor) else (sigma, None)
     l1 = _plan(g, x.dtype, channels_last_strides(x)).forward(
         x.data_ptr(),
-        weight_at,
-        weight_dtype,
-        bias_at,
-        bias_dtype,
-        sigma_at,
-        sigma_dtype,
-        sigma_count,
+        _address(weight),
+        _code(weight),
+        _address(bias),
+        _code(bias),
+        _address(sigma),
+        _code(sigma),
+        0 if sigma is None else sigma.numel(),
         value,
         y.data_ptr(),
-        _pointer(mean),
-        _pointer(rstd),
+        _address(mean),
+        _address(rstd),
         with_l1,
         torch.get_num_threads(),
     )
@@ -163,29 +160,28 @@ def backward(
     dweight = torch.empty_like(weight, memory_format=torch.contiguous_format) if needs[1] else None
     dbias = torch.empty_like(bias, memory_format=torch.contiguous_format) if needs[2] else None
     dsigma = torch.empty_like(sigma, memory_format=torch.contiguous_format) if needs[3] else None
-    if x.numel() == 0:
+    if g.numel == 0:
         for gradient in (dweight, dbias, dsigma):
             if gradient is not None:
                 gradient.zero_()
         return dx if needs[0] else None, dweight, dbias, dsigma
-    weight, weight_at, weight_dtype, _ = _parameter(weight)
-    sigma, sigma_at, sigma_dtype, sigma_count = _parameter(sigma)
+    weight, sigma = _packed(weight), _packed(sigma) if isinstance(sigma, Tensor) else None
     _plan(g, x.dtype, channels_last_strides(x)).backward(
         x.data_ptr(),
         dy.data_ptr(),
-        _pointer(mean),
-        _pointer(rstd),
-        weight_at,
-        weight_dtype,
-        sigma_at,
-        sigma_dtype,
-        sigma_count,
+        _address(mean),
+        _address(rstd),
+        _address(weight),
+        _code(weight),
+        _address(sigma),
+        _code(sigma),
+        0 if sigma is None else sigma.numel(),
         0.0 if dl1 is None else dl1.item(),
         dx.data_ptr(),
-        _pointer(dweight),
-        _pointer(dbias),
-        0 if dbias is None else _DTYPES[dbias.dtype],
-        _pointer(dsigma),
+        _address(dweight),
+        _address(dbias),
+        _code(dbias),
+        _address(dsigma),
         torch.get_num_threads(),
     )
     return dx if needs[0] else None, dweight, dbias, dsigma

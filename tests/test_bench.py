@@ -1,0 +1,198 @@
+"""The benchmark: what it measures is what it says, and its command line."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bench import measure as measuring
+from bench.cases import CASES, SUITES, Case, Setting, settings
+from bench.cli import app
+from bench.inputs import image_cases, sample_cases, tensor_case
+from bench.measure import check, measure
+from bench.results import best_of_ours, geometric_mean, headline, ratio, settings_of, share_of_limit
+from bench.subjects import OURS, PEERS, Subject, activation, groups_for, ours, peers
+from bench.timing import extra_memory
+
+SMALL = Setting(Case("small", (2, 8, 9, 9), "a test"), "float32", "contiguous", 3)
+
+
+@pytest.fixture(autouse=True)
+def _torchs_defaults():
+    torch.use_deterministic_algorithms(False)
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_suites_name_cases_that_exist():
+    for suite in SUITES.values():
+        assert set(suite.cases) | set(suite.compiled) | set(suite.sweep) <= CASES.keys()
+
+
+def test_settings_are_every_combination_and_features_have_one_format():
+    chosen = [CASES["8x16x32x32"], CASES["64x1024"]]
+    made = list(settings(chosen, ["float32", "bfloat16"], ["contiguous", "channels_last"], [3, 5]))
+    assert len(made) == len(set(made)) == 8 + 4
+
+
+@pytest.mark.parametrize("form", ["contiguous", "channels_last"])
+def test_activation_has_the_settings_dtype_and_layout(form):
+    setting = Setting(CASES["8x16x32x32"], "bfloat16", form, 3)
+    x = activation(setting, setting.case.values())
+    assert x.dtype == torch.bfloat16
+    assert x.is_contiguous(memory_format=getattr(torch, form.replace("contiguous", "contiguous_format")))
+    assert torch.equal(x, setting.case.values().bfloat16())
+
+
+def test_subjects_compute_what_their_names_say():
+    x = torch.randn(2, 8, 9, 9)
+    named = {s.name: s for s in (*ours(SMALL, x), *peers(SMALL, x, compiled=False))}
+    eager = named["eager reference"].function(x)
+    torch.testing.assert_close(named["divnorm cpu"].function(x), eager, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(named["GroupNorm"].function(x), torch.nn.functional.group_norm(x, groups_for(8)))
+    torch.testing.assert_close(named["BatchNorm"].function(x).mean((0, 2, 3)), torch.zeros(8), atol=1e-5, rtol=0)
+    assert set(named) == {"divnorm cpu", *PEERS} - {"torch.compile"}
+
+
+def test_rows_hold_together():
+    rows = measure(SMALL, check(SMALL), with_peers=True, compiled=False, seconds=0.05)
+    by_name = {row.subject: row for row in rows}
+    own, copy = by_name["divnorm cpu"], by_name["copy"]
+    for row in rows:
+        assert row.times.rounds >= 3
+        assert 0 < row.times.low <= row.times.high
+        assert row.copies == pytest.approx(row.times.both / copy.times.both)
+    assert own.error.y <= own.error.limit_y
+    assert own.extra_bytes is None or own.extra_bytes >= 0
+    data = {row.subject: row.as_dict() for row in rows}
+    assert best_of_ours(data) is data["divnorm cpu"]
+    assert ratio(data["divnorm cpu"], data["BatchNorm"]) == pytest.approx(
+        by_name["BatchNorm"].times.both / own.times.both
+    )
+    assert share_of_limit(data["divnorm cpu"]) == pytest.approx(2.5 / own.copies)
+
+
+def test_wrong_results_are_not_timed(monkeypatch):
+    def broken(setting, x):
+        weight = torch.ones(8, requires_grad=True)
+        return [Subject(f"{OURS} cpu", "broken", lambda x: x * weight.view(1, -1, 1, 1), [weight])]
+
+    monkeypatch.setattr(measuring, "ours", broken)
+    rows = [r.as_dict() for r in measure(SMALL, check(SMALL), with_peers=False, compiled=False, seconds=0.01)]
+    (own,) = [row for row in rows if row["subject"].startswith(OURS)]
+    assert own["times"] is None
+    assert headline(rows)["wrong"] == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory cannot be read here")
+def test_memory_is_what_a_subject_allocates():
+    """A subject that holds three more tensors of x's size while it runs, written to, needs three times x."""
+    x = torch.randn(64, 64, 64, 16, requires_grad=True)
+
+    def greedy(x):
+        held = [torch.ones(x.shape) for _ in range(3)]
+        return x * float(held[0][0, 0, 0, 0])
+
+    measured = extra_memory(Subject("greedy", "", greedy, []), x, torch.ones_like(x, requires_grad=False))
+    assert measured == pytest.approx(3 * x.numel() * 4, rel=0.5)
+
+
+def test_geometric_mean():
+    assert geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
+    assert geometric_mean([]) is None
+
+
+def test_run_writes_results_and_plots_and_show_reads_them(tmp_path):
+    output = run(
+        "run",
+        "--case",
+        "8x16x32x32",
+        "--case",
+        "64x1024",
+        "--dtype",
+        "float32",
+        "--seconds",
+        0.05,
+        "--no-compile",
+        "--no-sweep",
+        "--out",
+        tmp_path,
+    )
+    assert "faster than BatchNorm (geometric mean" in output
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert len(settings_of(document["rows"])) == 3
+    assert document["machine"]["threads"] == torch.get_num_threads()
+    assert document["call_overhead_us"]["DivisiveNorm2d"] > 0
+    assert all(math.isfinite(row["times"]["both"]) for row in document["rows"])
+    assert (tmp_path / "ratios.png").stat().st_size > 10_000
+    (tmp_path / "ratios.png").unlink()
+    assert "8x16x32x32" in run("show", tmp_path / "results.json")
+    assert (tmp_path / "ratios.png").exists()
+
+
+def test_sweep_over_windows(tmp_path):
+    output = run(
+        "run",
+        "--case",
+        "32x64x56x56",
+        "--dtype",
+        "float32",
+        "--format",
+        "contiguous",
+        "--seconds",
+        0.02,
+        "--no-compile",
+        "--out",
+        tmp_path,
+    )
+    assert "31 / 3" in output
+    assert (tmp_path / "windows.png").exists()
+
+
+def test_a_users_tensor_and_pictures(tmp_path):
+    np.save(tmp_path / "activation.npy", np.random.default_rng(0).normal(size=(2, 4, 10, 12)))
+    (case,) = [tensor_case(tmp_path / "activation.npy")]
+    assert case.shape == (2, 4, 10, 12)
+    sample, response = sample_cases()
+    assert sample.shape[:2] == (1, 3)
+    assert response.shape == (1, 64, (sample.shape[2] + 1) // 2, (sample.shape[3] + 1) // 2)
+    assert abs(sample.values().mean()) < 1e-4
+    output = run(
+        "run",
+        "--tensor",
+        tmp_path / "activation.npy",
+        "--dtype",
+        "float32",
+        "--seconds",
+        0.02,
+        "--no-compile",
+        "--no-sweep",
+        "--out",
+        tmp_path / "out",
+    )
+    assert "activation.npy" in output
+
+
+def test_bad_files_are_clear_errors(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"objects.npy: expected a .npy file of numbers"):
+        tensor_case(tmp_path / "objects.npy")
+    np.save(tmp_path / "flat.npy", np.ones(3))
+    with pytest.raises(ValueError, match=r"got float64 of shape \(3,\), expected numbers of 2 to 5 dimensions"):
+        tensor_case(tmp_path / "flat.npy")
+    with pytest.raises(ValueError, match="expected a folder with pictures"):
+        image_cases(tmp_path)
+    assert "expected one of" in run("run", "--case", "1x2x3", code=2)
+    assert "expected one of" in run("run", "--suite", "none", code=2)
+
+
+def test_cases_are_listed():
+    assert "32x64x56x56" in run("cases")
