@@ -8,12 +8,18 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
+REQUIRED = os.environ.get("DIVNORM_REQUIRE_NATIVE") == "1"
 
 
 class CMakeBuild(build_ext):
-    """Builds the native module with CMake; where that fails, the package installs as pure Python and says so."""
+    """Builds the native module with CMake.
+
+    The module is optional: setuptools turns a CompileError into a warning and the package installs as pure Python,
+    unless DIVNORM_REQUIRE_NATIVE=1.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -21,12 +27,10 @@ class CMakeBuild(build_ext):
         try:
             self._cmake(build, output)
         except (OSError, subprocess.CalledProcessError) as error:
-            if os.environ.get("DIVNORM_REQUIRE_NATIVE") == "1":
-                raise
-            self.warn(
-                f"divnorm_kernels: the native module was not built ({error}). The package works in pure Python, with "
+            raise CompileError(
+                f"the native module was not built ({error}). Without it the package works in pure Python, with "
                 'backend="reference" only. With a C++17 compiler in place, install again for the CPU kernels.'
-            )
+            ) from error
 
     def _cmake(self, build: Path, output: Path) -> None:
         import pybind11
@@ -53,13 +57,8 @@ class CMakeBuild(build_ext):
         built = next(build.glob("_native*.so"), None) or next(build.glob("_native*.pyd"))
         shutil.copy2(built, output)
 
-    def copy_extensions_to_source(self) -> None:
-        """For editable installs: copies what was built, which may be nothing."""
-        self.extensions = [ext for ext in self.extensions if Path(self.get_ext_fullpath(ext.name)).exists()]
-        super().copy_extensions_to_source()
-
 
 setup(
-    ext_modules=[Extension("divnorm_kernels._native", sources=[])],
+    ext_modules=[Extension("divnorm_kernels._native", sources=[], optional=not REQUIRED)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -55,6 +55,14 @@ def wheel(tree, **environment):
     return built, output
 
 
+def editable(tree, **environment):
+    """Installs the tree itself, beside this interpreter's packages; returns what it then says of itself."""
+    prefix = tree.parent / "prefix"
+    command = ("-m", "pip", "install", "--editable", ".", "--no-deps", "--ignore-installed", "--prefix", prefix)
+    run(sys.executable, *command, cwd=tree, **environment)
+    return run(sys.executable, "-m", "divnorm_kernels", cwd=tree)
+
+
 def unpacked(built, where):
     with zipfile.ZipFile(built) as archive:
         archive.extractall(where)
@@ -85,6 +93,15 @@ def test_wheel_runs_on_every_instruction_set_and_a_second_build_works(tree, tmp_
     again, _ = wheel(tree)  # CMake's cache of the first build names tools that pip has deleted since
     report = run(sys.executable, "-m", "divnorm_kernels", cwd=unpacked(again, tmp_path / "second"))
     assert "backend cpu: available" in report
+
+
+def test_editable_install_compiles_into_the_tree(tree):
+    assert "backend cpu: available" in editable(tree)
+    assert len(list((tree / "divnorm_kernels").glob("_native*.so"))) == 1
+
+
+def test_editable_install_without_a_compiler_is_pure_python(tree):
+    assert "backend cpu: missing: the compiled module does not import" in editable(tree, CXX="/nonexistent/compiler")
 
 
 def test_without_a_compiler_the_install_is_pure_python_and_says_so(tree, tmp_path):
