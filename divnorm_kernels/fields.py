@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -48,31 +49,19 @@ class Geometry:
     suppression: tuple[Axis, ...] | None
     over_batch: bool
     features: bool
+    affine_size: int
+    """The number of elements of weight and bias."""
+    map_shape: tuple[int, ...]
+    """The shape of the maps mean and rstd."""
+    numel: int
+    """The number of elements of x."""
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What backends keep per geometry."""
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape (N, C, *S) that is computed on."""
         return (self.batch, self.channels, *self.spatial)
-
-    @cached_property
-    def map_shape(self) -> tuple[int, ...]:
-        """The shape of the maps mean and rstd."""
-        return (1 if self.over_batch else self.batch, self.groups, *self.spatial)
-
-    @cached_property
-    def affine_size(self) -> int:
-        """The number of elements of weight and bias."""
-        return self.spatial[0] if self.features else self.channels
-
-    @cached_property
-    def numel(self) -> int:
-        """The number of elements of x."""
-        count = self.batch * self.channels
-        for extent in self.spatial:
-            count *= extent
-        return count
 
 
 def _is_int(value: object) -> bool:
@@ -152,6 +141,9 @@ def _build(
         _axes("norm_window", norm_window, spatial, edges),
         over_batch,
         features,
+        affine_size=spatial[0] if features else channels,
+        map_shape=(1 if over_batch else batch, groups, *spatial),
+        numel=batch * channels * prod(spatial),
     )
 
 

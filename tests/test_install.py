@@ -11,6 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("csrc", "divnorm_kernels", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+# An editable install of this package answers for modules that a copy lacks: the compiled one, where that is missing.
+ALONE = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if not finder.__module__.startswith("__editable__")]
+"""
+REPORT = "import runpy; runpy.run_module('divnorm_kernels', run_name='__main__')"
 USE = """
 import torch, divnorm_kernels
 from divnorm_kernels.backends import cpu
@@ -44,6 +50,11 @@ def run(*command, cwd, **environment):
     return done.stdout + done.stderr
 
 
+def python(code, cwd, **environment):
+    """What the code prints with the package in ``cwd``."""
+    return run(sys.executable, "-c", ALONE + code, cwd=cwd, **environment)
+
+
 def wheel(tree, **environment):
     """Builds a wheel; returns it and pip's full output."""
     target = tree.parent / "wheels"
@@ -60,7 +71,7 @@ def editable(tree, **environment):
     prefix = tree.parent / "prefix"
     command = ("-m", "pip", "install", "--editable", ".", "--no-deps", "--ignore-installed", "--prefix", prefix)
     run(sys.executable, *command, cwd=tree, **environment)
-    return run(sys.executable, "-m", "divnorm_kernels", cwd=tree)
+    return python(REPORT, tree)
 
 
 def unpacked(built, where):
@@ -76,8 +87,8 @@ def test_wheel_runs_on_every_instruction_set_and_a_second_build_works(tree, tmp_
     assert {"py.typed", "_native.pyi"} <= names
     assert any(name.startswith("_native.") and name.endswith((".so", ".pyd")) for name in names)
     code = "from divnorm_kernels.backends import cpu; print(*cpu.instruction_sets())"
-    for name in run(sys.executable, "-c", code, cwd=home).split():
-        assert run(sys.executable, "-c", USE.format(backend="cpu"), cwd=home, DIVNORM_INSTRUCTION_SET=name).split() == [
+    for name in python(code, home).split():
+        assert python(USE.format(backend="cpu"), home, DIVNORM_INSTRUCTION_SET=name).split() == [
             str(home / "divnorm_kernels" / "__init__.py"),
             name,
         ]
@@ -91,7 +102,7 @@ def test_wheel_runs_on_every_instruction_set_and_a_second_build_works(tree, tmp_
         assert [line for line in shared if "DW.ref." not in line] == []
 
     again, _ = wheel(tree)  # CMake's cache of the first build names tools that pip has deleted since
-    report = run(sys.executable, "-m", "divnorm_kernels", cwd=unpacked(again, tmp_path / "second"))
+    report = python(REPORT, unpacked(again, tmp_path / "second"))
     assert "backend cpu: available" in report
 
 
@@ -112,8 +123,8 @@ def test_without_a_compiler_the_install_is_pure_python_and_says_so(tree, tmp_pat
     code = USE.format(backend=None).replace(
         "import torch", "import warnings; warnings.simplefilter('ignore'); import torch"
     )
-    assert run(sys.executable, "-c", code, cwd=home).split()[1] == "None"
-    report = run(sys.executable, "-m", "divnorm_kernels", cwd=home)
+    assert python(code, home).split()[1] == "None"
+    report = python(REPORT, home)
     assert "backend cpu: missing: the compiled module does not import" in report
 
 
