@@ -117,18 +117,20 @@ class BackwardPass {
     const Map<const A> zero{s_.zeros, 0, 0, true};
     const Map<const A> a = s_.problem.suppression.present ? Map<const A>(a_) : zero;
     const Map<const A> e = s_.problem.summation.present ? Map<const A>(e_) : zero;
+    T* dx = static_cast<T*>(s_.tensors.dx);
+    const bool stream = s_.stream && Layout::streamable(s_.problem, unit_, dx, tile);
     const auto run = [&](auto stream, auto signs) {
-      Layout::template gradient_input<stream.value, signs.value>(
-          s_.problem, unit_, static_cast<const T*>(s_.tensors.x), static_cast<const T*>(s_.tensors.dy), tile, mean_,
-          rstd_, a, e, s_.weight, s_.l1_scale, static_cast<T*>(s_.tensors.dx));
+      Layout::template gradient_input<stream.value, signs.value>(s_.problem, unit_, static_cast<const T*>(s_.tensors.x),
+                                                                 static_cast<const T*>(s_.tensors.dy), tile, mean_,
+                                                                 rstd_, a, e, s_.weight, s_.l1_scale, dx);
     };
     const std::true_type yes;
     const std::false_type no;
     if (s_.l1_scale != 0)
-      s_.stream ? run(yes, yes) : run(no, yes);
+      stream ? run(yes, yes) : run(no, yes);
     else
-      s_.stream ? run(yes, no) : run(no, no);
-    if (s_.stream) stream_fence();
+      stream ? run(yes, no) : run(no, no);
+    if (stream) stream_fence();
   }
 
  private:

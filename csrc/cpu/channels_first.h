@@ -4,7 +4,7 @@
 
 #include <initializer_list>
 
-#include "unit.h"
+#include "lanes.h"
 
 namespace divnorm::DIVNORM_ISA {
 
@@ -15,9 +15,17 @@ constexpr int kRows = 4;  // channels taken at once: their loads share the maps'
 template <class T, bool PerPosition>
 struct ChannelsFirst {
   using A = Acc<T>;
+  using Wide = std::conditional_t<std::is_same_v<T, BFloat16> && !PerPosition, Pair, Vec<A>>;
 
   static int64_t offset(const Problem& problem, int64_t sample, int64_t channel, int64_t position) {
     return (sample * problem.channels + channel) * problem.positions() + position;
+  }
+
+  // Whether out's rows of the tile may be written with streaming stores.
+  static bool streamable(const Problem& problem, const Unit& unit, const T* out, Tile tile) {
+    const T* row = out + offset(problem, unit.sample, 0, tile.begin);
+    const int64_t stride_bytes = problem.positions() * sizeof(T);
+    return !is_pair<Wide> || (reinterpret_cast<uintptr_t>(row) | stride_bytes) % kVectorBytes == 0;
   }
 
   // mean = average over the unit's samples and channels, m2 = sum of (x - mean)^2.
@@ -32,13 +40,13 @@ struct ChannelsFirst {
     each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t) {
       constexpr int R = rows.value;
       if (seen == 0) {
-        for_lanes<A>(tile.size(), [&](auto lane, int64_t i) {
+        for_lanes<Wide>(tile.size(), [&](auto lane, int64_t i) {
           using V = decltype(lane);
           V value[R], total = load<V>(block + i);
           value[0] = total;
           for (int r = 1; r < R; ++r) total += value[r] = load<V>(block + r * stride + i);
           const V average = total * splat<V>(A(1) / R);
-          const V start = average - average == splat<V>(0) ? average : splat<V>(0);
+          const V start = finite_or_zero(average);
           V shifted = splat<V>(0), squares = splat<V>(0);
           for (int r = 0; r < R; ++r) {
             const V centred = value[r] - start;
@@ -51,7 +59,7 @@ struct ChannelsFirst {
         });
       } else {
         const A per_seen = A(1) / seen, per_all = A(1) / (seen + R);
-        for_lanes<A>(tile.size(), [&](auto lane, int64_t i) {
+        for_lanes<Wide>(tile.size(), [&](auto lane, int64_t i) {
           using V = decltype(lane);
           prefetch_next<R>(block + i, stride);
           const V start = load<V>(pivot + i);
@@ -73,10 +81,11 @@ struct ChannelsFirst {
     });
     const A per_seen = A(1) / seen;
     A* mean_row = mean.at(0, tile.begin);
-    for_lanes<A>(tile.size(), [&](auto lane, int64_t i) {
+    for_lanes<Wide>(tile.size(), [&](auto lane, int64_t i) {
       using V = decltype(lane);
       store(mean_row + i, load<V>(pivot + i) + load<V>(sum + i) * splat<V>(per_seen));
     });
+    for (A* row : {mean_row, m2_row}) restore_order<Wide>(row, tile.size());
   }
 
   // m2 = sum of x^2: the moments of a call that subtracts no mean.
@@ -86,7 +95,7 @@ struct ChannelsFirst {
     for (int64_t i = 0; i < tile.size(); ++i) row[i] = 0;
     each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t) {
       constexpr int R = rows.value;
-      for_lanes<A>(tile.size(), [&](auto lane, int64_t i) {
+      for_lanes<Wide>(tile.size(), [&](auto lane, int64_t i) {
         using V = decltype(lane);
         V sum = load<V>(row + i);
         for (int r = 0; r < R; ++r) {
@@ -96,14 +105,16 @@ struct ChannelsFirst {
         store(row + i, sum);
       });
     });
+    restore_order<Wide>(row, tile.size());
   }
 
   // y = weight * (x - mean) * rstd + bias; returns the sum of |x - mean| when L1 is set.
   template <bool Stream, bool L1>
   [[gnu::flatten]] static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile,
                                            Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias, T* y) {
-    const A* mean_row = mean.at(0, tile.begin);
-    const A* rstd_row = rstd.at(0, tile.begin);
+    const InLaneOrder<Wide, A> means(mean.at(0, tile.begin), tile.size());
+    const InLaneOrder<Wide, A> scales(rstd.at(0, tile.begin), tile.size());
+    const A *mean_row = means.data(), *rstd_row = scales.data();
     const int64_t stride = problem.positions();
     double l1 = 0;
     each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
@@ -111,8 +122,9 @@ struct ChannelsFirst {
       const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
       T* out = y + (block - x);
       Totals<A, 1> absolutes;
-      for_lanes_writing<A, Stream>(out, tile.size(), [=, &absolutes](auto lane, int64_t i) {
+      for_lanes_writing<Wide, Stream>(out, tile.size(), [=, &absolutes](auto lane, int64_t i) {
         using V = decltype(lane);
+        prefetch_next<R>(block + i, stride);
         const V average = load<V>(mean_row + i), scale = load<V>(rstd_row + i);
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(block + r * stride + i) - average;
@@ -131,8 +143,9 @@ struct ChannelsFirst {
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                              Tile tile, Map<const A> mean, Map<const A> rstd, const A* weight,
                                              Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs, A* dweight, A* dbias) {
-    const A* mean_row = mean.at(0, tile.begin);
-    const A* rstd_row = rstd.at(0, tile.begin);
+    const InLaneOrder<Wide, A> means(mean.at(0, tile.begin), tile.size());
+    const InLaneOrder<Wide, A> scales(rstd.at(0, tile.begin), tile.size());
+    const A *mean_row = means.data(), *rstd_row = scales.data();
     A* p1_row = p1.at(0, tile.begin);
     A* p2_row = p2.at(0, tile.begin);
     A* v_row = v.at(0, tile.begin);
@@ -145,7 +158,7 @@ struct ChannelsFirst {
       const Affine<R> weights(weight, channel, tile);
       const T* dy_block = dy + (block - x);
       Totals<A, R> for_weight, for_bias;
-      for_lanes<A>(tile.size(), [=, &for_weight, &for_bias](auto lane, int64_t i) {
+      for_lanes<Wide>(tile.size(), [=, &for_weight, &for_bias](auto lane, int64_t i) {
         using V = decltype(lane);
         prefetch_next<R>(block + i, stride);
         prefetch_next<R>(dy_block + i, stride);
@@ -181,6 +194,8 @@ struct ChannelsFirst {
           dbias[channel + r] += for_bias.value(r);
         }
     });
+    for (A* row : {p1_row, p2_row, v_row, signs_row})
+      if (row != nullptr) restore_order<Wide>(row, tile.size());
   }
 
   // dx = g * rstd - a * (x - mean) - e (+ l1_scale * sign(x - mean) when Signs is set).
@@ -188,18 +203,22 @@ struct ChannelsFirst {
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                               Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
                                               Map<const A> e, const A* weight, A l1_scale, T* dx) {
-    const A* mean_row = mean.at(0, tile.begin);
-    const A* rstd_row = rstd.at(0, tile.begin);
-    const A* a_row = a.at(0, tile.begin);
-    const A* e_row = e.at(0, tile.begin);
+    const InLaneOrder<Wide, A> means(mean.at(0, tile.begin), tile.size());
+    const InLaneOrder<Wide, A> scales(rstd.at(0, tile.begin), tile.size());
+    const InLaneOrder<Wide, A> slopes(a.at(0, tile.begin), tile.size());
+    const InLaneOrder<Wide, A> shifts(e.at(0, tile.begin), tile.size());
+    const A *mean_row = means.data(), *rstd_row = scales.data();
+    const A *a_row = slopes.data(), *e_row = shifts.data();
     const int64_t stride = problem.positions();
     each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
       constexpr int R = rows.value;
       const Affine<R> w(weight, channel, tile);
       const T* dy_block = dy + (block - x);
       T* out = dx + (block - x);
-      for_lanes_writing<A, Stream>(out, tile.size(), [=](auto lane, int64_t i) {
+      for_lanes_writing<Wide, Stream>(out, tile.size(), [=](auto lane, int64_t i) {
         using V = decltype(lane);
+        prefetch_next<R>(block + i, stride);
+        prefetch_next<R>(dy_block + i, stride);
         const V average = load<V>(mean_row + i), scale = load<V>(rstd_row + i);
         const V slope = load<V>(a_row + i), shift = load<V>(e_row + i);
         for (int r = 0; r < R; ++r) {

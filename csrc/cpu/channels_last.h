@@ -3,7 +3,7 @@
 // cache lines.
 #pragma once
 
-#include "unit.h"
+#include "lanes.h"
 
 namespace divnorm::DIVNORM_ISA {
 
@@ -18,6 +18,8 @@ struct ChannelsLast {
     return (sample * problem.positions() + position) * problem.channels + channel;
   }
 
+  static bool streamable(const Problem&, const Unit&, const T*, Tile) { return true; }
+
   // As ChannelsFirst::moments. A pixel's channels are in the nearest cache after the first look, so the sum of
   // (x - mean)^2 is a second look at them; it also gives the mean's own rounding error, which is then added to it.
   [[gnu::flatten]] static void moments(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> mean,
@@ -27,7 +29,7 @@ struct ChannelsLast {
     each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       Totals<A, R> total;
-      for_lanes<A>(n, [=, &total](auto lane, int64_t i) {
+      for_lanes<Vec<A>>(n, [=, &total](auto lane, int64_t i) {
         prefetch_next<R>(in + i, stride);
         for (int r = 0; r < R; ++r) total.add(r, load<decltype(lane)>(in + r * stride + i));
       });
@@ -35,7 +37,7 @@ struct ChannelsLast {
       total.values(average);
       for (int r = 0; r < R; ++r) average[r] *= per_channel;
       Totals<A, R> first, second;
-      for_lanes<A>(n, [=, &first, &second](auto lane, int64_t i) {
+      for_lanes<Vec<A>>(n, [=, &first, &second](auto lane, int64_t i) {
         using V = decltype(lane);
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
@@ -60,7 +62,7 @@ struct ChannelsLast {
     each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       Totals<A, R> total;
-      for_lanes<A>(n, [=, &total](auto lane, int64_t i) {
+      for_lanes<Vec<A>>(n, [=, &total](auto lane, int64_t i) {
         for (int r = 0; r < R; ++r) {
           const auto value = load<decltype(lane)>(in + r * stride + i);
           total.add(r, value * value);
@@ -81,7 +83,7 @@ struct ChannelsLast {
       const A *w = weight + at.channel, *b = bias + at.channel;
       T* out = y + (in - x);
       Totals<A, 1> absolutes;
-      for_lanes_writing<A, Stream>(out, n, [=, &absolutes](auto lane, int64_t i) {
+      for_lanes_writing<Vec<A>, Stream>(out, n, [=, &absolutes](auto lane, int64_t i) {
         using V = decltype(lane);
         const V weights = load<V>(w + i), biases = load<V>(b + i);
         for (int r = 0; r < R; ++r) {
@@ -107,7 +109,7 @@ struct ChannelsLast {
       const A* w = weight + at.channel;
       A *dw = dweight + at.channel, *db = dbias + at.channel;
       Totals<A, R> sum_g, sum_gv, sum_v, sum_sign;
-      for_lanes<A>(n, [=, &sum_g, &sum_gv, &sum_v, &sum_sign](auto lane, int64_t i) {
+      for_lanes<Vec<A>>(n, [=, &sum_g, &sum_gv, &sum_v, &sum_sign](auto lane, int64_t i) {
         using V = decltype(lane);
         prefetch_next<R>(in + i, stride);
         prefetch_next<R>(grads + i, stride);
@@ -146,7 +148,7 @@ struct ChannelsLast {
       const T* grads = dy + (in - x);
       const A* w = weight + at.channel;
       T* out = dx + (in - x);
-      for_lanes_writing<A, Stream>(out, n, [=](auto lane, int64_t i) {
+      for_lanes_writing<Vec<A>, Stream>(out, n, [=](auto lane, int64_t i) {
         using V = decltype(lane);
         const V weights = load<V>(w + i);
         for (int r = 0; r < R; ++r) {

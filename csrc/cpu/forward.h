@@ -102,18 +102,20 @@ class ForwardPass {
   }
 
   void finish(Tile tile, int64_t index) {
+    T* y = static_cast<T*>(s_.tensors.y);
+    const bool stream = s_.stream && Layout::streamable(s_.problem, unit_, y, tile);
     const auto run = [&](auto stream, auto l1) {
       return Layout::template normalize<stream.value, l1.value>(s_.problem, unit_, static_cast<const T*>(s_.tensors.x),
                                                                 tile, mean_or_zero(), rstd_or_one(), s_.weight, s_.bias,
-                                                                static_cast<T*>(s_.tensors.y));
+                                                                y);
     };
     const std::true_type yes;
     const std::false_type no;
     if (s_.l1_partials != nullptr)
-      l1_[index] += s_.stream ? run(yes, yes) : run(no, yes);
+      l1_[index] += stream ? run(yes, yes) : run(no, yes);
     else
-      s_.stream ? run(yes, no) : run(no, no);
-    if (s_.stream) stream_fence();
+      stream ? run(yes, no) : run(no, no);
+    if (stream) stream_fence();
   }
 
  private:

@@ -1,4 +1,4 @@
-// Lanes: the same kernel text runs on a vector (the main loop) and on one number (the tail).
+// The values kernels compute with: one number, a vector or a Pair of vectors, and how they meet memory.
 // Vectors are the compiler's own vector type, as wide as the instruction set this file is compiled for.
 #pragma once
 
@@ -44,6 +44,41 @@ constexpr bool is_scalar = std::is_arithmetic_v<V>;
 template <class A>
 constexpr int64_t kLanes = kVectorBytes / sizeof(A);
 
+// Twice the lanes, for bfloat16: the numbers at even places of a run and those at odd ones. A word of memory holds one
+// of each, so they unpack and pack within their lane. Floats that meet a Pair lie in memory in the same order: the
+// run's even places, then its odd ones.
+struct Pair {
+  Vec<float> even, odd;
+
+  Pair& operator+=(const Pair& other) { return *this = {even + other.even, odd + other.odd}; }
+};
+inline Pair operator+(const Pair& a, const Pair& b) { return {a.even + b.even, a.odd + b.odd}; }
+inline Pair operator-(const Pair& a, const Pair& b) { return {a.even - b.even, a.odd - b.odd}; }
+inline Pair operator*(const Pair& a, const Pair& b) { return {a.even * b.even, a.odd * b.odd}; }
+
+template <class V>
+constexpr bool is_pair = std::is_same_v<V, Pair>;
+
+// The type of one lane, and how many a value of type V holds.
+template <class V>
+struct Lane {
+  using type = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
+};
+template <>
+struct Lane<float> {
+  using type = float;
+};
+template <>
+struct Lane<double> {
+  using type = double;
+};
+template <>
+struct Lane<Pair> {
+  using type = float;
+};
+template <class V>
+constexpr int64_t kWidth = sizeof(V) / sizeof(typename Lane<V>::type);
+
 typedef uint32_t Word __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t Half __attribute__((vector_size(kVectorBytes / 2)));
 
@@ -51,8 +86,10 @@ template <class V, class Number>
 inline V splat(Number value) {
   if constexpr (is_scalar<V>)
     return static_cast<V>(value);
+  else if constexpr (is_pair<V>)
+    return {splat<Vec<float>>(value), splat<Vec<float>>(value)};
   else
-    return static_cast<std::remove_reference_t<decltype(V{}[0])>>(value) - V{};  // value - 0 keeps a negative zero
+    return static_cast<typename Lane<V>::type>(value) - V{};  // value - 0 keeps a negative zero
 }
 
 template <class To, class From>
@@ -85,12 +122,13 @@ inline U half_from_float(F value) {
   return (magnitude >= (143u << 23) ? special : finite) | (sign >> 16);
 }
 
-// Round to nearest even. The lower half of a NaN must be zero, or it could round up to something else: so are those of
-// bfloat16 inputs and of invalid operations, and Values makes those of parameters so.
+// The bits of a float, rounded to nearest even in their upper half. The lower half of a NaN must be zero, or it could
+// round up to something else: so are those of bfloat16 inputs and of invalid operations, and Values makes those of
+// parameters so.
 template <class U, class F>
-inline U bfloat_from_float(F value) {
+inline U rounded_to_bfloat(F value) {
   const U bits = bit_cast<U>(value);
-  return (bits + ((bits >> 16 & 1u) + 0x7fffu)) >> 16;
+  return bits + ((bits >> 16 & 1u) + 0x7fffu);
 }
 
 // The compilers' own conversions between vectors of 16 and 32 bits take twice the instructions.
@@ -117,7 +155,16 @@ inline Half low_halves(Word word) {
 
 template <class V, class T>
 inline V load(const T* p) {
-  if constexpr (std::is_floating_point_v<T>) {
+  if constexpr (is_pair<V>) {
+    if constexpr (std::is_same_v<T, float>)
+      return {load<Vec<float>>(p), load<Vec<float>>(p + kLanes<float>)};
+    else {
+      static_assert(std::is_same_v<T, BFloat16>);
+      Word words;
+      __builtin_memcpy(&words, p, sizeof(words));
+      return {bit_cast<Vec<float>>(words << 16), bit_cast<Vec<float>>(words & 0xffff0000u)};
+    }
+  } else if constexpr (std::is_floating_point_v<T>) {
     V v;
     __builtin_memcpy(&v, p, sizeof(v));
     return v;
@@ -145,7 +192,7 @@ inline V load(const T* p) {
 
 template <class T>
 inline Half narrow(Vec<float> v) {
-  if constexpr (std::is_same_v<T, BFloat16>) return low_halves(bfloat_from_float<Word>(v));
+  if constexpr (std::is_same_v<T, BFloat16>) return low_halves(rounded_to_bfloat<Word>(v) >> 16);
 #if defined(__AVX512F__)
   else
     return bit_cast<Half>(_mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -158,13 +205,24 @@ inline Half narrow(Vec<float> v) {
 #endif
 }
 
+inline Word packed(const Pair& v) {
+  return rounded_to_bfloat<Word>(v.even) >> 16 | (rounded_to_bfloat<Word>(v.odd) & 0xffff0000u);
+}
+
 template <class V, class T>
 inline void store(T* p, V v) {
-  if constexpr (std::is_floating_point_v<T>) {
+  if constexpr (is_pair<V> && std::is_same_v<T, float>) {
+    store(p, v.even);
+    store(p + kLanes<float>, v.odd);
+  } else if constexpr (is_pair<V>) {
+    static_assert(std::is_same_v<T, BFloat16>);
+    const Word words = packed(v);
+    __builtin_memcpy(p, &words, sizeof(words));
+  } else if constexpr (std::is_floating_point_v<T>) {
     __builtin_memcpy(p, &v, sizeof(v));
   } else if constexpr (is_scalar<V>) {
     if constexpr (std::is_same_v<T, BFloat16>)
-      p->bits = static_cast<uint16_t>(bfloat_from_float<uint32_t>(v));
+      p->bits = static_cast<uint16_t>(rounded_to_bfloat<uint32_t>(v) >> 16);
     else
       p->bits = static_cast<uint16_t>(half_from_float<float, uint32_t>(v));
   } else {
@@ -192,6 +250,8 @@ template <bool Stream, class V, class T>
 inline void write(T* p, V v) {
   if constexpr (!Stream || is_scalar<V>)
     store(p, v);
+  else if constexpr (is_pair<V>)
+    stream_bits<kVectorBytes>(p, packed(v));
   else if constexpr (std::is_floating_point_v<T>)
     stream_bits<kVectorBytes>(p, v);
   else
@@ -210,26 +270,6 @@ inline void prefetch_next(const T* p, int64_t stride) {
   for (int r = 0; r < Rows; ++r) __builtin_prefetch(p + (Rows + r) * stride);
 }
 
-// Calls body(V{}, i) over 0..count: vectors first, then single numbers.
-template <class A, class Body>
-inline void for_lanes(int64_t count, Body&& body) {
-  int64_t i = 0;
-  for (; i + kLanes<A> <= count; i += kLanes<A>) body(Vec<A>{}, i);
-  for (; i < count; ++i) body(A{}, i);
-}
-
-// The same, with single numbers first until out + i is aligned for streaming stores.
-template <class A, bool Stream, class T, class Body>
-inline void for_lanes_writing(const T* out, int64_t count, Body&& body) {
-  int64_t i = 0;
-  if constexpr (Stream) {
-    constexpr uintptr_t bytes = kLanes<A> * sizeof(T);
-    for (; i < count && reinterpret_cast<uintptr_t>(out + i) % bytes != 0; ++i) body(A{}, i);
-  }
-  for (; i + kLanes<A> <= count; i += kLanes<A>) body(Vec<A>{}, i);
-  for (; i < count; ++i) body(A{}, i);
-}
-
 template <class V>
 inline V absolute(V v) {
   return v < splat<V>(0) ? -v : v;
@@ -241,67 +281,14 @@ inline V sign(V v) {
   return v > zero ? one : (v < zero ? -one : v);
 }
 
-// The lower and the upper lanes of a vector, added.
-template <class A, int Lanes, class V, size_t... I>
-inline auto fold(V v, std::index_sequence<I...>) {
-  return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (I + Lanes / 2)...);
+// v where it is finite and zero elsewhere.
+template <class V>
+inline V finite_or_zero(V v) {
+  return v - v == splat<V>(0) ? v : splat<V>(0);
 }
 
-// Sum of the lanes in a fixed order: halves are added until one lane is left.
-template <class A, int Lanes = kLanes<A>, class V>
-inline A lane_sum(V v) {
-  if constexpr (Lanes == 2)
-    return v[0] + v[1];
-  else
-    return lane_sum<A, Lanes / 2>(fold<A, Lanes>(v, std::make_index_sequence<Lanes / 2>{}));
-}
-
-// Neighbouring runs of `Run` lanes of a and of b, added in pairs: a's sums go to even runs, b's to odd ones.
-template <int Run, class V, size_t... I>
-inline V pair_sums(V a, V b, std::index_sequence<I...>) {
-  constexpr int lanes = sizeof...(I);
-  constexpr auto from = [](int i, int half) {
-    const int run = i / Run, source = run % 2 == 0 ? 0 : lanes;
-    return source + (run / 2 * 2 + half) * Run + i % Run;
-  };
-  return __builtin_shufflevector(a, b, from(I, 0)...) + __builtin_shufflevector(a, b, from(I, 1)...);
-}
-
-// The lane sums of four vectors at once.
-template <class A>
-inline void lane_sums(const Vec<A> (&v)[4], A (&sums)[4]) {
-  if constexpr (kLanes<A> >= 4) {
-    constexpr std::make_index_sequence<kLanes<A>> all{};
-    const Vec<A> four = pair_sums<2>(pair_sums<1>(v[0], v[1], all), pair_sums<1>(v[2], v[3], all), all);
-    for (int i = 0; i < 4; ++i) sums[i] = four[i];
-    for (int64_t lane = 4; lane < kLanes<A>; ++lane) sums[lane % 4] += four[lane];
-  } else {
-    for (int i = 0; i < 4; ++i) sums[i] = lane_sum<A>(v[i]);
-  }
-}
-
-// Several running sums, each over vectors and single numbers.
-template <class A, int Count>
-struct Totals {
-  Vec<A> lanes[Count] = {};
-  A tail[Count] = {};
-
-  template <class V>
-  void add(int which, V v) {
-    if constexpr (is_scalar<V>)
-      tail[which] += v;
-    else
-      lanes[which] += v;
-  }
-  A value(int which) const { return lane_sum<A>(lanes[which]) + tail[which]; }
-  void values(A (&out)[Count]) const {
-    if constexpr (Count == 4) {
-      lane_sums<A>(lanes, out);
-      for (int i = 0; i < Count; ++i) out[i] += tail[i];
-    } else {
-      for (int i = 0; i < Count; ++i) out[i] = value(i);
-    }
-  }
-};
+inline Pair absolute(const Pair& v) { return {absolute(v.even), absolute(v.odd)}; }
+inline Pair sign(const Pair& v) { return {sign(v.even), sign(v.odd)}; }
+inline Pair finite_or_zero(const Pair& v) { return {finite_or_zero(v.even), finite_or_zero(v.odd)}; }
 
 }  // namespace divnorm::DIVNORM_ISA
