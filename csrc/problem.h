@@ -32,6 +32,8 @@ struct Problem {
   Field suppression;  // B of the definition
 
   int64_t positions() const { return extent[0] * extent[1] * extent[2]; }
+  // Flattened, of the first number of line h of outer row i.
+  int64_t position(int64_t i, int64_t h) const { return (i * extent[1] + h) * extent[2]; }
   int64_t group_channels() const { return channels / groups; }
   int64_t numel() const { return batch * channels * positions(); }
   int64_t map_batch() const { return over_batch ? 1 : batch; }

@@ -94,8 +94,9 @@ class BackwardPass {
     for (int64_t group = 0; group < unit_.groups; ++group) {
       if (p.suppression.present) {
         const auto source = [&](int64_t i) { return static_cast<const A*>(t_.row(group, i)); };
-        suppression_.rows(begin, end, source, box_scratch_, [&](int64_t i, const A* sums) {
-          local_slopes(line, per_channel, sums, a_.row(group, i), d_.row(group, i));
+        suppression_.lines(begin, end, source, box_scratch_, [&](int64_t i, int64_t h, const A* sums) {
+          const int64_t at = p.position(i, h);
+          local_slopes(p.extent[2], per_channel, sums, a_.at(group, at), d_.at(group, at));
         });
       }
       for (int64_t i = begin; p.summation.present && i < end; ++i)
@@ -105,11 +106,12 @@ class BackwardPass {
 
   // e = A'[d]/n
   void second(int64_t begin, int64_t end) {
-    const int64_t line = s_.traversal.line;
-    for (int64_t group = 0; s_.problem.summation.present && group < unit_.groups; ++group) {
+    const Problem& p = s_.problem;
+    for (int64_t group = 0; p.summation.present && group < unit_.groups; ++group) {
       const auto source = [&](int64_t i) { return static_cast<const A*>(d_.row(group, i)); };
-      summation_.rows(begin, end, source, box_scratch_,
-                      [&](int64_t i, const A* sums) { __builtin_memcpy(e_.row(group, i), sums, line * sizeof(A)); });
+      summation_.lines(begin, end, source, box_scratch_, [&](int64_t i, int64_t h, const A* sums) {
+        __builtin_memcpy(e_.at(group, p.position(i, h)), sums, p.extent[2] * sizeof(A));
+      });
     }
   }
 

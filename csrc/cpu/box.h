@@ -12,6 +12,7 @@
 namespace divnorm::DIVNORM_ISA {
 
 constexpr int64_t kDirect = 8;
+constexpr int64_t kChunkNumbers = 4096;
 
 // out[i] (+)= source[i] + source[i + stride] + ... (Terms of them)
 template <int Terms, bool Add, class A>
@@ -67,133 +68,151 @@ double sum_line(const A* line, int64_t count) {
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
-// Box sums of a field over maps of shape extent, walked along the outermost axis. One object per thread: it owns
-// scratch of scratch_size() numbers.
+// Box sums of a field over maps of shape extent. Chunks of outer rows are laid out with zeros between their lines and
+// planes, so that on each axis all sums of a chunk are one loop, whatever the lengths of its lines; what a window finds
+// outside the image is zero. An axis that every window covers is summed once instead.
 template <class A>
 class Box {
  public:
   // Mirrored: the field of the adjoint.
   Box(const Problem& problem, const Field& field, bool mirrored) {
     for (int a = 0; a < kAxes; ++a) {
-      axis_[a].extent = problem.extent[a];
-      axis_[a].lo = mirrored ? field.hi[a] : field.lo[a];
-      axis_[a].hi = mirrored ? field.lo[a] : field.hi[a];
-      axis_[a].block = block_length(axis_[a].window());
+      const int64_t extent = problem.extent[a];
+      const bool whole = extent > 1 && field.lo[a] >= extent - 1 && field.hi[a] >= extent - 1;
+      axis_[a] = {extent, mirrored ? field.hi[a] : field.lo[a], mirrored ? field.lo[a] : field.hi[a], whole};
     }
+    pitch_ = axis_[2].extent + axis_[2].gap();
+    plane_ = (axis_[1].extent + axis_[1].gap()) * pitch_;
   }
 
-  // Numbers of scratch that rows() needs for at most `rows` outer rows.
-  static int64_t scratch_size(const Problem& problem, const Field& field, int64_t rows) {
-    const int64_t line = problem.extent[2], plane = problem.extent[1] * line;
-    const auto span = [&](int a) { return field.lo[a] + field.hi[a]; };
-    return (rows + span(0)) * plane + (problem.extent[1] + span(1)) * line + 2 * (line + span(2)) + 3 * plane;
-  }
+  // Numbers of scratch that lines() needs.
+  int64_t scratch_size() const { return 3 * buffer_size(); }
 
-  // For each outer row i of begin..end: body(i, line) with line[j] the sum over the field around (i, j).
-  // source(i) is the address of outer row i; rows within the field's reach must be valid.
+  // For each line h of each outer row i of begin..end: body(i, h, sums) with sums[j] the sum over the field around
+  // (i, h, j). source(i) is the address of outer row i; rows within the field's reach must be valid, and follow each
+  // other where every window covers all of them.
   template <class Source, class Body>
-  void rows(int64_t begin, int64_t end, Source&& source, A* scratch, Body&& body) const {
-    const int64_t plane = axis_[1].extent * axis_[2].extent;
-    A* outer = scratch;
-    A* inner = outer + (end - begin + axis_[0].lo + axis_[0].hi) * plane + plane;
-    if (plane == 0) return;
-    along(axis_[0], plane, begin, end, source, outer, [&](int64_t i, A* sums) {
-      if (axis_[1].extent == 1)
-        line_sums(sums, inner);
-      else
-        plane_sums(sums, inner);
-      body(i, static_cast<const A*>(sums));
-    });
+  void lines(int64_t begin, int64_t end, Source&& source, A* scratch, Body&& body) const {
+    A* buffers[3] = {scratch, scratch + buffer_size(), scratch + 2 * buffer_size()};
+    const int64_t step = axis_[0].whole ? end - begin : chunk_rows();
+    for (int64_t from = begin; from < end; from += step) {
+      const int64_t to = from + step < end ? from + step : end;
+      if (axis_[0].whole) {
+        const int64_t plane = axis_[1].extent * axis_[2].extent;
+        A* total = buffers[2];
+        sum_strided(axis_[0].extent, source(0), plane, plane, false, total);
+        lay_out(0, 1, [&](int64_t) { return static_cast<const A*>(total); }, buffers[0]);
+      } else {
+        lay_out(from - axis_[0].lo, to + axis_[0].hi, source, buffers[0]);
+      }
+      const A* sums = filter(axis_[0].whole ? 1 : to - from, buffers);
+      for (int64_t i = from; i < to; ++i)
+        for (int64_t h = 0; h < axis_[1].extent; ++h)
+          body(i, h, sums + (axis_[0].whole ? 0 : i - from) * plane_ + h * pitch_);
+    }
   }
 
  private:
   struct Axis {
-    int64_t extent = 1, lo = 0, hi = 0, block = 1;
+    int64_t extent = 1, lo = 0, hi = 0;
+    bool whole = false;
+
     int64_t window() const { return lo + hi + 1; }
-    bool whole() const { return extent > 1 && lo >= extent - 1 && hi >= extent - 1; }
+    // Zeros before the first number and between neighbours that share them.
+    int64_t front() const { return whole ? 0 : lo; }
+    int64_t gap() const { return whole ? 0 : lo > hi ? lo : hi; }
+    int64_t span() const { return whole ? 0 : lo + hi; }
   };
 
-  // Sums along one axis whose rows are `width` numbers wide, for rows begin..end. Scratch: end - begin + window rows.
-  template <class Source, class Body>
-  static void along(const Axis& axis, int64_t width, int64_t begin, int64_t end, Source&& source, A* scratch,
-                    Body&& body) {
-    A* sums = scratch;  // one row, then the block sums
-    if (axis.whole()) {
-      A* total = scratch + width;
-      sum_rows(source, 0, axis.extent, width, total);
-      for (int64_t i = begin; i < end; ++i) {
-        __builtin_memcpy(sums, total, width * sizeof(A));
-        body(i, sums);
-      }
-      return;
-    }
-    const auto clipped = [&](int64_t from, int64_t to, A* out, bool add) {
-      from = from < 0 ? 0 : from;
-      to = to > axis.extent ? axis.extent : to;
-      if (to > from || !add) sum_strided(to - from, source(from), width, width, add, out);
-    };
-    if (axis.block == 1) {
-      for (int64_t i = begin; i < end; ++i) {
-        clipped(i - axis.lo, i + axis.hi + 1, sums, false);
-        body(i, sums);
-      }
-      return;
-    }
-    // blocks[r] = sum of rows r .. r + block - 1, for r from begin - lo on
-    A* blocks = scratch + width;
-    const int64_t first = begin - axis.lo, whole = axis.window() / axis.block, rest = whole * axis.block;
-    for (int64_t r = first; r < end - axis.lo + (whole - 1) * axis.block; ++r)
-      clipped(r, r + axis.block, blocks + (r - first) * width, false);
-    for (int64_t i = begin; i < end; ++i) {
-      sum_strided(whole, blocks + (i - begin) * width, axis.block * width, width, false, sums);
-      clipped(i - axis.lo + rest, i + axis.hi + 1, sums, true);
-      body(i, sums);
-    }
+  // Rows a chunk gives sums for: enough for the first-level cache, and for what is laid out twice to be the lesser
+  // part.
+  int64_t chunk_rows() const {
+    const int64_t fitting = kChunkNumbers / plane_, worthwhile = 2 * axis_[0].span();
+    const int64_t rows = fitting > worthwhile ? fitting : worthwhile;
+    return rows < 1 ? 1 : rows < axis_[0].extent ? rows : axis_[0].extent;
+  }
+  int64_t front() const { return axis_[1].front() * pitch_ + axis_[2].front(); }
+  int64_t tail() const { return axis_[1].span() * pitch_ + axis_[2].span(); }
+  int64_t buffer_size() const { return front() + (chunk_rows() + axis_[0].span()) * plane_ + tail(); }
+
+  static A* zero(A* out, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) out[i] = 0;
+    return out + count;
   }
 
+  // Outer rows first..last with their zeros.
   template <class Source>
-  static void sum_rows(Source&& source, int64_t begin, int64_t end, int64_t width, A* out) {
-    sum_strided(end - begin, source(begin), width, width, false, out);
-  }
-
-  // In place: a plane of extent[1] lines.
-  void plane_sums(A* plane, A* scratch) const {
+  void lay_out(int64_t first, int64_t last, Source&& source, A* out) const {
     const int64_t line = axis_[2].extent, lines = axis_[1].extent;
-    A* result = scratch;
-    A* rows_scratch = result + line * lines;
-    A* line_scratch = rows_scratch + (lines + axis_[1].lo + axis_[1].hi + 1) * line;
-    along(
-        axis_[1], line, 0, lines, [&](int64_t i) { return plane + i * line; }, rows_scratch,
-        [&](int64_t i, A* sums) {
-          line_sums(sums, line_scratch);
-          __builtin_memcpy(result + i * line, sums, line * sizeof(A));
-        });
-    __builtin_memcpy(plane, result, line * lines * sizeof(A));
+    out = zero(out, front());
+    for (int64_t i = first; i < last; ++i) {
+      if (i < 0 || i >= axis_[0].extent) {
+        out = zero(out, plane_);
+        continue;
+      }
+      const A* in = source(i);
+      for (int64_t h = 0; h < lines; ++h) {
+        __builtin_memcpy(out, in + h * line, line * sizeof(A));
+        out = zero(out + line, pitch_ - line);
+      }
+      out = zero(out, plane_ - lines * pitch_);
+    }
+    zero(out, tail());
   }
 
-  // In place: one line. Scratch: twice the line and its margins.
-  void line_sums(A* line, A* scratch) const {
-    const Axis& axis = axis_[2];
-    const int64_t window = axis.window();
-    if (window == 1) return;
-    if (axis.whole()) {
-      const A total = static_cast<A>(sum_line(line, axis.extent));
-      for (int64_t j = 0; j < axis.extent; ++j) line[j] = total;
-      return;
+  // The sums of `rows` rows laid out in buffers[0], one axis after the other; returns where they start.
+  const A* filter(int64_t rows, A* const (&buffers)[3]) const {
+    A *in = buffers[0], *out = buffers[1];
+    const int64_t count = rows * plane_, front = axis_[2].front();
+    const auto swap = [&] {
+      A* other = in;
+      in = out;
+      out = other;
+    };
+    if (!axis_[0].whole && axis_[0].window() > 1) {
+      A* sums = zero(out, this->front());
+      windows(axis_[0], plane_, count, in + this->front(), buffers[2], sums);
+      zero(sums + count, tail());
+      swap();
     }
-    A* padded = scratch;
-    for (int64_t j = 0; j < axis.lo; ++j) padded[j] = 0;
-    __builtin_memcpy(padded + axis.lo, line, axis.extent * sizeof(A));
-    for (int64_t j = 0; j < axis.hi; ++j) padded[axis.lo + axis.extent + j] = 0;
-    if (axis.block == 1) return sum_strided(window, padded, 1, axis.extent, false, line);
-    A* blocks = padded + axis.extent + axis.lo + axis.hi;
-    const int64_t whole = window / axis.block, rest = whole * axis.block;
-    sum_strided(axis.block, padded, 1, axis.extent + (whole - 1) * axis.block, false, blocks);
-    sum_strided(whole, blocks, axis.block, axis.extent, false, line);
-    sum_strided(window - rest, padded + rest, 1, axis.extent, true, line);
+    if (axis_[1].whole) {
+      for (int64_t r = 0; r < rows; ++r) total_of_lines(in + front + r * plane_, buffers[2]);
+    } else if (axis_[1].window() > 1) {
+      A* sums = zero(out, front);
+      windows(axis_[1], pitch_, count, in + front, buffers[2], sums);
+      zero(sums + count, axis_[2].span());
+      swap();
+    }
+    if (axis_[2].whole) {
+      for (A* line = in; line < in + count; line += pitch_) {
+        const A total = static_cast<A>(sum_line(line, axis_[2].extent));
+        for (int64_t j = 0; j < axis_[2].extent; ++j) line[j] = total;
+      }
+    } else if (axis_[2].window() > 1) {
+      windows(axis_[2], 1, count, in, buffers[2], out);
+      swap();
+    }
+    return in;
+  }
+
+  // out[i] = in[i] + in[i + stride] + ... over the axis' window
+  static void windows(const Axis& axis, int64_t stride, int64_t count, const A* in, A* blocks, A* out) {
+    const int64_t window = axis.window(), block = block_length(window), whole = window / block, rest = whole * block;
+    if (block == 1) return sum_strided(window, in, stride, count, false, out);
+    sum_strided(block, in, stride, count + (whole - 1) * block * stride, false, blocks);
+    sum_strided(whole, blocks, block * stride, count, false, out);
+    sum_strided(window - rest, in + rest * stride, stride, count, true, out);
+  }
+
+  // In place: every line of a plane becomes the sum of all of them.
+  void total_of_lines(A* plane, A* total) const {
+    sum_strided(axis_[1].extent, plane, pitch_, axis_[2].extent, false, total);
+    for (int64_t h = 0; h < axis_[1].extent; ++h)
+      __builtin_memcpy(plane + h * pitch_, total, axis_[2].extent * sizeof(A));
   }
 
   Axis axis_[kAxes];
+  int64_t pitch_ = 0, plane_ = 0;  // from one line, one outer row to the next as laid out
 };
 
 }  // namespace divnorm::DIVNORM_ISA

@@ -67,19 +67,17 @@ class ForwardPass {
   // mu = A[m]; z = M2/n + (m - mu)^2
   void first(int64_t begin, int64_t end) {
     const Problem& p = s_.problem;
-    const int64_t line = s_.traversal.line;
     const A per_channel = A(1) / (p.group_channels() * unit_.samples);
     for (int64_t group = 0; group < unit_.groups; ++group) {
       if (!p.summation.present) {
-        for (int64_t i = begin; i < end; ++i) scale_line(line, per_channel, z_.row(group, i));
+        for (int64_t i = begin; i < end; ++i) scale_line(s_.traversal.line, per_channel, z_.row(group, i));
         continue;
       }
       const auto source = [&](int64_t i) { return static_cast<const A*>(m_.row(group, i)); };
-      summation_.rows(begin, end, source, box_scratch_, [&](int64_t i, const A* sums) {
-        A* mu = mean_.at(group, i * line);
-        __builtin_memcpy(mu, sums, line * sizeof(A));
-        average(p, p.summation, i * line, line, A(1), mu);
-        local_squares(line, per_channel, m_.row(group, i), mu, z_.row(group, i));
+      summation_.lines(begin, end, source, box_scratch_, [&](int64_t i, int64_t h, const A* sums) {
+        const int64_t at = p.position(i, h);
+        local_squares(p.extent[2], LineDivisors<A>(p.summation, i, h), per_channel, sums, m_.at(group, at),
+                      mean_.at(group, at), z_.at(group, at));
       });
     }
   }
@@ -88,15 +86,12 @@ class ForwardPass {
   void second(int64_t begin, int64_t end) {
     const Problem& p = s_.problem;
     if (!p.suppression.present) return;
-    const int64_t line = s_.traversal.line;
     for (int64_t group = 0; group < unit_.groups; ++group) {
       const A sigma = s_.sigma[unit_.group + group];
       const auto source = [&](int64_t i) { return static_cast<const A*>(z_.row(group, i)); };
-      suppression_.rows(begin, end, source, box_scratch_, [&](int64_t i, const A* sums) {
-        A* rstd = rstd_.at(group, i * line);
-        __builtin_memcpy(rstd, sums, line * sizeof(A));
-        average(p, p.suppression, i * line, line, A(1), rstd);
-        for (int64_t j = 0; j < line; ++j) rstd[j] = A(1) / std::sqrt(sigma * sigma + rstd[j]);
+      suppression_.lines(begin, end, source, box_scratch_, [&](int64_t i, int64_t h, const A* sums) {
+        inverse_deviations(p.extent[2], LineDivisors<A>(p.suppression, i, h), sigma * sigma, sums,
+                           rstd_.at(group, p.position(i, h)));
       });
     }
   }
@@ -130,9 +125,19 @@ class ForwardPass {
     for (int64_t j = 0; j < line; ++j) z[j] *= scale;
   }
 
-  static void local_squares(int64_t line, A per_channel, const A* __restrict m, const A* __restrict mu,
-                            A* __restrict z) {
-    for (int64_t j = 0; j < line; ++j) z[j] = z[j] * per_channel + (m[j] - mu[j]) * (m[j] - mu[j]);
+  static void local_squares(int64_t count, LineDivisors<A> divisors, A per_channel, const A* __restrict sums,
+                            const A* __restrict m, A* __restrict mu, A* __restrict z) {
+    for (int64_t j = 0; j < count; ++j) {
+      mu[j] = sums[j] / divisors[j];
+      const A difference = m[j] - mu[j];
+      z[j] = z[j] * per_channel + difference * difference;
+    }
+  }
+
+  // 1 / sqrt(variance + sum / divisor), with one division
+  static void inverse_deviations(int64_t count, LineDivisors<A> divisors, A variance, const A* __restrict sums,
+                                 A* __restrict rstd) {
+    for (int64_t j = 0; j < count; ++j) rstd[j] = std::sqrt(divisors[j] / (variance * divisors[j] + sums[j]));
   }
 
   const ForwardShared<A>& s_;

@@ -36,9 +36,9 @@ bool streams(const Problem& problem) {
 }
 
 template <class A>
-int64_t box_scratch_size(const Problem& problem, const Traversal& t) {
-  return larger(Box<A>::scratch_size(problem, problem.summation, t.capacity_rows),
-                Box<A>::scratch_size(problem, problem.suppression, t.capacity_rows));
+int64_t box_scratch_size(const Problem& problem) {
+  return larger(Box<A>(problem, problem.summation, false).scratch_size(),
+                Box<A>(problem, problem.suppression, false).scratch_size());
 }
 
 Threads threads_for(const Problem& problem, const Traversal& t, int threads) {
@@ -58,7 +58,7 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
   const Values<A> sigma(tensors.sigma, problem.groups, 0);
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : t.jobs() * t.finish_tiles;
   const Buffer<double> l1(l1_count, true);
-  const int64_t box_scratch = box_scratch_size<A>(problem, t);
+  const int64_t box_scratch = box_scratch_size<A>(problem);
   const Buffer<A> team_scratch(team.teams() * 2 * t.scratch_row_numbers()), thread_scratch(team.count() * box_scratch);
   const ForwardShared<A> shared{problem,
                                 tensors,
@@ -112,7 +112,7 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
   const Buffer<A> dweight(rows * problem.affine_size()), dbias(rows * problem.affine_size());
   const int64_t sigma_rows = t.blocks * t.reduce_tiles;
   const Buffer<double> sigma_sums(sigma_rows * problem.groups);
-  const int64_t box_scratch = box_scratch_size<A>(problem, t);
+  const int64_t box_scratch = box_scratch_size<A>(problem);
   const Buffer<A> team_scratch(team.teams() * 4 * t.scratch_row_numbers()), thread_scratch(team.count() * box_scratch);
   const BackwardShared<A> shared{problem,
                                  tensors,

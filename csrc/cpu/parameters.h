@@ -42,25 +42,36 @@ class Values {
   Buffer<A> values_;
 };
 
+// What a field's sums over line h of outer row i are divided by to be averages. A division, not a product with an
+// inverse, makes the mean of equal numbers that number wherever their sum is exact.
 template <class A>
-const A* divisors(const Field& field, int axis) {
-  if constexpr (sizeof(A) == sizeof(double))
-    return field.divisor64[axis];
-  else
-    return field.divisor32[axis];
-}
+class LineDivisors {
+ public:
+  LineDivisors(const Field& field, int64_t i, int64_t h)
+      : outer_(on_axis(field, 0)[i] * on_axis(field, 1)[h]), along_(on_axis(field, 2)) {}
+  A operator[](int64_t j) const { return outer_ * along_[j]; }
 
-// Turns `count` sums of a map, from flattened position `first` on, into scale times the field's averages. A division,
-// so that the mean of equal numbers is that number wherever their sum is exact.
+ private:
+  static const A* on_axis(const Field& field, int axis) {
+    if constexpr (sizeof(A) == sizeof(double))
+      return field.divisor64[axis];
+    else
+      return field.divisor32[axis];
+  }
+
+  A outer_;
+  const A* along_;
+};
+
+// Turns `count` sums of a map, from flattened position `first` on, into scale times the field's averages.
 template <class A>
 void average(const Problem& problem, const Field& field, int64_t first, int64_t count, A scale, A* numbers) {
-  const int64_t line = problem.extent[2], lines = problem.extent[1];
+  const int64_t width = problem.extent[2], lines = problem.extent[1];
   while (count > 0) {
-    const int64_t row = first / line, column = first % line;
-    const int64_t now = count < line - column ? count : line - column;
-    const A outer = divisors<A>(field, 0)[row / lines] * divisors<A>(field, 1)[row % lines];
-    const A* along = divisors<A>(field, 2) + column;
-    for (int64_t i = 0; i < now; ++i) numbers[i] = numbers[i] * scale / (outer * along[i]);
+    const int64_t line = first / width, column = first % width;
+    const int64_t now = count < width - column ? count : width - column;
+    const LineDivisors<A> divisors(field, line / lines, line % lines);
+    for (int64_t j = 0; j < now; ++j) numbers[j] = numbers[j] * scale / divisors[column + j];
     numbers += now;
     first += now;
     count -= now;
@@ -75,6 +86,7 @@ struct SlidingMap {
   int64_t first_row = 0;
 
   A* row(int64_t group, int64_t i) const { return base + (group * capacity_rows + i - first_row) * line; }
+  A* at(int64_t group, int64_t position) const { return row(group, 0) + position; }
   operator Map<A>() const { return {base, capacity_rows * line, first_row * line, false}; }
   operator Map<const A>() const { return Map<A>(*this); }
 
