@@ -11,7 +11,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m bench run
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 # The kernels without Python, under AddressSanitizer and UBSan.
 native-test:

@@ -66,9 +66,17 @@ size_t bytes_of(const Problem& problem) {
   return static_cast<size_t>(problem.numel()) * each;
 }
 
+// The maps of the fields that are there, mean first, one after the other.
+struct Maps {
+  Maps(const Problem& problem, Address address)
+      : mean(problem.summation.present ? at<void>(address) : nullptr),
+        rstd(problem.suppression.present ? at<void>(address + (mean == nullptr ? 0 : problem.map_bytes())) : nullptr) {}
+  void *mean, *rstd;
+};
+
 double forward(const Plan& plan, Address x, Address weight, int weight_dtype, Address bias, int bias_dtype,
-               Address sigma, int sigma_dtype, int64_t sigma_count, double sigma_value, Address y, Address mean,
-               Address rstd, bool with_l1, int threads) {
+               Address sigma, int sigma_dtype, int64_t sigma_count, double sigma_value, Address y, Address maps,
+               bool with_l1, int threads) {
   const Problem& problem = plan.problem();
   double l1 = 0;
   ForwardTensors tensors;
@@ -77,8 +85,9 @@ double forward(const Plan& plan, Address x, Address weight, int weight_dtype, Ad
   tensors.bias = parameter(bias, bias_dtype, problem.affine_size());
   tensors.sigma = sigma == 0 ? Parameter{&sigma_value, Dtype::float64, 1} : parameter(sigma, sigma_dtype, sigma_count);
   tensors.y = at<void>(y);
-  tensors.mean = at<void>(mean);
-  tensors.rstd = at<void>(rstd);
+  const Maps both(problem, maps);
+  tensors.mean = both.mean;
+  tensors.rstd = both.rstd;
   tensors.l1 = with_l1 ? &l1 : nullptr;
   py::gil_scoped_release release;
   prefer_huge_pages(tensors.y, bytes_of(problem));
@@ -86,15 +95,16 @@ double forward(const Plan& plan, Address x, Address weight, int weight_dtype, Ad
   return l1;
 }
 
-void backward(const Plan& plan, Address x, Address dy, Address mean, Address rstd, Address weight, int weight_dtype,
-              Address sigma, int sigma_dtype, int64_t sigma_count, double dl1, Address dx, Address dweight,
-              Address dbias, int dbias_dtype, Address dsigma, int threads) {
+void backward(const Plan& plan, Address x, Address dy, Address maps, Address weight, int weight_dtype, Address sigma,
+              int sigma_dtype, int64_t sigma_count, double dl1, Address dx, Address dweight, Address dbias,
+              int dbias_dtype, Address dsigma, int threads) {
   const Problem& problem = plan.problem();
   BackwardTensors tensors;
   tensors.x = at<const void>(x);
   tensors.dy = at<const void>(dy);
-  tensors.mean = at<const void>(mean);
-  tensors.rstd = at<const void>(rstd);
+  const Maps both(problem, maps);
+  tensors.mean = both.mean;
+  tensors.rstd = both.rstd;
   tensors.weight = parameter(weight, weight_dtype, problem.affine_size());
   tensors.sigma = parameter(sigma, sigma_dtype, sigma_count);
   tensors.dl1 = dl1;

@@ -37,6 +37,7 @@ struct Problem {
   int64_t group_channels() const { return channels / groups; }
   int64_t numel() const { return batch * channels * positions(); }
   int64_t map_batch() const { return over_batch ? 1 : batch; }
+  int64_t map_bytes() const { return map_batch() * groups * positions() * (dtype == Dtype::float64 ? 8 : 4); }
   int64_t affine_size() const { return affine_per_position ? positions() : channels; }
 };
 

@@ -18,7 +18,7 @@ class DivisiveNormFunction(torch.autograd.Function):
 
     Most users want `divnorm_kernels.divisive_norm`, which checks its arguments and finds geometry and backend. Here
     ``sigma`` is a float or a tensor, ``geometry`` comes from `divnorm_kernels.fields.geometry` and ``backend`` from
-    `divnorm_kernels.backends.select`. Saved for backward: x, the maps mean and rstd, and the parameters.
+    `divnorm_kernels.backends.select`. Saved for backward: x, the two maps (one tensor) and the parameters.
     Under ``create_graph=True`` the gradient is the reference's, which is differentiable again.
     """
 
@@ -33,10 +33,10 @@ class DivisiveNormFunction(torch.autograd.Function):
         backend: ModuleType,
         with_l1: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Computes y and l1 and saves x, mean, rstd and the parameters."""
-        y, mean, rstd, l1 = backend.forward(g, x, weight, bias, sigma, with_l1)
+        """Computes y and l1 and saves x, the maps and the parameters."""
+        y, maps, l1 = backend.forward(g, x, weight, bias, sigma, with_l1)
         sigma_tensor = sigma if isinstance(sigma, Tensor) else None
-        ctx.save_for_backward(x, weight, bias, sigma_tensor, mean, rstd)
+        ctx.save_for_backward(x, weight, bias, sigma_tensor, maps)
         ctx.sigma = None if sigma_tensor is not None else sigma
         ctx.geometry, ctx.backend = g, backend
         ctx.set_materialize_grads(False)
@@ -45,12 +45,12 @@ class DivisiveNormFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients for x, weight, bias and sigma."""
-        x, weight, bias, sigma, mean, rstd = ctx.saved_tensors
+        x, weight, bias, sigma, maps = ctx.saved_tensors
         sigma = ctx.sigma if sigma is None else sigma
         needs = ctx.needs_input_grad[:4]
         g = ctx.geometry
         if torch.is_grad_enabled():  # exactly under create_graph=True
             found = gradients(g, x, weight, bias, sigma, dy, dl1, needs, create_graph=True)
         else:
-            found = ctx.backend.backward(g, dy, dl1, x, mean, rstd, weight, bias, sigma, needs)
+            found = ctx.backend.backward(g, dy, dl1, x, maps, weight, bias, sigma, needs)
         return (*found, None, None, None)

@@ -51,8 +51,8 @@ class Geometry:
     features: bool
     affine_size: int
     """The number of elements of weight and bias."""
-    map_shape: tuple[int, ...]
-    """The shape of the maps mean and rstd."""
+    maps_shape: tuple[int, ...]
+    """The shape of the maps mean and rstd in one tensor; a map whose field is absent is left out."""
     numel: int
     """The number of elements of x."""
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -142,7 +142,7 @@ def _build(
         over_batch,
         features,
         affine_size=spatial[0] if features else channels,
-        map_shape=(1 if over_batch else batch, groups, *spatial),
+        maps_shape=((window is not None) + (norm_window is not None), 1 if over_batch else batch, groups, *spatial),
         numel=batch * channels * prod(spatial),
     )
 

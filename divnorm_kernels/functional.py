@@ -79,7 +79,7 @@ def divisive_norm(
             backend=backend,
         )
     check_activation(x)
-    g = geometry(tuple(x.shape), window, norm_window, groups, edges, over_batch)
+    g = geometry(x.shape, window, norm_window, groups, edges, over_batch)
     check_affine("weight", weight, g, x)
     check_affine("bias", bias, g, x)
     check_sigma(sigma, g, x)
@@ -98,10 +98,10 @@ def divisive_norm(
         if torch.is_grad_enabled():
             y, l1 = _apply(x, weight, bias, sigma, g, kernels, return_l1)
         else:
-            y, _, _, l1 = kernels.forward(g, x, weight, bias, sigma, return_l1)
+            y, _, l1 = kernels.forward(g, x, weight, bias, sigma, return_l1)
     else:
         dims = len(g.spatial)
-        y, _, _, l1 = torch.ops.divnorm_kernels.forward(
+        y, _, l1 = torch.ops.divnorm_kernels.forward(
             x,
             weight,
             bias,

@@ -78,14 +78,14 @@ class _DivisiveNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes ``x``; in training with ``l1_weight > 0`` also keeps the penalty of this call in ``l1``."""
-        if x.dim() != self._input_dims:
-            raise ValueError(f"x: got {x.dim()} dimensions, expected {self._input_dims}, {self._input_form}")
-        if x.shape[1] != getattr(self, self._size_name):
+        shape = x.shape
+        if len(shape) != self._input_dims:
+            raise ValueError(f"x: got {len(shape)} dimensions, expected {self._input_dims}, {self._input_form}")
+        size = getattr(self, self._size_name)
+        if shape[1] != size:
             what = self._size_name.removeprefix("num_")
-            raise ValueError(
-                f"x: got {x.shape[1]} {what}, expected {self._size_name}, {getattr(self, self._size_name)}"
-            )
-        wants_l1 = self.training and self.l1_weight > 0
+            raise ValueError(f"x: got {shape[1]} {what}, expected {self._size_name}, {size}")
+        wants_l1 = self.l1_weight > 0 and self.training
         result = divisive_norm(
             x,
             self.weight,

@@ -22,10 +22,10 @@ _GEOMETRY = "int[]? window, int[]? norm_window, int groups, str edges, bool over
 _library = torch.library.Library("divnorm_kernels", "DEF")
 _library.define(
     f"forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? sigma, float sigma_value, {_GEOMETRY}, bool with_l1, "
-    "str? backend) -> (Tensor y, Tensor mean, Tensor rstd, Tensor l1)"
+    "str? backend) -> (Tensor y, Tensor maps, Tensor l1)"
 )
 _library.define(
-    "backward(Tensor? dy, Tensor? dl1, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
+    "backward(Tensor? dy, Tensor? dl1, Tensor x, Tensor maps, Tensor? weight, Tensor? bias, "
     f"Tensor? sigma, float sigma_value, {_GEOMETRY}, bool[] needs, str? backend) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dsigma)"
 )
@@ -65,17 +65,15 @@ def _filled(t: Tensor | None, like: Tensor) -> Tensor:
 def _forward(x, weight, bias, sigma, sigma_value, window, norm_window, groups, edges, over_batch, with_l1, backend):
     g = _geometry(x, window, norm_window, groups, edges, over_batch)
     sigma = sigma_value if sigma is None else sigma
-    y, mean, rstd, l1 = _kernels(backend, g, x).forward(g, x, weight, bias, sigma, with_l1)
-    absent = torch.empty(0, dtype=_compute_dtype(x), device=x.device)
-    return y, *(absent.clone() if t is None else t for t in (mean, rstd, l1))
+    y, maps, l1 = _kernels(backend, g, x).forward(g, x, weight, bias, sigma, with_l1)
+    return y, maps, l1 if with_l1 else maps.new_empty(0)
 
 
 def _backward(
     dy,
     dl1,
     x,
-    mean,
-    rstd,
+    maps,
     weight,
     bias,
     sigma,
@@ -90,9 +88,7 @@ def _backward(
 ):
     g = _geometry(x, window, norm_window, groups, edges, over_batch)
     sigma = sigma_value if sigma is None else sigma
-    mean = None if g.summation is None else mean
-    rstd = None if g.suppression is None else rstd
-    found = _kernels(backend, g, x).backward(g, dy, dl1, x, mean, rstd, weight, bias, sigma, tuple(needs))
+    found = _kernels(backend, g, x).backward(g, dy, dl1, x, maps, weight, bias, sigma, tuple(needs))
     return tuple(_filled(t, x) for t in found)
 
 
@@ -101,13 +97,11 @@ def _forward_fake(
 ):
     g = _geometry(x, window, norm_window, groups, edges, over_batch)
     compute = _compute_dtype(x)
-    maps = (
-        x.new_empty(g.map_shape if axes is not None else (0,), dtype=compute) for axes in (g.summation, g.suppression)
-    )
-    return torch.empty_like(dense(x)), *maps, x.new_empty(() if with_l1 else (0,), dtype=compute)
+    maps = x.new_empty(g.maps_shape, dtype=compute)
+    return torch.empty_like(dense(x)), maps, x.new_empty(() if with_l1 else (0,), dtype=compute)
 
 
-def _backward_fake(dy, dl1, x, mean, rstd, weight, bias, sigma, *rest):
+def _backward_fake(dy, dl1, x, maps, weight, bias, sigma, *rest):
     needs = rest[-2]
     inputs = (dense(x), weight, bias, sigma)
     return tuple(torch.empty_like(t) if need else x.new_empty(0) for t, need in zip(inputs, needs, strict=True))
@@ -115,19 +109,19 @@ def _backward_fake(dy, dl1, x, mean, rstd, weight, bias, sigma, *rest):
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, sigma = inputs[:4]
-    _, mean, rstd, _ = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, weight, bias, sigma, mean, rstd)
+    _, maps, _ = output
+    ctx.mark_non_differentiable(maps)
+    ctx.save_for_backward(x, weight, bias, sigma, maps)
     ctx.sigma_value, ctx.geometry_args, (ctx.with_l1, ctx.backend_name) = inputs[4], inputs[5:10], inputs[10:12]
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, dy: Tensor | None, dmean: None, drstd: None, dl1: Tensor | None) -> tuple[Any, ...]:
-    x, weight, bias, sigma, mean, rstd = ctx.saved_tensors
+def _autograd(ctx: Any, dy: Tensor | None, dmaps: None, dl1: Tensor | None) -> tuple[Any, ...]:
+    x, weight, bias, sigma, maps = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
     dl1 = dl1 if ctx.with_l1 else None  # tracers hand in a gradient of the empty tensor
     found = torch.ops.divnorm_kernels.backward(
-        dy, dl1, x, mean, rstd, weight, bias, sigma, ctx.sigma_value, *ctx.geometry_args, needs, ctx.backend_name
+        dy, dl1, x, maps, weight, bias, sigma, ctx.sigma_value, *ctx.geometry_args, needs, ctx.backend_name
     )
     return (*(t if need else None for t, need in zip(found, needs, strict=True)), *(None,) * 8)
 

@@ -1,21 +1,11 @@
 """Which backend serves a call, what `python -m divnorm_kernels` says, and life without the compiled module."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from process import run_python
 
 from divnorm_kernels import __version__, divisive_norm
 from divnorm_kernels.backends import availability, cpu
-
-
-def run_python(*arguments, **environment):
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_command_line_report():

@@ -1,15 +1,12 @@
 """Building and installing as users do, in pip's build isolation, from a copy of the source tree."""
 
-import os
 import shutil
-import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from process import ROOT, run, run_python
 
-ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("csrc", "divnorm_kernels", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 # An editable install of this package answers for modules that a copy lacks: the compiled one, where that is missing.
 ALONE = """
@@ -42,28 +39,20 @@ def tree(tmp_path):
     return tmp_path / "tree"
 
 
-def run(*command, cwd, **environment):
-    done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 def python(code, cwd, **environment):
     """What the code prints with the package in ``cwd``."""
-    return run(sys.executable, "-c", ALONE + code, cwd=cwd, **environment)
+    return run_python("-c", ALONE + code, cwd=cwd, **environment)
 
 
 def wheel(tree, **environment):
     """Builds a wheel; returns it and pip's full output."""
     target = tree.parent / "wheels"
     shutil.rmtree(target, ignore_errors=True)
-    output = run(
+    done = run(
         sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "-v", "--wheel-dir", target, cwd=tree, **environment
     )
     (built,) = target.glob("*.whl")
-    return built, output
+    return built, done.stdout + done.stderr
 
 
 def editable(tree, **environment):
@@ -97,7 +86,7 @@ def test_wheel_runs_on_every_instruction_set_and_a_second_build_works(tree, tmp_
     objects = list((tree / "build").rglob("kernels.cpp.o"))
     assert objects
     for file in objects:
-        symbols = run("nm", "--demangle", "--defined-only", "--extern-only", file, cwd=tree).splitlines()
+        symbols = run("nm", "--demangle", "--defined-only", "--extern-only", file, cwd=tree).stdout.splitlines()
         shared = [line for line in symbols if f"divnorm::{file.parts[-4].split('_')[-1].split('.')[0]}::" not in line]
         assert [line for line in shared if "DW.ref." not in line] == []
 

@@ -35,10 +35,10 @@ def test_opcheck(name, backend):
     torch.library.opcheck(forward, (x, weight, bias, sigma, 0.0, *geometry, True, backend))
     torch.library.opcheck(forward, (x, None, None, None, 0.5, *geometry, False, backend))
     x, weight, bias, sigma = (t.detach() for t in (x, weight, bias, sigma))
-    _, mean, rstd, _ = forward(x, weight, bias, sigma, 0.0, *geometry, True, backend)
+    _, maps, _ = forward(x, weight, bias, sigma, 0.0, *geometry, True, backend)
     gradients = (torch.randn_like(x), torch.randn(()))
     needs = [True, True, True, True]
-    torch.library.opcheck(backward, (*gradients, x, mean, rstd, weight, bias, sigma, 0.0, *geometry, needs, backend))
+    torch.library.opcheck(backward, (*gradients, x, maps, weight, bias, sigma, 0.0, *geometry, needs, backend))
 
 
 def test_operators_refuse_the_reference():

@@ -28,6 +28,7 @@ else:
         _native.use_instruction_set(os.environ["DIVNORM_INSTRUCTION_SET"])
 
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+_COMPUTE = {dtype: torch.float64 if dtype is torch.float64 else torch.float32 for dtype in _DTYPES}
 _UNIT_AXIS = (0, 0, 1)
 
 
@@ -76,13 +77,13 @@ def _field(axes: tuple[Axis, ...] | None) -> tuple[tuple[int, int, int], ...] | 
     return None if axes is None else _three(tuple((a.lo, a.hi, a.divisor) for a in axes), _UNIT_AXIS)
 
 
-def _plan(g: Geometry, dtype: torch.dtype, channels_last: bool) -> _native.Plan:
-    key = (dtype, channels_last)
+def _plan(g: Geometry, x: Tensor) -> _native.Plan:
+    key = (x.dtype, channels_last_strides(x))
     plan = g.cache.get(key)
     if plan is None:
         plan = g.cache[key] = _native.Plan(
-            _DTYPES[dtype],
-            channels_last,
+            _DTYPES[x.dtype],
+            key[1],
             g.over_batch,
             g.features,
             g.batch,
@@ -95,50 +96,45 @@ def _plan(g: Geometry, dtype: torch.dtype, channels_last: bool) -> _native.Plan:
     return plan
 
 
-def _address(t: Tensor | None) -> int:
-    """Of a contiguous tensor; 0 where there is none."""
-    return 0 if t is None else t.data_ptr()
-
-
-def _code(t: Tensor | None) -> int:
-    return 0 if t is None else _DTYPES[t.dtype]
-
-
 def _packed(t: Tensor | None) -> Tensor | None:
     """A parameter without gaps; the caller keeps it alive while its address is in use."""
     return t if t is None or t.is_contiguous() else t.contiguous()
 
 
+def _parameter(t: Tensor | None) -> tuple[int, int]:
+    """Address and dtype of a parameter without gaps; address 0 where there is none."""
+    return (0, 0) if t is None else (t.data_ptr(), _DTYPES[t.dtype])
+
+
+def _gradient(parameter: Tensor, needed: bool) -> Tensor | None:
+    return torch.empty_like(parameter, memory_format=torch.contiguous_format) if needed else None
+
+
 def forward(
     g: Geometry, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float, with_l1: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """``(y, mean, rstd, l1)``; mean and rstd are maps of ``g.map_shape``, ``None`` where their field is absent."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``(y, maps, l1)``; maps, of ``g.maps_shape``, holds mean and rstd."""
     x = dense(x)
-    compute = torch.float64 if x.dtype is torch.float64 else torch.float32
+    compute = _COMPUTE[x.dtype]
     y = torch.empty_like(x)
-    mean = None if g.summation is None else torch.empty(g.map_shape, dtype=compute)
-    rstd = None if g.suppression is None else torch.empty(g.map_shape, dtype=compute)
+    maps = torch.empty(g.maps_shape, dtype=compute)
     if g.numel == 0:
-        return y, mean, rstd, torch.zeros((), dtype=compute) if with_l1 else None
-    weight, bias = _packed(weight), _packed(bias)
-    value, sigma = (0.0, _packed(sigma)) if isinstance(sigma, Tensor) else (sigma, None)
-    l1 = _plan(g, x.dtype, channels_last_strides(x)).forward(
+        return y, maps, torch.zeros((), dtype=compute) if with_l1 else None
+    value, sigma = (0.0, sigma) if isinstance(sigma, Tensor) else (sigma, None)
+    weight, bias, sigma = _packed(weight), _packed(bias), _packed(sigma)
+    l1 = _plan(g, x).forward(
         x.data_ptr(),
-        _address(weight),
-        _code(weight),
-        _address(bias),
-        _code(bias),
-        _address(sigma),
-        _code(sigma),
+        *_parameter(weight),
+        *_parameter(bias),
+        *_parameter(sigma),
         0 if sigma is None else sigma.numel(),
         value,
         y.data_ptr(),
-        _address(mean),
-        _address(rstd),
+        maps.data_ptr(),
         with_l1,
         torch.get_num_threads(),
     )
-    return y, mean, rstd, torch.tensor(l1, dtype=compute) if with_l1 else None
+    return y, maps, torch.tensor(l1, dtype=compute) if with_l1 else None
 
 
 def backward(
@@ -146,8 +142,7 @@ def backward(
     dy: Tensor | None,
     dl1: Tensor | None,
     x: Tensor,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    maps: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     sigma: Tensor | float,
@@ -157,31 +152,27 @@ def backward(
     x = dense(x)
     dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
     dx = torch.empty_like(x)
-    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format) if needs[1] else None
-    dbias = torch.empty_like(bias, memory_format=torch.contiguous_format) if needs[2] else None
-    dsigma = torch.empty_like(sigma, memory_format=torch.contiguous_format) if needs[3] else None
+    dweight = _gradient(weight, needs[1])
+    dbias = _gradient(bias, needs[2])
+    dsigma = _gradient(sigma, needs[3])
     if g.numel == 0:
         for gradient in (dweight, dbias, dsigma):
             if gradient is not None:
                 gradient.zero_()
         return dx if needs[0] else None, dweight, dbias, dsigma
     weight, sigma = _packed(weight), _packed(sigma) if isinstance(sigma, Tensor) else None
-    _plan(g, x.dtype, channels_last_strides(x)).backward(
+    _plan(g, x).backward(
         x.data_ptr(),
         dy.data_ptr(),
-        _address(mean),
-        _address(rstd),
-        _address(weight),
-        _code(weight),
-        _address(sigma),
-        _code(sigma),
+        maps.data_ptr(),
+        *_parameter(weight),
+        *_parameter(sigma),
         0 if sigma is None else sigma.numel(),
         0.0 if dl1 is None else dl1.item(),
         dx.data_ptr(),
-        _address(dweight),
-        _address(dbias),
-        _code(dbias),
-        _address(dsigma),
+        _parameter(dweight)[0],
+        *_parameter(dbias),
+        _parameter(dsigma)[0],
         torch.get_num_threads(),
     )
     return dx if needs[0] else None, dweight, dbias, dsigma
