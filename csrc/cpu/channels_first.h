@@ -21,6 +21,8 @@ struct ChannelsFirst {
     return (sample * problem.channels + channel) * problem.positions() + position;
   }
 
+  static int64_t parameter_place(const Problem&, int64_t i) { return i; }
+
   // Whether out's rows of the tile may be written with streaming stores.
   static bool streamable(const Problem& problem, const Unit& unit, const T* out, Tile tile) {
     const T* row = out + offset(problem, unit.sample, 0, tile.begin);

@@ -13,12 +13,22 @@ constexpr int kPixels =
 template <class T>
 struct ChannelsLast {
   using A = Acc<T>;
+  using Wide = std::conditional_t<std::is_same_v<T, BFloat16>, Pair, Vec<A>>;
 
   static int64_t offset(const Problem& problem, int64_t sample, int64_t channel, int64_t position) {
     return (sample * problem.positions() + position) * problem.channels + channel;
   }
 
-  static bool streamable(const Problem&, const Unit&, const T*, Tile) { return true; }
+  // Where the kernels find a channel's weight, bias and their gradients.
+  static int64_t parameter_place(const Problem& problem, int64_t channel) {
+    const int64_t n = problem.group_channels();
+    return channel / n * n + lane_place<Wide>(channel % n, n);
+  }
+
+  static bool streamable(const Problem& problem, const Unit&, const T* out, Tile) {
+    const int64_t group_bytes = problem.group_channels() * sizeof(T);
+    return !is_pair<Wide> || (reinterpret_cast<uintptr_t>(out) | group_bytes) % kVectorBytes == 0;
+  }
 
   // As ChannelsFirst::moments. A pixel's channels are in the nearest cache after the first look, so the sum of
   // (x - mean)^2 is a second look at them; it also gives the mean's own rounding error, which is then added to it.
@@ -29,7 +39,7 @@ struct ChannelsLast {
     each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       Totals<A, R> total;
-      for_lanes<Vec<A>>(n, [=, &total](auto lane, int64_t i) {
+      for_lanes<Wide>(n, [=, &total](auto lane, int64_t i) {
         prefetch_next<R>(in + i, stride);
         for (int r = 0; r < R; ++r) total.add(r, load<decltype(lane)>(in + r * stride + i));
       });
@@ -37,7 +47,7 @@ struct ChannelsLast {
       total.values(average);
       for (int r = 0; r < R; ++r) average[r] *= per_channel;
       Totals<A, R> first, second;
-      for_lanes<Vec<A>>(n, [=, &first, &second](auto lane, int64_t i) {
+      for_lanes<Wide>(n, [=, &first, &second](auto lane, int64_t i) {
         using V = decltype(lane);
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
@@ -62,7 +72,7 @@ struct ChannelsLast {
     each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       Totals<A, R> total;
-      for_lanes<Vec<A>>(n, [=, &total](auto lane, int64_t i) {
+      for_lanes<Wide>(n, [=, &total](auto lane, int64_t i) {
         for (int r = 0; r < R; ++r) {
           const auto value = load<decltype(lane)>(in + r * stride + i);
           total.add(r, value * value);
@@ -83,7 +93,7 @@ struct ChannelsLast {
       const A *w = weight + at.channel, *b = bias + at.channel;
       T* out = y + (in - x);
       Totals<A, 1> absolutes;
-      for_lanes_writing<Vec<A>, Stream>(out, n, [=, &absolutes](auto lane, int64_t i) {
+      for_lanes_writing<Wide, Stream>(out, n, [=, &absolutes](auto lane, int64_t i) {
         using V = decltype(lane);
         const V weights = load<V>(w + i), biases = load<V>(b + i);
         for (int r = 0; r < R; ++r) {
@@ -109,7 +119,7 @@ struct ChannelsLast {
       const A* w = weight + at.channel;
       A *dw = dweight + at.channel, *db = dbias + at.channel;
       Totals<A, R> sum_g, sum_gv, sum_v, sum_sign;
-      for_lanes<Vec<A>>(n, [=, &sum_g, &sum_gv, &sum_v, &sum_sign](auto lane, int64_t i) {
+      for_lanes<Wide>(n, [=, &sum_g, &sum_gv, &sum_v, &sum_sign](auto lane, int64_t i) {
         using V = decltype(lane);
         prefetch_next<R>(in + i, stride);
         prefetch_next<R>(grads + i, stride);
@@ -148,7 +158,7 @@ struct ChannelsLast {
       const T* grads = dy + (in - x);
       const A* w = weight + at.channel;
       T* out = dx + (in - x);
-      for_lanes_writing<Vec<A>, Stream>(out, n, [=](auto lane, int64_t i) {
+      for_lanes_writing<Wide, Stream>(out, n, [=](auto lane, int64_t i) {
         using V = decltype(lane);
         const V weights = load<V>(w + i);
         for (int r = 0; r < R; ++r) {

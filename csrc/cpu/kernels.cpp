@@ -54,7 +54,9 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
                                      problem.channels_last);
   Threads team = threads_for(problem, t, threads);
   const Constants<A> constants;
-  const Values<A> weight(tensors.weight, problem.affine_size(), 1), bias(tensors.bias, problem.affine_size(), 0);
+  const auto place = [&](int64_t i) { return Layout::parameter_place(problem, i); };
+  const Values<A> weight(tensors.weight, problem.affine_size(), 1, place);
+  const Values<A> bias(tensors.bias, problem.affine_size(), 0, place);
   const Values<A> sigma(tensors.sigma, problem.groups, 0);
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : t.jobs() * t.finish_tiles;
   const Buffer<double> l1(l1_count, true);
@@ -78,14 +80,14 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
   if (tensors.l1 != nullptr) *tensors.l1 = sum_line(l1.data(), l1_count) / problem.numel();
 }
 
-// Sums the rows of (rows, count) partials into a parameter's gradient.
-template <class P>
-void sum_partials(const P* partials, int64_t rows, int64_t count, const Parameter& out) {
+// Sums the rows of (rows, count) partials into a parameter's gradient, whose number i is at place(i).
+template <class P, class Place>
+void sum_partials(const P* partials, int64_t rows, int64_t count, Place&& place, const Parameter& out) {
   if (out.data == nullptr) return;
   Buffer<double> sums(count, true);
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t i = 0; i < count; ++i) sums.data()[i] += partials[row * count + i];
-  for (int64_t i = 0; i < count; ++i) write_number(out, i, sums.data()[i]);
+  for (int64_t i = 0; i < count; ++i) write_number(out, i, sums.data()[place(i)]);
 }
 
 void finish_dsigma(const Problem& problem, const BackwardTensors& tensors, const double* partials, int64_t rows) {
@@ -107,7 +109,8 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
                                      problem.channels_last);
   Threads team = threads_for(problem, t, threads);
   const Constants<A> constants;
-  const Values<A> weight(tensors.weight, problem.affine_size(), 1);
+  const auto place = [&](int64_t i) { return Layout::parameter_place(problem, i); };
+  const Values<A> weight(tensors.weight, problem.affine_size(), 1, place);
   const int64_t rows = t.partial_rows();
   const Buffer<A> dweight(rows * problem.affine_size()), dbias(rows * problem.affine_size());
   const int64_t sigma_rows = t.blocks * t.reduce_tiles;
@@ -130,8 +133,8 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
                                  box_scratch};
   walk(problem, t, team,
        [&](int team_index, int thread) { return BackwardPass<T, Layout>(shared, team_index, thread); });
-  sum_partials(dweight.data(), rows, problem.affine_size(), tensors.dweight);
-  sum_partials(dbias.data(), rows, problem.affine_size(), tensors.dbias);
+  sum_partials(dweight.data(), rows, problem.affine_size(), place, tensors.dweight);
+  sum_partials(dbias.data(), rows, problem.affine_size(), place, tensors.dbias);
   finish_dsigma(problem, tensors, sigma_sums.data(), sigma_rows);
 }
 

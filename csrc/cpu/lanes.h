@@ -9,11 +9,14 @@ namespace divnorm::DIVNORM_ISA {
 // Calls body(V{}, i) over 0..count while whole values of type V fit, then with narrower ones down to single numbers.
 template <class V, class Body>
 inline void for_lanes(int64_t count, Body&& body, int64_t i = 0) {
+  using Number = typename Lane<V>::type;
   for (; i + kWidth<V> <= count; i += kWidth<V>) body(V{}, i);
   if constexpr (is_pair<V>)
-    for_lanes<Vec<float>>(count, body, i);
-  else if constexpr (!is_scalar<V>)
-    for_lanes<typename Lane<V>::type>(count, body, i);
+    if (i + kLanes<Number> <= count) {
+      body(Vec<Number>{}, i);
+      i += kLanes<Number>;
+    }
+  for (; i < count; ++i) body(Number{}, i);
 }
 
 // The same, with single numbers first until out + i is aligned for streaming stores. A Pair's places are settled by the
@@ -38,6 +41,13 @@ class InLaneOrder {
  private:
   const A* numbers_;
 };
+
+// Where number i of `count` stands in that order.
+template <class V>
+inline int64_t lane_place(int64_t i, int64_t count) {
+  const int64_t width = kWidth<V>, at = i % width;
+  return !is_pair<V> || i - at + width > count ? i : i - at + at % 2 * (width / 2) + at / 2;
+}
 
 template <size_t... I>
 inline Pair split(Vec<float> low, Vec<float> high, std::index_sequence<I...>) {

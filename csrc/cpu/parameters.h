@@ -26,14 +26,17 @@ inline void write_number(const Parameter& p, int64_t i, double value) {
   }
 }
 
-// `count` numbers of a parameter of that many elements or of one; `absent` where there is no parameter.
+// `count` numbers of a parameter of that many elements or of one, number i at place(i); `absent` where there is no
+// parameter.
 template <class A>
 class Values {
  public:
-  Values(const Parameter& p, int64_t count, A absent) : values_(count) {
+  template <class Place>
+  Values(const Parameter& p, int64_t count, A absent, Place&& place) : values_(count) {
     for (int64_t i = 0; i < count; ++i)
-      values_.data()[i] = p.data == nullptr ? absent : quiet(read_number(p, p.count == 1 ? 0 : i));
+      values_.data()[place(i)] = p.data == nullptr ? absent : quiet(read_number(p, p.count == 1 ? 0 : i));
   }
+  Values(const Parameter& p, int64_t count, A absent) : Values(p, count, absent, [](int64_t i) { return i; }) {}
   const A* data() const { return values_.data(); }
 
  private:
