@@ -54,6 +54,23 @@ def test_half_conversions_are_exact_and_round_to_nearest_even(instruction_set, m
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
+def test_a_nan_of_a_parameter_keeps_being_one(instruction_set, memory_format):
+    """A NaN whose every payload bit is set must not be rounded up to a number in bfloat16."""
+    nan = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    x = torch.randn(2, 35, 6, 5).bfloat16().contiguous(memory_format=memory_format).requires_grad_()
+    one = torch.arange(35) == 4
+    for weight, bias, sigma, channels in (
+        (torch.where(one, nan, 1.0), None, 1.0, one),
+        (None, torch.where(one, nan, 1.0), 1.0, one),
+        (None, None, nan, one | True),
+    ):
+        y, l1 = cpu(x, weight, bias, window=3, sigma=sigma, return_l1=True)
+        assert torch.equal(y.isnan(), channels.view(1, 35, 1, 1).expand_as(y))
+    (dx,) = torch.autograd.grad(l1, x, nan)
+    assert dx.isnan().all()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize(
     "options", [{"window": 5}, {"window": "all"}, {"window": 1}, {"window": 9, "over_batch": True}], ids=str
 )

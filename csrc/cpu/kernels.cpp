@@ -124,7 +124,7 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
                                  constants.zeros.data(),
                                  constants.ones.data(),
                                  streams<T>(problem),
-                                 static_cast<A>(tensors.dl1 / problem.numel()),
+                                 quiet<A>(tensors.dl1 / problem.numel()),
                                  dweight.data(),
                                  dbias.data(),
                                  sigma_sums.data(),

@@ -26,6 +26,12 @@ inline void write_number(const Parameter& p, int64_t i, double value) {
   }
 }
 
+// The number in the type of the statistics; a NaN without payload, as the rounding to bfloat16 needs it.
+template <class A>
+A quiet(double value) {
+  return value == value ? static_cast<A>(value) : std::numeric_limits<A>::quiet_NaN();
+}
+
 // `count` numbers of a parameter of that many elements or of one, number i at place(i); `absent` where there is no
 // parameter.
 template <class A>
@@ -34,14 +40,12 @@ class Values {
   template <class Place>
   Values(const Parameter& p, int64_t count, A absent, Place&& place) : values_(count) {
     for (int64_t i = 0; i < count; ++i)
-      values_.data()[place(i)] = p.data == nullptr ? absent : quiet(read_number(p, p.count == 1 ? 0 : i));
+      values_.data()[place(i)] = p.data == nullptr ? absent : quiet<A>(read_number(p, p.count == 1 ? 0 : i));
   }
   Values(const Parameter& p, int64_t count, A absent) : Values(p, count, absent, [](int64_t i) { return i; }) {}
   const A* data() const { return values_.data(); }
 
  private:
-  static A quiet(double value) { return value == value ? static_cast<A>(value) : std::numeric_limits<A>::quiet_NaN(); }
-
   Buffer<A> values_;
 };
 

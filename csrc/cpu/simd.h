@@ -123,7 +123,7 @@ inline U half_from_float(F value) {
 }
 
 // The bits of a float, rounded to nearest even in their upper half. The lower half of a NaN must be zero, or it could
-// round up to something else: so are those of bfloat16 inputs and of invalid operations, and Values makes those of
+// round up to something else: so are those of bfloat16 inputs and of invalid operations, and quiet() makes those of
 // parameters so.
 template <class U, class F>
 inline U rounded_to_bfloat(F value) {
