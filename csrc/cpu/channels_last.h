@@ -7,8 +7,7 @@
 
 namespace divnorm::DIVNORM_ISA {
 
-constexpr int kPixels =
-    4;  // taken at once: they share the loads of per-channel numbers, and their lanes are summed together
+constexpr int kPixels = 4;  // taken at once: they share loads of per-channel numbers and the summing of lanes
 
 template <class T>
 struct ChannelsLast {
