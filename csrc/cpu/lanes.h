@@ -95,13 +95,20 @@ inline auto fold(V v, std::index_sequence<I...>) {
   return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (I + Lanes / 2)...);
 }
 
-// Sum of the lanes in a fixed order: halves are added until one lane is left.
-template <class A, int Lanes = kLanes<A>, class V>
-inline A lane_sum(V v) {
-  if constexpr (Lanes == 2)
-    return v[0] + v[1];
+// Halves are added until `Left` lanes are left.
+template <class A, int Left, int Lanes = kLanes<A>, class V>
+inline auto fold_to(V v) {
+  if constexpr (Lanes == Left)
+    return v;
   else
-    return lane_sum<A, Lanes / 2>(fold<A, Lanes>(v, std::make_index_sequence<Lanes / 2>{}));
+    return fold_to<A, Left, Lanes / 2>(fold<A, Lanes>(v, std::make_index_sequence<Lanes / 2>{}));
+}
+
+// Sum of the lanes in a fixed order.
+template <class A>
+inline A lane_sum(Vec<A> v) {
+  const auto two = fold_to<A, 2>(v);
+  return two[0] + two[1];
 }
 
 // Neighbouring runs of `Run` lanes of a and of b, added in pairs: a's sums go to even runs, b's to odd ones.
@@ -121,8 +128,8 @@ inline void lane_sums(const Vec<A> (&v)[4], A (&sums)[4]) {
   if constexpr (kLanes<A> >= 4) {
     constexpr std::make_index_sequence<kLanes<A>> all{};
     const Vec<A> four = pair_sums<2>(pair_sums<1>(v[0], v[1], all), pair_sums<1>(v[2], v[3], all), all);
-    for (int i = 0; i < 4; ++i) sums[i] = four[i];
-    for (int64_t lane = 4; lane < kLanes<A>; ++lane) sums[lane % 4] += four[lane];
+    const auto folded = fold_to<A, 4>(four);
+    __builtin_memcpy(sums, &folded, sizeof(sums));
   } else {
     for (int i = 0; i < 4; ++i) sums[i] = lane_sum<A>(v[i]);
   }
