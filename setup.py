@@ -1,6 +1,7 @@
 """Builds the compiled module by driving CMakeLists.txt; everything else about the package is in pyproject.toml."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ REQUIRED = os.environ.get("DIVNORM_REQUIRE_NATIVE") == "1"
 
 
 class CMakeBuild(build_ext):
-    """Builds the native module with CMake.
+    """Builds the native module with CMake, which also receives the options in the environment variable CMAKE_ARGS.
 
     The module is optional: setuptools turns a CompileError into a warning and the package installs as pure Python,
     unless DIVNORM_REQUIRE_NATIVE=1.
@@ -49,6 +50,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DDIVNORM_VERSION={self.distribution.get_version()}",
         ]
+        configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         subprocess.run(configure, check=True)
