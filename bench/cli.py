@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +17,7 @@ from rich.table import Table
 from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, Setting, settings
 from .inputs import image_cases, sample_cases, tensor_case
 from .machine import describe
-from .measure import check, measure
+from .measure import check, measure, measure_windows
 from .overhead import call_overhead
 from .plots import plot_ratios, plot_windows
 from .report import print_headline, sweep_table, table
@@ -30,7 +32,7 @@ app = typer.Typer(
     "and torch.compile of it, with a plain copy of the tensor as the yardstick. Start with `run`.",
 )
 SWEEP_SHARE = 0.25
-"""Part of a setting's seconds that one window of a sweep gets: it has two subjects, not eight."""
+"""Part of a setting's seconds that one window of a sweep gets: it has one subject, not eight."""
 
 
 def _width() -> int | None:
@@ -119,7 +121,10 @@ def run(
             plan += settings(sample_cases(), dtypes[:1], formats, windows[:1])
         swept = [CASES[name] for name in selection.sweep if CASES[name] in named]
     with_compiled = {s.case.name for s in plan if s.case.name in selection.compiled or own} if compiled else set()
-    sweeps = list(settings(swept, dtypes, formats, list(SWEEP_WINDOWS))) if sweep else []
+    sweeps = [
+        [replace(setting, window=window) for window in SWEEP_WINDOWS]
+        for setting in settings(swept if sweep else [], dtypes, formats, windows[:1])
+    ]
 
     console = Console(width=_width())
     rows, sweep_rows = _measure_all(console, plan, sweeps, with_compiled, seconds)
@@ -145,40 +150,35 @@ def show(
 
 
 def _measure_all(
-    console: Console, plan: list[Setting], sweeps: list[Setting], with_compiled: set[str], seconds: float
+    console: Console, plan: list[Setting], sweeps: list[list[Setting]], with_compiled: set[str], seconds: float
 ) -> tuple[list[dict], list[dict]]:
-    everything = [*plan, *sweeps]
-    checks, measured = [], []
+    checks = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=2 * len(everything))
+        everything = list(dict.fromkeys([*plan, *chain(*sweeps)]))
+        task = progress.add_task("", total=len(everything) + len(plan) + len(sweeps))
         return_freed_memory()
         for setting in everything:
-            progress.update(task, description=f"checking {_describe(setting)}")
-            checks.append(check(setting))
+            progress.update(task, description=f"checking {_describe(setting)} window {setting.window}")
+            checks[setting] = check(setting)
             progress.advance(task)
         keep_freed_memory()
-        for i, (setting, checked) in enumerate(zip(everything, checks, strict=True)):
-            progress.update(task, description=f"timing {_describe(setting)}")
-            with_peers = i < len(plan)
-            measured.append(
-                measure(
-                    setting,
-                    checked,
-                    with_peers=with_peers,
-                    compiled=with_peers and setting.case.name in with_compiled,
-                    seconds=seconds if with_peers else SWEEP_SHARE * seconds,
-                )
-            )
+        rows, sweep_rows = [], []
+        for setting in plan:
+            progress.update(task, description=f"timing {_describe(setting)} window {setting.window}")
+            compiled = setting.case.name in with_compiled
+            rows += measure(setting, checks[setting], compiled=compiled, seconds=seconds)
             progress.advance(task)
-    rows, sweep_rows = (
-        [row.as_dict() for group in part for row in group] for part in (measured[: len(plan)], measured[len(plan) :])
-    )
-    return rows, sweep_rows
+        for group in sweeps:
+            progress.update(task, description=f"timing {_describe(group[0])} against the window")
+            share = SWEEP_SHARE * seconds * len(group)
+            sweep_rows += measure_windows(group, [checks[setting] for setting in group], seconds=share)
+            progress.advance(task)
+    return [row.as_dict() for row in rows], [row.as_dict() for row in sweep_rows]
 
 
 def _describe(setting: Setting) -> str:
-    return f"{setting.case.name} {setting.dtype} {setting.format} window {setting.window}"
+    return f"{setting.case.name} {setting.dtype} {setting.format}"
 
 
 def _show(console: Console, folder: Path, document: dict) -> None:
@@ -189,4 +189,4 @@ def _show(console: Console, folder: Path, document: dict) -> None:
         console.print(sweep_table(sweeps))
         plot_windows(folder / "windows.png", sweeps, machine)
     console.print(f"written to {folder}: results.json and plots")
-    print_headline(console, rows, document["call_overhead_us"], machine)
+    print_headline(console, rows, sweeps, document["call_overhead_us"], machine)

@@ -17,6 +17,8 @@ COPY = "copy"
 LIMIT_COPIES = 2.5
 """Forward 1 read + 1 write, backward 2 reads + 1 write: five times the bytes of x, where a copy moves two."""
 
+_COPIED = Subject(COPY, "Tensor.copy_", torch.clone, [])
+
 
 @dataclass
 class Row:
@@ -62,36 +64,42 @@ def check(setting: Setting) -> dict[str, Check]:
     return found
 
 
-def measure(
-    setting: Setting, checks: dict[str, Check], *, with_peers: bool, compiled: bool, seconds: float
-) -> list[Row]:
+def measure(setting: Setting, checks: dict[str, Check], *, compiled: bool, seconds: float) -> list[Row]:
     """Rows for a copy, our backends and the peers, measured in turn for ``seconds`` in all."""
     x, dy = _inputs(setting)
-    subjects = ours(setting, x) + (peers(setting, x, compiled) if with_peers else [])
+    subjects = ours(setting, x) + peers(setting, x, compiled)
     timed = [s for s in subjects if s.name not in checks or not checks[s.name].error.wrong]
     times = interleaved({COPY: time_copy(x)} | {s.name: _round(s, x, dy) for s in timed}, seconds)
-    rows = []
-    for subject in (Subject(COPY, "Tensor.copy_", torch.clone, []), *subjects):
-        taken, checked = times.get(subject.name), checks.get(subject.name)
-        extra = None if checked is None else checked.extra_bytes
-        rows.append(
-            Row(
-                setting.case.name,
-                setting.case.what,
-                list(setting.case.shape),
-                setting.dtype,
-                setting.format,
-                setting.window,
-                subject.name,
-                subject.implementation,
-                taken,
-                None if taken is None else taken.both / times[COPY].both,
-                extra,
-                None if extra is None else extra / (x.numel() * x.element_size()),
-                None if checked is None else checked.error,
-            )
-        )
-    return rows
+    return [_row(setting, x, s, times.get(s.name), checks.get(s.name), times[COPY]) for s in (_COPIED, *subjects)]
+
+
+def measure_windows(sweep: list[Setting], checks: list[dict[str, Check]], *, seconds: float) -> list[Row]:
+    """Rows for our backends on settings that differ in the window alone, all measured in turn with one copy."""
+    x, dy = _inputs(sweep[0])
+    subjects = [(s, subject, of[subject.name]) for s, of in zip(sweep, checks, strict=True) for subject in ours(s, x)]
+    rounds = {(s.window, subject.name): _round(subject, x, dy) for s, subject, of in subjects if not of.error.wrong}
+    times = interleaved({(0, COPY): time_copy(x)} | rounds, seconds)
+    copy = times[0, COPY]
+    return [_row(s, x, subject, times.get((s.window, subject.name)), of, copy) for s, subject, of in subjects]
+
+
+def _row(setting: Setting, x: Tensor, subject: Subject, taken: Times | None, checked: Check | None, copy: Times) -> Row:
+    extra = None if checked is None else checked.extra_bytes
+    return Row(
+        setting.case.name,
+        setting.case.what,
+        list(setting.case.shape),
+        setting.dtype,
+        setting.format,
+        setting.window,
+        subject.name,
+        subject.implementation,
+        taken,
+        None if taken is None else taken.both / copy.both,
+        extra,
+        None if extra is None else extra / (x.numel() * x.element_size()),
+        None if checked is None else checked.error,
+    )
 
 
 def _inputs(setting: Setting) -> tuple[Tensor, Tensor]:

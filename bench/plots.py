@@ -9,8 +9,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .measure import COPY, LIMIT_COPIES
-from .results import Rows, best_of_ours, ratio, settings_of
+from .measure import LIMIT_COPIES
+from .results import Rows, best_of_ours, by_window, ratio, settings_of
 from .subjects import PEERS
 
 
@@ -46,13 +46,9 @@ def plot_ratios(path: Path, rows: Rows, machine: dict) -> None:
 def plot_windows(path: Path, sweeps: Rows, machine: dict) -> None:
     """Forward + backward in copies of x against the window size."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for row in sweeps:
-        if row["subject"] != COPY and row["times"] is not None:
-            label = f"{row['case']} {row['dtype']} {row['format']}"
-            lines.setdefault(label, []).append((row["window"], row["copies"]))
-    for label, points in lines.items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+    for key, line in by_window(sweeps).items():
+        copies = [row["copies"] for row in line.values()]
+        axes.plot(list(line), copies, marker="o", markersize=3, label=" ".join(key))
     axes.axhline(LIMIT_COPIES, color="black", linewidth=1, linestyle="--", label="limit by bytes")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("window")

@@ -6,7 +6,17 @@ from rich.console import Console
 from rich.table import Table
 
 from .measure import COPY
-from .results import Rows, best_of_ours, headline, ratio, settings_of, share_of_limit
+from .results import (
+    Rows,
+    best_of_ours,
+    by_window,
+    geometric_mean,
+    headline,
+    ratio,
+    settings_of,
+    share_of_limit,
+    window_growth,
+)
 from .subjects import PEERS
 
 SHORT = {
@@ -64,21 +74,15 @@ def sweep_table(sweeps: Rows) -> Table:
     out = Table(title="copies of x against the window size", pad_edge=False)
     for name in ("case", "dtype", "format", "backend", *map(str, windows), f"{windows[-1]} / {windows[0]}"):
         out.add_column(name, no_wrap=True)
-    lines: dict[tuple, dict[int, dict]] = {}
-    for row in sweeps:
-        if row["subject"] != COPY and row["times"] is not None:
-            key = (row["case"], row["dtype"], row["format"], row["subject"])
-            lines.setdefault(key, {})[row["window"]] = row
-    for key, by_window in lines.items():
-        cells = [_number(by_window[w]["copies"], ".2f") if w in by_window else "-" for w in windows]
-        growth = None
-        if windows[0] in by_window and windows[-1] in by_window:
-            growth = by_window[windows[-1]]["times"]["both"] / by_window[windows[0]]["times"]["both"]
-        out.add_row(*key, *cells, _number(growth, ".2f"))
+    growth = window_growth(sweeps)
+    for key, line in by_window(sweeps).items():
+        out.add_row(
+            *key, *(_number(line[w]["copies"], ".2f") if w in line else "-" for w in windows), f"{growth[key]:.2f}"
+        )
     return out
 
 
-def print_headline(console: Console, rows: Rows, overhead: dict[str, float], machine: dict) -> None:
+def print_headline(console: Console, rows: Rows, sweeps: Rows, overhead: dict[str, float], machine: dict) -> None:
     """The ratios that sum the run up."""
     summary = headline(rows)
     console.rule(f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}")
@@ -91,8 +95,14 @@ def print_headline(console: Console, rows: Rows, overhead: dict[str, float], mac
     )
     console.print(f"{count} of {total} settings are no slower than the faster of BatchNorm and GroupNorm")
     if summary["worst of them"] is not None:
+        where = " ".join(map(str, summary["worst of them"]["setting"]))
+        console.print(f"the worst of them: {summary['worst of them']['ratio']:.2f}x on {where}")
+    growth = window_growth(sweeps).values()
+    if growth:
+        windows = {row["window"] for row in sweeps}
         console.print(
-            f"the worst of them: {summary['worst of them']['ratio']:.2f}x on {summary['worst of them']['setting']}"
+            f"window {max(windows)} takes {geometric_mean(list(growth)):.2f}x the time of window {min(windows)} "
+            f"(geometric mean), at most {max(growth):.2f}x"
         )
     if overhead:
         console.print("a forward call on 4 KB: " + ", ".join(f"{k} {v:.1f} us" for k, v in overhead.items()))

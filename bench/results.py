@@ -44,6 +44,23 @@ def geometric_mean(values: list[float]) -> float | None:
     return prod(values) ** (1 / len(values)) if values else None
 
 
+def by_window(sweeps: Rows) -> dict[tuple, dict[int, dict]]:
+    """Rows of a sweep by (case, dtype, format, subject) and window; wrong results, which have no time, left out."""
+    grouped: dict[tuple, dict[int, dict]] = {}
+    for row in sweeps:
+        if row["times"] is not None:
+            grouped.setdefault((row["case"], row["dtype"], row["format"], row["subject"]), {})[row["window"]] = row
+    return grouped
+
+
+def window_growth(sweeps: Rows) -> dict[tuple, float]:
+    """How many times as long the largest window takes as the smallest, for every line of `by_window`."""
+    return {
+        key: line[max(line)]["times"]["both"] / line[min(line)]["times"]["both"]
+        for key, line in by_window(sweeps).items()
+    }
+
+
 def headline(rows: Rows) -> dict[str, object]:
     """The ratios that sum a run up."""
     grouped = settings_of(rows)

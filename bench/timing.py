@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .subjects import Subject
+
+Key = TypeVar("Key", bound=Hashable)
 
 LEAST_RUNS = 6
 IN_A_ROW = 3
@@ -76,9 +79,9 @@ def time_copy(x: Tensor) -> Callable[[], tuple[float, float]]:
     return round_
 
 
-def interleaved(rounds: dict[str, Callable[[], tuple[float, float]]], seconds: float) -> dict[str, Times]:
+def interleaved(rounds: dict[Key, Callable[[], tuple[float, float]]], seconds: float) -> dict[Key, Times]:
     """Runs every subject in turn, round after round, until each has had its share of ``seconds``."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in rounds}
+    taken: dict[Key, list[tuple[float, float]]] = {name: [] for name in rounds}
     for once in rounds.values():
         once()  # the first round pays for code, threads and memory
     share = seconds / len(rounds)

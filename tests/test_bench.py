@@ -11,11 +11,11 @@ from process import run_python
 from typer.testing import CliRunner
 
 from bench import measure as measuring
-from bench.cases import CASES, SUITES, Case, Setting, settings
+from bench.cases import CASES, SUITES, SWEEP_WINDOWS, Case, Setting, settings
 from bench.cli import app
 from bench.inputs import image_cases, sample_cases, tensor_case
 from bench.measure import check, measure
-from bench.results import best_of_ours, geometric_mean, headline, ratio, settings_of, share_of_limit
+from bench.results import best_of_ours, geometric_mean, headline, ratio, settings_of, share_of_limit, window_growth
 from bench.subjects import OURS, PEERS, Subject, activation, groups_for, ours, peers
 
 SMALL = Setting(Case("small", (2, 8, 9, 9), "a test"), "float32", "contiguous", 3)
@@ -63,7 +63,7 @@ def test_subjects_compute_what_their_names_say():
 
 
 def test_rows_hold_together():
-    rows = measure(SMALL, check(SMALL), with_peers=True, compiled=False, seconds=0.05)
+    rows = measure(SMALL, check(SMALL), compiled=False, seconds=0.05)
     by_name = {row.subject: row for row in rows}
     own, copy = by_name["divnorm cpu"], by_name["copy"]
     for row in rows:
@@ -86,7 +86,7 @@ def test_wrong_results_are_not_timed(monkeypatch):
         return [Subject(f"{OURS} cpu", "broken", lambda x: x * weight.view(1, -1, 1, 1), [weight])]
 
     monkeypatch.setattr(measuring, "ours", broken)
-    rows = [r.as_dict() for r in measure(SMALL, check(SMALL), with_peers=False, compiled=False, seconds=0.01)]
+    rows = [r.as_dict() for r in measure(SMALL, check(SMALL), compiled=False, seconds=0.01)]
     (own,) = [row for row in rows if row["subject"].startswith(OURS)]
     assert own["times"] is None
     assert headline(rows)["wrong"] == 1
@@ -165,6 +165,11 @@ def test_sweep_over_windows(tmp_path):
         tmp_path,
     )
     assert "31 / 3" in output
+    assert "window 31 takes" in output
+    sweeps = json.loads((tmp_path / "results.json").read_text())["sweeps"]
+    assert [row["window"] for row in sweeps] == list(SWEEP_WINDOWS)
+    ((_, growth),) = window_growth(sweeps).items()
+    assert growth == pytest.approx(sweeps[-1]["times"]["both"] / sweeps[0]["times"]["both"])
     assert (tmp_path / "windows.png").exists()
 
 
