@@ -9,6 +9,8 @@
 
 namespace divnorm::DIVNORM_ISA {
 
+constexpr int64_t kBackwardMaps = 4;  // of scratch
+
 template <class A>
 struct BackwardShared {
   const Problem& problem;
@@ -21,7 +23,7 @@ struct BackwardShared {
   A* dweight_partials;  // (partial_rows, affine_size)
   A* dbias_partials;
   double* sigma_partials;  // (blocks, reduce_tiles, groups): sum of P2 / s^3
-  A* team_scratch;         // four maps a team
+  A* team_scratch;         // kBackwardMaps a team
   A* thread_scratch;       // for the box sums
   int64_t thread_scratch_size;
 };
@@ -36,7 +38,7 @@ class BackwardPass {
         suppression_(shared.problem, shared.problem.suppression, true),
         summation_(shared.problem, shared.problem.summation, true) {
     const Traversal& t = s_.traversal;
-    A* scratch = s_.team_scratch + team * 4 * t.scratch_row_numbers();
+    A* scratch = s_.team_scratch + team * kBackwardMaps * t.scratch_row_numbers();
     for (SlidingMap<A>* map : {&t_, &d_, &a_, &e_}) {
       *map = {scratch, t.line, t.capacity_rows};
       scratch += t.scratch_row_numbers();

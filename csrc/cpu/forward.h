@@ -10,6 +10,8 @@
 
 namespace divnorm::DIVNORM_ISA {
 
+constexpr int64_t kForwardMaps = 2;  // of scratch
+
 template <class A>
 struct ForwardShared {
   const Problem& problem;
@@ -19,7 +21,7 @@ struct ForwardShared {
   const A *zeros, *ones;           // neutral rows of one tile
   bool stream;
   double* l1_partials;  // (blocks, segments, finish_tiles), or null
-  A* team_scratch;      // two maps a team
+  A* team_scratch;      // kForwardMaps a team
   A* thread_scratch;    // for the box sums
   int64_t thread_scratch_size;
 };
@@ -34,7 +36,7 @@ class ForwardPass {
         summation_(shared.problem, shared.problem.summation, false),
         suppression_(shared.problem, shared.problem.suppression, false) {
     const Traversal& t = s_.traversal;
-    A* scratch = s_.team_scratch + team * 2 * t.scratch_row_numbers();
+    A* scratch = s_.team_scratch + team * kForwardMaps * t.scratch_row_numbers();
     m_ = {scratch, t.line, t.capacity_rows};
     z_ = {scratch + t.scratch_row_numbers(), t.line, t.capacity_rows};
     box_scratch_ = s_.thread_scratch + thread * s_.thread_scratch_size;

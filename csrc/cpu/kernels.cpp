@@ -27,6 +27,13 @@ Reach reach_of(const Field& field, bool mirrored) {
   return mirrored ? Reach{field.hi[0], field.lo[0]} : Reach{field.lo[0], field.hi[0]};
 }
 
+// Bytes that one position of a unit takes in `tensors` of x's kind and in `maps` of scratch.
+template <class T>
+int64_t position_bytes(const Problem& problem, int64_t tensors, int64_t maps) {
+  const int64_t groups = problem.channels_last ? problem.groups : 1;
+  return groups * (problem.group_channels() * tensors * sizeof(T) + maps * sizeof(Acc<T>));
+}
+
 template <class T>
 bool streams(const Problem& problem) {
   const bool whole_pixels = problem.groups == 1 && problem.channels % kLanes<Acc<T>> == 0;
@@ -50,8 +57,7 @@ template <class T, class Layout>
 void forward_in(const Problem& problem, const ForwardTensors& tensors, int threads) {
   using A = Acc<T>;
   const Traversal t = plan_traversal(problem, reach_of(problem.summation, false), reach_of(problem.suppression, false),
-                                     problem.channels / (problem.channels_last ? 1 : problem.groups) * sizeof(T),
-                                     problem.channels_last);
+                                     position_bytes<T>(problem, 1, kForwardMaps), problem.channels_last);
   Threads team = threads_for(problem, t, threads);
   const Constants<A> constants;
   const auto place = [&](int64_t i) { return Layout::parameter_place(problem, i); };
@@ -61,7 +67,8 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : t.jobs() * t.finish_tiles;
   const Buffer<double> l1(l1_count, true);
   const int64_t box_scratch = box_scratch_size<A>(problem);
-  const Buffer<A> team_scratch(team.teams() * 2 * t.scratch_row_numbers()), thread_scratch(team.count() * box_scratch);
+  const Buffer<A> team_scratch(team.teams() * kForwardMaps * t.scratch_row_numbers()),
+      thread_scratch(team.count() * box_scratch);
   const ForwardShared<A> shared{problem,
                                 tensors,
                                 t,
@@ -105,8 +112,7 @@ template <class T, class Layout>
 void backward_in(const Problem& problem, const BackwardTensors& tensors, int threads) {
   using A = Acc<T>;
   const Traversal t = plan_traversal(problem, reach_of(problem.suppression, true), reach_of(problem.summation, true),
-                                     problem.channels / (problem.channels_last ? 1 : problem.groups) * 2 * sizeof(T),
-                                     problem.channels_last);
+                                     position_bytes<T>(problem, 2, kBackwardMaps), problem.channels_last);
   Threads team = threads_for(problem, t, threads);
   const Constants<A> constants;
   const auto place = [&](int64_t i) { return Layout::parameter_place(problem, i); };
@@ -116,7 +122,8 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
   const int64_t sigma_rows = t.blocks * t.reduce_tiles;
   const Buffer<double> sigma_sums(sigma_rows * problem.groups);
   const int64_t box_scratch = box_scratch_size<A>(problem);
-  const Buffer<A> team_scratch(team.teams() * 4 * t.scratch_row_numbers()), thread_scratch(team.count() * box_scratch);
+  const Buffer<A> team_scratch(team.teams() * kBackwardMaps * t.scratch_row_numbers()),
+      thread_scratch(team.count() * box_scratch);
   const BackwardShared<A> shared{problem,
                                  tensors,
                                  t,

@@ -8,7 +8,7 @@
 
 namespace divnorm::DIVNORM_ISA {
 
-// What a slab and the rows ahead of it may take of x (and dy): a second read of them should find a cache.
+// What a slab and the rows ahead of it may take of x (and dy) and of scratch: a second read should find a cache.
 constexpr int64_t kSlabBytes = 4 << 20;
 constexpr int64_t kSmallestTile = 256;
 constexpr int64_t kTileStep = 16;        // whole vectors of any instruction set
