@@ -192,19 +192,19 @@ def test_only_the_square_of_sigma_enters():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(33, 64, 1024, 1024), (1, 1, 2**31 + 64), (2**16 + 1, 2**15)], ids=str)
+@pytest.mark.parametrize("shape", [(33, 64, 1024, 1024), (1, 64, 5800, 5800), (2**16 + 1, 2**15)], ids=str)
 def test_more_than_2_to_the_31_elements(shape):
-    """The last sample, channel or stretch is computed where it lies."""
+    """The last sample, or of a single one the last rows, are computed where they lie."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     x = torch.zeros(shape, dtype=torch.bfloat16)
-    last = x[-1:] if shape[0] > 1 else x[..., -64:]
+    last, near = (x[-1:], x[-1:]) if shape[0] > 1 else (x[..., -16:, :], x[..., -32:, :])
     last.copy_(torch.randn(last.shape))
     x.requires_grad_()
     y = cpu(x, window=3)
     (dx,) = torch.autograd.grad(y, x, y.detach())
-    part = last.detach().clone().requires_grad_() if shape[0] > 1 else x.detach()[..., -128:].clone().requires_grad_()
+    part = near.detach().clone().requires_grad_()
     expected = cpu(part, window=3)
     (expected_dx,) = torch.autograd.grad(expected, part, expected.detach())
-    width = slice(None) if shape[0] > 1 else slice(-64, None)
-    assert torch.equal(y[-1:][..., width], expected[..., width])
-    assert torch.equal(dx[-1:][..., width], expected_dx[..., width])
+    for whole, alone in ((y, expected), (dx, expected_dx)):
+        rows = slice(None) if shape[0] > 1 else slice(-16, None)
+        assert torch.equal(whole[-1:][..., rows, :], alone[..., rows, :])
