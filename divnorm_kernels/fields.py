@@ -63,6 +63,12 @@ class Geometry:
         """The shape (N, C, *S) that is computed on."""
         return (self.batch, self.channels, *self.spatial)
 
+    @property
+    def whole(self) -> bool:
+        """Whether every field that is there averages over all positions, so that a row of the maps is one number."""
+        axes = (axis for field in (self.summation, self.suppression) if field is not None for axis in field)
+        return all(axis.whole and axis.divisor in (0, axis.extent) for axis in axes)
+
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -97,7 +97,7 @@ def _forward_fake(
 ):
     g = _geometry(x, window, norm_window, groups, edges, over_batch)
     compute = _compute_dtype(x)
-    maps = x.new_empty(g.maps_shape, dtype=compute)
+    maps = x.new_empty(_kernels(backend, g, x).maps_shape(g), dtype=compute)
     return torch.empty_like(dense(x)), maps, x.new_empty(() if with_l1 else (0,), dtype=compute)
 
 

@@ -8,7 +8,8 @@ from oracle import Call
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_EXTENTS = {0: 300, 1: 300, 2: 70, 3: 12}
+EXTENTS = {0: 300, 1: 300, 2: 70, 3: 12}
+"""The largest extent by the number of spatial dimensions."""
 
 
 @st.composite
@@ -39,13 +40,13 @@ def _laid_out(values: Tensor, layout: str) -> Tensor:
 
 
 @st.composite
-def calls(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Call:
+def calls(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES, extents: dict[int, int] = EXTENTS) -> Call:
     """A call: rank, sizes, fields, groups, edges, parameters, dtypes and memory layouts."""
     dims = draw(st.sampled_from((2, 2, 1, 3, 0)))
     dtype = draw(st.sampled_from(dtypes))
     groups = draw(st.sampled_from((1, 1, 2, 3))) if dims else 1
     batch, per_group = draw(st.integers(1, 4)), draw(st.sampled_from((1, 2, 3, 4, 5, 8, 9, 17, 33)))
-    spatial = tuple(draw(st.one_of(st.integers(1, 9), st.integers(1, _EXTENTS[dims]))) for _ in range(max(dims, 1)))
+    spatial = tuple(draw(st.one_of(st.integers(1, 9), st.integers(1, extents[dims]))) for _ in range(max(dims, 1)))
     shape = (batch, groups * per_group, *spatial) if dims else (batch, *spatial)
     affine = shape[1]
     options = {

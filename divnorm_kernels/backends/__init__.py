@@ -4,6 +4,7 @@ A backend is a module with
 
 - ``missing()``: why it is not available on this machine, or ``None``;
 - ``refusal(g, x)``: why it cannot serve this call, or ``None``;
+- ``description()``: what a benchmark names its kernels, and ``maps_shape(g)``: the shape of what it keeps for backward;
 - ``forward`` and ``backward``, with the signatures of `divnorm_kernels.backends.cpu`.
 
 The reference is the last resort and has none of these: it is plain PyTorch, differentiated by autograd.
@@ -16,12 +17,12 @@ from types import ModuleType
 from torch import Tensor
 
 from ..fields import Geometry
-from . import cpu
+from . import cpu, triton
 
-KERNELS: dict[str, ModuleType] = {"cpu": cpu}
+KERNELS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton}
 """Best first."""
 
-_PLANNED = {name: "it is not part of this version" for name in ("triton", "cuda")}
+_PLANNED = {name: "it is not part of this version" for name in ("cuda",)}
 _NAMES = (*KERNELS, *_PLANNED, "reference")
 
 

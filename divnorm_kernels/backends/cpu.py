@@ -58,6 +58,11 @@ def description() -> str:
     return f"native, {instruction_set()}"
 
 
+def maps_shape(g: Geometry) -> tuple[int, ...]:
+    """The shape of the maps: one number per position."""
+    return g.maps_shape
+
+
 def instruction_sets() -> list[str]:
     """The instruction sets this processor runs, best first."""
     return _native.instruction_sets() if _native is not None else []

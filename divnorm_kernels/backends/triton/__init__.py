@@ -1,0 +1,155 @@
+"""The Triton backend: one kernel per direction, compiled for the GPU at hand on first use.
+
+``TRITON_INTERPRET=1`` runs the kernels on CPU tensors, to be read and checked, not to be fast.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...fields import Geometry
+from ...layout import channels_last_strides, dense
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+_INSTALLED = find_spec("triton") is not None
+_ALIGNED = 16 - 1
+
+
+def missing() -> str | None:
+    """Why the backend cannot run here, or ``None``."""
+    if not _INSTALLED:
+        return "the package triton is not installed"
+    if not _INTERPRETED and not torch.cuda.is_available():
+        return "there is no GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    return None
+
+
+def refusal(g: Geometry, x: Tensor) -> str | None:
+    """Why this call cannot be served, or ``None``."""
+    if not _INSTALLED:
+        return "the package triton is not installed"
+    if not (x.is_cpu if _INTERPRETED else x.is_cuda):
+        where = "the CPU (TRITON_INTERPRET is set)" if _INTERPRETED else "a GPU"
+        return f"x is on {x.device}, this backend computes on {where}"
+    if x.dtype not in _DTYPES:
+        return f"x has dtype {x.dtype}, this backend computes in float32"
+    return None
+
+
+def description() -> str:
+    """What a benchmark names this backend's kernels."""
+    import triton
+
+    return f"Triton {triton.__version__}" + (", interpreted" if _INTERPRETED else "")
+
+
+def maps_shape(g: Geometry) -> tuple[int, ...]:
+    """The shape of the maps: one number a row where every field covers everything."""
+    return (*g.maps_shape[:3], *[1] * len(g.spatial)) if g.whole else g.maps_shape
+
+
+def _kind(t: Tensor | float | None) -> torch.dtype | tuple[torch.dtype, int] | None:
+    """What a plan depends on of a parameter."""
+    return (t.dtype, t.numel()) if isinstance(t, Tensor) else None
+
+
+def _packed(t: Tensor | float | None) -> Any:
+    return t.contiguous() if isinstance(t, Tensor) else None
+
+
+def _aligned(*tensors: Tensor | None) -> bool:
+    together = 0
+    for t in tensors:
+        if t is not None:
+            together |= t.data_ptr()
+    return not together & _ALIGNED
+
+
+def _run(g: Geometry, key: tuple[Any, ...], x: Tensor, arguments: Any, aligned: bool, **kinds: Any) -> None:
+    """Launches the plan of ``key``, made on its first use."""
+    from . import launch
+
+    plan = g.cache.get(key)
+    if plan is None:
+        found = launch.plans(g, x, channels_last_strides(x), **kinds)
+        plan = g.cache[key] = launch.fastest(found, lambda plan: plan.run(arguments, x, aligned))
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            plan.run(arguments, x, aligned)
+    else:
+        plan.run(arguments, x, aligned)
+
+
+def forward(
+    g: Geometry, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float, with_l1: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``(y, maps, l1)``; maps, of `maps_shape`, holds mean and rstd."""
+    x = dense(x)
+    y = torch.empty_like(x)
+    maps = x.new_empty(maps_shape(g), dtype=torch.float32)
+    l1 = x.new_zeros((), dtype=torch.float32) if with_l1 else None
+    if g.numel == 0:
+        return y, maps, l1
+    value = 0.0 if isinstance(sigma, Tensor) else float(sigma)
+    weight, bias, sigma = _packed(weight), _packed(bias), _packed(sigma)
+    key = ("forward", x.dtype, x.device, channels_last_strides(x), _kind(weight), _kind(bias), _kind(sigma), with_l1)
+    sigmas = 0 if sigma is None else sigma.numel()
+    _run(
+        g,
+        key,
+        x,
+        lambda scratch: (x, y, weight, bias, sigma, value, maps, l1, float(g.numel), scratch),
+        _aligned(x, weight, bias, sigma),
+        backward=False,
+        affine=False,
+        sigmas=sigmas,
+        l1=with_l1,
+    )
+    return y, maps, l1
+
+
+def backward(
+    g: Geometry,
+    dy: Tensor | None,
+    dl1: Tensor | None,
+    x: Tensor,
+    maps: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients for (x, weight, bias, sigma) from those of y and l1 (``None``: zero); ``None`` where not needed."""
+    x = dense(x)
+    dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
+    dx = torch.empty_like(x)
+    dweight, dbias, dsigma = (
+        torch.zeros_like(t, memory_format=torch.contiguous_format) if need else None
+        for t, need in zip((weight, bias, sigma), needs[1:], strict=True)
+    )
+    results = (dx if needs[0] else None, dweight, dbias, dsigma)
+    if g.numel == 0:
+        return results
+    weight, sigma = _packed(weight), _packed(sigma)
+    if g.suppression is None:
+        dsigma = None  # sigma is not used, and its gradient stays zero
+    key = ("backward", x.dtype, x.device, channels_last_strides(x), _kind(weight), _kind(sigma), dl1 is None)
+    key += (_kind(dweight), _kind(dbias), _kind(dsigma))
+    _run(
+        g,
+        key,
+        x,
+        lambda scratch: (x, dy, dx, weight, sigma, maps, dl1, float(g.numel), dweight, dbias, dsigma, scratch),
+        _aligned(x, dy, weight, sigma, maps, dl1),
+        backward=True,
+        affine=dweight is not None or dbias is not None,
+        sigmas=0 if dsigma is None else dsigma.numel(),
+        l1=False,
+    )
+    return results

@@ -1,0 +1,231 @@
+"""The backward kernel: SPEC's gradients on the stages of `divnorm_kernels.backends.triton.stages`."""
+
+import triton
+import triton.language as tl
+
+from . import stages
+from .backward_maps import (
+    channel_sums,
+    gradient_maps,
+    l1_slope,
+    maps_item,
+    sources,
+    store_sources,
+    whole_coefficients,
+    window_item,
+)
+from .device import (
+    activation_base,
+    activation_offsets,
+    locate,
+    map_offsets,
+    map_values,
+    parameter,
+    sign,
+    signal,
+    stage_counter,
+    stage_entry,
+    take_item,
+    wait_for,
+    wait_for_stage_before,
+)
+from .finish import (
+    sum_columns,
+    sum_sigma,
+)
+
+
+@triton.jit
+def _single(
+    x, dy, dx, weight, maps, scratch, dl1, numel, table, item, per_group, pixels,
+    SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, FEATURES: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr, SIGMA: tl.constexpr,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """Every ``ITEMS``-th row from ``item`` on, each held on chip from its one read to its write."""
+    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
+    rows = tl.load(table + stages.Header.BATCH) * groups
+    c = tl.cast(tl.arange(0, CHANNELS), INDEX)
+    p = tl.cast(tl.arange(0, PIXELS), INDEX)
+    inside = p < pixels
+    inside_c = c < per_group
+    mask = inside_c[:, None] & inside[None, :]
+    at = activation_offsets(c, p, groups * per_group, pixels, CHANNELS_LAST)
+    slope = l1_slope(dl1, numel)
+    weights = scratch + tl.load(table + stages.Header.PARTIALS)
+    biases = scratch + tl.load(table + stages.Header.PARTIALS_BIAS)
+    feature_weight = tl.zeros([PIXELS], tl.float32)
+    feature_bias = tl.zeros([PIXELS], tl.float32)
+    for row in range(item, rows, tl.load(table + stages.Header.ITEMS)):
+        base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
+        channel = (row % groups) * per_group + c
+        values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        upstream = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        map_at = map_offsets(row, c, p, pixels, False, WHOLE, False)
+        mu, rstd = map_values(maps, table, map_at, inside[None, :], SUMMATION, SUPPRESSION)
+        mu = tl.reshape(mu, [PIXELS])
+        rstd = tl.reshape(rstd, [PIXELS])
+        if FEATURES:
+            gradient = upstream * parameter(weight, p, inside, 1.0)[None, :]
+        else:
+            gradient = upstream * parameter(weight, channel, inside_c, 1.0)[:, None]
+        centred, p1, p2, centred_sum, signs = channel_sums(values, gradient, mu, mask, dl1 is not None)
+        scale, shift = sources(p1, p2, signs, rstd, slope)
+        if SIGMA:
+            partial = tl.sum(tl.where(inside, scale, 0.0), 0)
+            tl.store(scratch + tl.load(table + stages.Header.PARTIALS_SIGMA) + row, partial)
+        count = per_group.to(tl.float32)
+        if WHOLE:
+            scale = tl.sum(tl.where(inside, scale, 0.0), 0)
+            shift = tl.sum(tl.where(inside, shift, 0.0), 0)
+            centred_sum = tl.sum(tl.where(inside, centred_sum, 0.0), 0)
+            count *= pixels.to(tl.float32)
+            a, shift = whole_coefficients(scale, shift, centred_sum, count, SUMMATION, SUPPRESSION)
+        else:
+            tl.debug_barrier()  # the row before has been read to its end
+            store_sources(
+                scratch, table, item, pixels, p, inside, count, scale, shift, centred_sum, SUMMATION, SUPPRESSION, INDEX
+            )
+            for stage in range(tl.load(table + stages.Header.STAGES)):
+                tl.debug_barrier()
+                entry = stage_entry(table, stage)
+                window_item(scratch, table, entry, item, pixels, p, inside, count, SUMMATION, INDEX)
+            tl.debug_barrier()
+            map_at = map_offsets(item, c, p, pixels, False, WHOLE, False)
+            a, shift = gradient_maps(scratch, table, map_at, inside[None, :], SUMMATION, SUPPRESSION, WHOLE)
+        result = gradient * rstd[None, :] - a * centred - shift
+        if dl1 is not None:
+            result += slope * sign(centred)
+        tl.store(dx + base + at, result.to(dx.dtype.element_ty), mask=mask)
+        if AFFINE:
+            product = upstream * centred * rstd[None, :]
+            if FEATURES:
+                feature_weight += tl.sum(product, 0)
+                feature_bias += tl.sum(upstream, 0)
+            else:
+                partial_at = (row // groups) * (groups * per_group) + channel
+                tl.store(weights + partial_at, tl.sum(product, 1), mask=inside_c)
+                tl.store(biases + partial_at, tl.sum(upstream, 1), mask=inside_c)
+    if AFFINE and FEATURES:
+        tl.store(weights + item * pixels + p, feature_weight, mask=inside)
+        tl.store(biases + item * pixels + p, feature_bias, mask=inside)
+
+
+@triton.jit
+def _apply(
+    x, dy, dx, weight, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
+    SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
+    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """The second pass: dx of a block of channels at a piece of the positions, and its share of dweight and dbias."""
+    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
+    channels = pixels if FEATURES else per_group
+    positions = tl.cast(tl.load(table + stages.Header.BATCH), INDEX) if FEATURES else pixels
+    splits = tl.load(table + stages.Header.SPLITS)
+    blocks = tl.cast(tl.load(table + stages.Header.SPLIT_BLOCKS), INDEX)
+    first_block = tl.cast(tile % splits, INDEX) * blocks
+    c = tl.cast(tile // splits, INDEX) * CHANNELS + tl.cast(tl.arange(0, CHANNELS), INDEX)
+    inside_c = c < channels
+    base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
+    channel = c if FEATURES else (row % groups) * per_group + c
+    scale = parameter(weight, channel, inside_c, 1.0)[:, None]
+    slope = l1_slope(dl1, numel)
+    dweight = tl.zeros([CHANNELS, PIXELS], tl.float32)
+    dbias = tl.zeros([CHANNELS, PIXELS], tl.float32)
+    for block in range(first_block, tl.minimum(first_block + blocks, tl.cdiv(positions, PIXELS))):
+        p = block * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
+        inside = p < positions
+        mask = inside_c[:, None] & inside[None, :]
+        map_mask = mask if FEATURES else inside[None, :]
+        map_at = map_offsets(row % groups if OVER_BATCH else row, c, p, pixels, FEATURES, WHOLE, OVER_BATCH)
+        mu, rstd = map_values(maps, table, map_at, map_mask, SUMMATION, SUPPRESSION)
+        a, shift = gradient_maps(scratch, table, map_at, map_mask, SUMMATION, SUPPRESSION, WHOLE)
+        at = activation_offsets(c, p, pixels if FEATURES else groups * per_group, pixels, CHANNELS_LAST or FEATURES)
+        centred = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) - mu
+        upstream = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        normalized = upstream * rstd
+        result = normalized * scale - a * centred - shift
+        if dl1 is not None:
+            result += slope * sign(centred)
+        tl.store(dx + base + at, result.to(dx.dtype.element_ty), mask=mask, eviction_policy="evict_first")
+        if AFFINE:
+            dweight += tl.where(mask, normalized * centred, 0.0)
+            dbias += upstream
+    if AFFINE:
+        sample = row // groups
+        at = (sample * splits + tile % splits) * tl.load(table + stages.Header.PARTIAL_COLUMNS) + channel
+        tl.store(scratch + tl.load(table + stages.Header.PARTIALS) + at, tl.sum(dweight, 1), mask=inside_c)
+        tl.store(scratch + tl.load(table + stages.Header.PARTIALS_BIAS) + at, tl.sum(dbias, 1), mask=inside_c)
+
+
+@triton.jit
+def backward_kernel(
+    x, dy, dx, weight, sigma, maps, dl1, numel, dweight, dbias, dsigma, scratch, counters, table, first,
+    channel_units, pixel_units,
+    CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr,
+    SINGLE: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
+    WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+    APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
+):  # fmt: skip
+    """One item of the backward schedule.
+
+    ``x``, ``dy`` and ``dx`` are dense and of one layout. ``dl1`` is the gradient of l1, a mean over ``numel`` elements,
+    or absent. ``dweight``, ``dbias`` and ``dsigma`` are absent where not wanted. For the units see `forward_kernel`.
+    """
+    AFFINE: tl.constexpr = dweight is not None or dbias is not None
+    SIGMA: tl.constexpr = dsigma is not None
+    per_group = tl.cast(channel_units, INDEX) * CHANNEL_UNIT
+    pixels = tl.cast(pixel_units, INDEX) * PIXEL_UNIT
+    item = take_item(counters, first, ORDERED)
+    finish = tl.load(table + stages.Header.FINISH)
+    if item >= finish:
+        if AFFINE or SIGMA:
+            if ORDERED:
+                wait_for(counters + 1, tl.load(table + stages.Header.AWAITED))
+            block = item - finish
+            blocks = tl.cdiv(tl.load(table + stages.Header.PARTIAL_COLUMNS), stages.FINISH_COLUMNS) if AFFINE else 0
+            if block >= blocks:
+                if SIGMA:
+                    partials = scratch + tl.load(table + stages.Header.PARTIALS_SIGMA)
+                    sum_sigma(partials, sigma, dsigma, table, block - blocks, WINDOW)
+            else:
+                if dweight is not None:
+                    partials = scratch + tl.load(table + stages.Header.PARTIALS)
+                    sum_columns(partials, dweight, table, block, stages.FINISH_ROWS, stages.FINISH_COLUMNS)
+                if dbias is not None:
+                    partials = scratch + tl.load(table + stages.Header.PARTIALS_BIAS)
+                    sum_columns(partials, dbias, table, block, stages.FINISH_ROWS, stages.FINISH_COLUMNS)
+    elif SINGLE:
+        _single(
+            x, dy, dx, weight, maps, scratch, dl1, numel, table, item, per_group, pixels,
+            SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, AFFINE, SIGMA, CHANNELS, PIXELS,
+        )  # fmt: skip
+        if ORDERED:
+            signal(counters + 1)
+    else:
+        place, stage, chunk = locate(table, item)
+        if (chunk >= 0) & (chunk < tl.load(table + stages.Header.CHUNKS)):
+            if ORDERED:
+                wait_for_stage_before(table, counters, chunk, stage)
+            entry = stage_entry(table, stage)
+            tiles = tl.load(entry + stages.Column.TILES)
+            tile = place % tiles
+            row = chunk * tl.load(entry + stages.Column.ROWS) + place // tiles
+            kind = tl.load(entry + stages.Column.KIND)
+            if row < tl.load(entry + stages.Column.ALL_ROWS):
+                if kind == stages.Kind.APPLY:
+                    _apply(
+                        x, dy, dx, weight, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
+                        SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, AFFINE,
+                        APPLY_CHANNELS, APPLY_PIXELS,
+                    )  # fmt: skip
+                elif SUMMATION or SUPPRESSION:
+                    maps_item(
+                        x, dy, weight, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles,
+                        per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
+                        SIGMA, CHANNELS, PIXELS, WINDOW,
+                    )  # fmt: skip
+            if ORDERED:
+                signal(stage_counter(table, counters, chunk, stage))

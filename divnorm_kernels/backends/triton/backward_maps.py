@@ -1,0 +1,217 @@
+"""The backward kernel's way to its maps: sums over the channels, merges and the adjoint window sums."""
+
+import triton
+import triton.language as tl
+
+from . import stages
+from .device import (
+    activation_base,
+    activation_offsets,
+    buffer_at,
+    field_count,
+    map_offsets,
+    map_values,
+    parameter,
+    sign,
+    window_sum,
+)
+
+
+@triton.jit
+def l1_slope(dl1, numel):
+    """The gradient of l1 for each abs(v)."""
+    return 0.0 if dl1 is None else tl.div_rn(tl.load(dl1).to(tl.float32), numel)
+
+
+@triton.jit
+def channel_sums(values, gradient, mu, mask, DL1: tl.constexpr):
+    """``(v, P1, P2, V, sum of sign(v))`` of a tile whose ``gradient`` is weight * dy."""
+    centred = tl.where(mask, values - mu[None, :], 0.0)
+    signs = tl.sum(sign(centred), 0) if DL1 else tl.zeros(mu.shape, tl.float32)
+    return centred, tl.sum(gradient, 0), tl.sum(gradient * centred, 0), tl.sum(centred, 0), signs
+
+
+@triton.jit
+def sources(p1, p2, signs, rstd, slope):
+    """P2/s^3 and the part of d that is known before a."""
+    return p2 * rstd * rstd * rstd, p1 * rstd + slope * signs
+
+
+@triton.jit
+def store_sources(
+    scratch, table, row, pixels, p, inside, count, scale, shift, centred,
+    SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """The maps that the adjoint sums start from, divided by what the averages divide by; ``count`` channels."""
+    if SUPPRESSION:
+        scale = tl.div_rn(scale, count * field_count(table, p, True, INDEX))
+        tl.store(buffer_at(scratch, table, stages.Buffer.SCALE, row, pixels) + p, scale, mask=inside)
+        tl.store(buffer_at(scratch, table, stages.Buffer.CENTRED, row, pixels) + p, centred, mask=inside)
+    elif SUMMATION:
+        shift = tl.div_rn(shift, count * field_count(table, p, False, INDEX))
+    tl.store(buffer_at(scratch, table, stages.Buffer.SHIFT, row, pixels) + p, shift, mask=inside)
+
+
+@triton.jit
+def whole_coefficients(scale, shift, centred, count, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr):
+    """The coefficient a and A'[d]/n where the fields cover ``count`` elements, from sums over all of them."""
+    a = tl.div_rn(scale, count) if SUPPRESSION else scale * 0.0
+    return a, tl.div_rn(shift - a * centred, count) if SUMMATION else shift * 0.0
+
+
+@triton.jit
+def _merge_whole(
+    scratch, table, row, count, OVER_BATCH: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The coefficients of a map row from the sums of its tiles, in all samples under ``OVER_BATCH``."""
+    groups = tl.load(table + stages.Header.GROUPS)
+    tiles = tl.load(table + stages.Header.STATISTICS_TILES)
+    entries = tiles
+    if OVER_BATCH:
+        entries = tiles * tl.load(table + stages.Header.BATCH)
+    scale = tl.zeros([BLOCK], tl.float32)
+    shift = tl.zeros([BLOCK], tl.float32)
+    centred = tl.zeros([BLOCK], tl.float32)
+    for begin in range(0, entries, BLOCK):
+        entry = begin + tl.arange(0, BLOCK)
+        at = (row + (entry // tiles) * groups) * tiles + entry % tiles
+        mask = entry < entries
+        scale += tl.load(buffer_at(scratch, table, stages.Buffer.SCALE, 0, 0) + at, mask=mask, other=0.0)
+        shift += tl.load(buffer_at(scratch, table, stages.Buffer.SHIFT, 0, 0) + at, mask=mask, other=0.0)
+        centred += tl.load(buffer_at(scratch, table, stages.Buffer.CENTRED, 0, 0) + at, mask=mask, other=0.0)
+    return whole_coefficients(tl.sum(scale, 0), tl.sum(shift, 0), tl.sum(centred, 0), count, SUMMATION, SUPPRESSION)
+
+
+@triton.jit
+def _merge_batch(scratch, table, row, pixels, p, inside, BUFFER: tl.constexpr):
+    """The sum over the samples of a buffer at every position of a group, into the first sample's place."""
+    groups = tl.load(table + stages.Header.GROUPS)
+    total = tl.zeros(p.shape, tl.float32)
+    for sample in range(tl.load(table + stages.Header.BATCH)):
+        total += tl.load(buffer_at(scratch, table, BUFFER, row + sample * groups, pixels) + p, mask=inside, other=0.0)
+    tl.store(buffer_at(scratch, table, BUFFER, row, pixels) + p, total, mask=inside)
+
+
+@triton.jit
+def window_item(scratch, table, entry, row, pixels, p, inside, count, SUMMATION: tl.constexpr, INDEX: tl.constexpr):
+    """One window sum and what becomes of it; ``row`` is the place in the scratch buffers."""
+    total = window_sum(scratch, table, entry, row, pixels, p, inside, INDEX)
+    if tl.load(entry + stages.Column.EPILOGUE) == stages.Epilogue.COEFFICIENT and SUMMATION:
+        centred = tl.load(buffer_at(scratch, table, stages.Buffer.CENTRED, row, pixels) + p, mask=inside, other=0.0)
+        at = buffer_at(scratch, table, stages.Buffer.SHIFT, row, pixels)
+        shift = tl.load(at + p, mask=inside, other=0.0) - total * centred
+        tl.store(at + p, tl.div_rn(shift, count * field_count(table, p, False, INDEX)), mask=inside)
+    target = buffer_at(scratch, table, tl.load(entry + stages.Column.TARGET), row, pixels)
+    tl.store(target + p, total, mask=inside)
+
+
+@triton.jit
+def gradient_maps(scratch, table, at, mask, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr):
+    """The coefficient a and A'[d]/n at the offsets ``at``; zeros where a field is absent."""
+    a = tl.zeros(at.shape, tl.float32)
+    shift = tl.zeros(at.shape, tl.float32)
+    if SUPPRESSION:
+        buffer = buffer_at(scratch, table, stages.Buffer.FIRST if WHOLE else stages.Buffer.CENTRED, 0, 0)
+        a = tl.load(buffer + at, mask=mask, other=0.0)
+    if SUMMATION:
+        buffer = buffer_at(scratch, table, stages.Buffer.SECOND if WHOLE else stages.Buffer.SCALE, 0, 0)
+        shift = tl.load(buffer + at, mask=mask, other=0.0)
+    return a, shift
+
+
+@triton.jit
+def _averaged(table, per_group, OVER_BATCH: tl.constexpr):
+    """How many elements the statistics average at a position."""
+    count = per_group.to(tl.float32)
+    return count * tl.load(table + stages.Header.BATCH).to(tl.float32) if OVER_BATCH else count
+
+
+@triton.jit
+def _statistics(
+    x, dy, weight, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
+    SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
+    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, SIGMA: tl.constexpr,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """The sums over the channels of a group at a tile of positions."""
+    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
+    p = tl.cast(tile, INDEX) * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
+    inside = p < pixels
+    base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
+    map_row = row % groups if OVER_BATCH else row
+    map_at = map_offsets(map_row, p, p, pixels, False, WHOLE, OVER_BATCH)
+    mu, rstd = map_values(maps, table, map_at, inside[None, :], SUMMATION, SUPPRESSION)
+    mu = tl.reshape(mu, [PIXELS])
+    rstd = tl.reshape(rstd, [PIXELS])
+    p1 = tl.zeros([PIXELS], tl.float32)
+    p2 = tl.zeros([PIXELS], tl.float32)
+    centred_sum = tl.zeros([PIXELS], tl.float32)
+    signs = tl.zeros([PIXELS], tl.float32)
+    for begin in range(0, per_group, CHANNELS):
+        c = tl.cast(begin + tl.arange(0, CHANNELS), INDEX)
+        inside_c = c < per_group
+        mask = inside_c[:, None] & inside[None, :]
+        at = activation_offsets(c, p, groups * per_group, pixels, CHANNELS_LAST)
+        values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        gradient = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        if FEATURES:
+            gradient *= parameter(weight, p, inside, 1.0)[None, :]
+        else:
+            gradient *= parameter(weight, (row % groups) * per_group + c, inside_c, 1.0)[:, None]
+        _, chunk_p1, chunk_p2, chunk_centred, chunk_signs = channel_sums(values, gradient, mu, mask, dl1 is not None)
+        p1 += chunk_p1
+        p2 += chunk_p2
+        centred_sum += chunk_centred
+        signs += chunk_signs
+    scale, shift = sources(p1, p2, signs, rstd, l1_slope(dl1, numel))
+    if SIGMA:
+        partial = tl.sum(tl.where(inside, scale, 0.0), 0)
+        tl.store(scratch + tl.load(table + stages.Header.PARTIALS_SIGMA) + row * tiles + tile, partial)
+    if WHOLE:
+        at = row * tiles + tile
+        scale = tl.sum(tl.where(inside, scale, 0.0), 0)
+        shift = tl.sum(tl.where(inside, shift, 0.0), 0)
+        centred_sum = tl.sum(tl.where(inside, centred_sum, 0.0), 0)
+        tl.store(buffer_at(scratch, table, stages.Buffer.SCALE, 0, 0) + at, scale)
+        tl.store(buffer_at(scratch, table, stages.Buffer.SHIFT, 0, 0) + at, shift)
+        tl.store(buffer_at(scratch, table, stages.Buffer.CENTRED, 0, 0) + at, centred_sum)
+    else:
+        count = _averaged(table, per_group, OVER_BATCH)
+        store_sources(
+            scratch, table, row, pixels, p, inside, count, scale, shift, centred_sum, SUMMATION, SUPPRESSION, INDEX
+        )
+
+
+@triton.jit
+def maps_item(
+    x, dy, weight, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles, per_group, pixels,
+    SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
+    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, SIGMA: tl.constexpr,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """An item of the stages that lead to the maps."""
+    if kind == stages.Kind.STATISTICS:
+        _statistics(
+            x, dy, weight, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
+            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, SIGMA, CHANNELS, PIXELS,
+        )  # fmt: skip
+    elif WHOLE:
+        count = _averaged(table, per_group, OVER_BATCH) * pixels.to(tl.float32)
+        a, shift = _merge_whole(scratch, table, row, count, OVER_BATCH, SUMMATION, SUPPRESSION, WINDOW)
+        tl.store(buffer_at(scratch, table, stages.Buffer.FIRST, 0, 0) + row, a)
+        tl.store(buffer_at(scratch, table, stages.Buffer.SECOND, 0, 0) + row, shift)
+    else:
+        count = _averaged(table, per_group, OVER_BATCH)
+        p = tl.cast(tile, INDEX) * WINDOW + tl.cast(tl.arange(0, WINDOW), INDEX)
+        inside = p < pixels
+        if OVER_BATCH:
+            if kind == stages.Kind.MERGE:
+                _merge_batch(scratch, table, row, pixels, p, inside, stages.Buffer.SHIFT)
+                if SUPPRESSION:
+                    _merge_batch(scratch, table, row, pixels, p, inside, stages.Buffer.SCALE)
+                    _merge_batch(scratch, table, row, pixels, p, inside, stages.Buffer.CENTRED)
+            else:
+                window_item(scratch, table, entry, row, pixels, p, inside, count, SUMMATION, INDEX)
+        else:
+            window_item(scratch, table, entry, row, pixels, p, inside, count, SUMMATION, INDEX)

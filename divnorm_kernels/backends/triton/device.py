@@ -1,0 +1,210 @@
+"""What the forward and the backward kernel share: the table, the order of items, addresses, sums over windows."""
+
+import triton
+import triton.language as tl
+
+from . import stages
+
+_LAYOUT = tl.constexpr(
+    str([list(e.__members__.items()) for e in (stages.Header, stages.FieldColumn, stages.Column, stages.Buffer)])
+)
+"""Named in `stage_entry`, so that code compiled for another table is not taken from the cache."""
+_AXES = tl.constexpr(stages.AXES)
+_AXIS_NUMBERS = tl.constexpr(len(stages.FieldColumn))
+_COLUMNS = tl.constexpr(len(stages.Column))
+_STAGES_AT = tl.constexpr(int(stages.STAGES_AT))
+_MOST_STAGES = tl.constexpr(stages.MOST_STAGES)
+
+
+@triton.jit
+def take_item(counters, first, ORDERED: tl.constexpr):
+    """The program's item. Taken from a counter, every item of lower number is under way already."""
+    return tl.atomic_add(counters, 1, sem="relaxed") if ORDERED else first + tl.program_id(0)
+
+
+@triton.jit
+def stage_entry(table, stage):
+    """Where the table describes a stage."""
+    tl.static_assert(_LAYOUT != "")
+    return table + _STAGES_AT + stage * _COLUMNS
+
+
+@triton.jit
+def locate(table, item):
+    """``(place, stage, chunk)`` of an item; steps at either end name chunks that are none."""
+    step_items = tl.load(table + stages.Header.STEP_ITEMS)
+    place = item % step_items
+    stage = tl.arange(0, _MOST_STAGES)
+    begins = tl.load(
+        table + _STAGES_AT + stage * _COLUMNS + stages.Column.BEGIN,
+        mask=stage < tl.load(table + stages.Header.STAGES),
+        other=2147483647,
+    )
+    found = tl.sum((begins <= place).to(tl.int32), 0) - 1
+    entry = stage_entry(table, found)
+    place -= tl.load(entry + stages.Column.BEGIN)
+    return place, found, item // step_items - tl.load(entry + stages.Column.LAG)
+
+
+@triton.jit
+def wait_for(counter, count):
+    """Returns once ``counter`` has reached ``count``; what was stored before the signals can be read from then on."""
+    while tl.atomic_add(counter, 0, sem="acquire") < count:
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def signal(counter):
+    """Counts this program's item as done, after everything that the program has stored."""
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1, sem="release")
+
+
+@triton.jit
+def stage_counter(table, counters, chunk, stage):
+    """The counter of a chunk's finished items of a stage; the last stage has one counter for all chunks."""
+    stage_count = tl.load(table + stages.Header.STAGES)
+    return counters + tl.where(stage == stage_count - 1, 1, 2 + chunk * stage_count + stage)
+
+
+@triton.jit
+def wait_for_stage_before(table, counters, chunk, stage):
+    """Returns once the chunk has been through the stage before ``stage``."""
+    if stage > 0:
+        count = tl.load(stage_entry(table, stage - 1) + stages.Column.COUNT)
+        wait_for(stage_counter(table, counters, chunk, stage - 1), count)
+
+
+@triton.jit
+def activation_base(row, groups, per_group, pixels, CHANNELS_LAST: tl.constexpr):
+    """Where a row begins in x, int64."""
+    row = tl.cast(row, tl.int64)
+    if CHANNELS_LAST:
+        base = (row // groups) * (groups * per_group) * pixels + (row % groups) * per_group
+    else:
+        base = row * per_group * pixels
+    return base
+
+
+@triton.jit
+def activation_offsets(c, p, channels, pixels, CHANNELS_LAST: tl.constexpr):
+    """A tile (channel, position) within a row of x; ``channels`` counts those of all groups."""
+    return p[None, :] * channels + c[:, None] if CHANNELS_LAST else c[:, None] * pixels + p[None, :]
+
+
+@triton.jit
+def precise_rsqrt(value):
+    """1 / sqrt(value) with two correctly rounded operations."""
+    return tl.div_rn(1.0, tl.sqrt_rn(value))
+
+
+@triton.jit
+def sign(value):
+    """-1, 0 or 1, and NaN for NaN, as torch.sign in the derivative of abs."""
+    return tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, tl.where(value == 0, 0.0, value)))
+
+
+@triton.jit
+def sigma_squared(table, sigma, sigma_value, group):
+    """The square of the group's sigma, float32."""
+    if sigma is None:
+        value = sigma_value
+    else:
+        one = tl.load(table + stages.Header.SIGMAS) == 1
+        value = tl.load(sigma + tl.where(one, 0, group)).to(tl.float32)
+    return value * value
+
+
+@triton.jit
+def field_count(table, p, SUPPRESSION: tl.constexpr, INDEX: tl.constexpr):
+    """What the average over the field around each position divides by, float32."""
+    entries = table + stages.Header.FIELDS + (_AXES * _AXIS_NUMBERS if SUPPRESSION else 0)
+    count = tl.full(p.shape, 1.0, tl.float32)
+    for axis in tl.static_range(_AXES):
+        at = entries + axis * _AXIS_NUMBERS
+        extent = tl.cast(tl.load(at + stages.FieldColumn.EXTENT), INDEX)
+        stride = tl.cast(tl.load(at + stages.FieldColumn.STRIDE), INDEX)
+        lo = tl.cast(tl.load(at + stages.FieldColumn.LO), INDEX)
+        hi = tl.cast(tl.load(at + stages.FieldColumn.HI), INDEX)
+        divisor = tl.cast(tl.load(at + stages.FieldColumn.DIVISOR), INDEX)
+        i = (p // stride) % extent
+        inside = tl.minimum(i + hi, extent - 1) - tl.maximum(i - lo, 0) + 1
+        count *= tl.where(divisor > 0, divisor, inside).to(tl.float32)
+    return count
+
+
+@triton.jit
+def window_sum(scratch, table, entry, row, pixels, p, inside, INDEX: tl.constexpr):
+    """The sums over the windows of a stage's axis around the positions ``p``, in a row of its source buffer.
+
+    A window is cut into blocks of the topmost level, what is left into blocks of the level below, and so on down to
+    single positions. No sum is a difference of others, so that nothing drifts and nothing outside a window enters.
+    """
+    extent = tl.cast(tl.load(entry + stages.Column.EXTENT), INDEX)
+    stride = tl.cast(tl.load(entry + stages.Column.STRIDE), INDEX)
+    lo = tl.cast(tl.load(entry + stages.Column.LO), INDEX)
+    hi = tl.cast(tl.load(entry + stages.Column.HI), INDEX)
+    levels = tl.load(entry + stages.Column.LEVELS)
+    radix = tl.cast(tl.load(entry + stages.Column.RADIX), INDEX)
+    size = tl.cast(tl.load(entry + stages.Column.SIZE), INDEX)
+    most = tl.load(entry + stages.Column.BOUND)
+    source = tl.load(entry + stages.Column.SOURCE)
+    blocks = tl.load(table + stages.Header.LEVELS)
+    i = (p // stride) % extent
+    line = p - i * stride
+    start = tl.maximum(i - lo, 0)
+    end = tl.minimum(i + hi + 1, extent)
+    total = tl.zeros(p.shape, tl.float32)
+    for below in range(levels + 1):
+        buffer = tl.where(below == levels, source, blocks + levels - below - 1)
+        values = buffer_at(scratch, table, buffer, row, pixels)
+        count = (end - start) // size
+        for j in range(most):
+            total += tl.load(values + line + (start + j * size) * stride, mask=inside & (j < count), other=0.0)
+        start += count * size
+        size = size // radix
+        most = tl.load(entry + stages.Column.RADIX) - 1
+    return total
+
+
+@triton.jit
+def buffer_at(scratch, table, buffer, row, pixels):
+    """Where a row begins in a scratch buffer."""
+    return scratch + buffer * tl.load(table + stages.Header.BUFFER) + row * pixels
+
+
+@triton.jit
+def map_offsets(map_row, c, p, pixels, FEATURES: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr):
+    """Where the map values of a tile (channel, position) lie; broadcasts against the tile.
+
+    Features are passed over as channels of one row, with the samples as positions.
+    """
+    if FEATURES:
+        sample = (p * 0 if OVER_BATCH else p)[None, :]
+        at = sample + c[:, None] * 0 if WHOLE else sample * pixels + c[:, None]
+    else:
+        at = map_row + p[None, :] * 0 if WHOLE else map_row * pixels + p[None, :]
+    return at
+
+
+@triton.jit
+def map_values(maps, table, at, mask, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr):
+    """The mean and rstd at the offsets ``at``; zeros and ones where a field is absent."""
+    mean = tl.zeros(at.shape, tl.float32)
+    rstd = tl.full(at.shape, 1.0, tl.float32)
+    if SUMMATION:
+        mean = tl.load(maps + at, mask=mask, other=0.0)
+    if SUPPRESSION:
+        rstd = tl.load(maps + tl.load(table + stages.Header.RSTD) + at, mask=mask, other=0.0)
+    return mean, rstd
+
+
+@triton.jit
+def parameter(values, at, mask, absent: tl.constexpr):
+    """A parameter at the offsets ``at``, float32; ``absent`` where there is none."""
+    if values is None:
+        found = tl.full(at.shape, absent, tl.float32)
+    else:
+        found = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
+    return found

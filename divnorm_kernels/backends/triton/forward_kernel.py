@@ -1,0 +1,185 @@
+"""The forward kernel: SPEC's equations on the stages of `divnorm_kernels.backends.triton.stages`."""
+
+import triton
+import triton.language as tl
+
+from . import stages
+from .device import (
+    activation_base,
+    activation_offsets,
+    buffer_at,
+    locate,
+    map_offsets,
+    map_values,
+    parameter,
+    signal,
+    stage_counter,
+    stage_entry,
+    take_item,
+    wait_for,
+    wait_for_stage_before,
+)
+from .finish import (
+    sum_partials,
+)
+from .forward_maps import (
+    maps_item,
+    merge_positions,
+    store_row,
+    window_item,
+)
+
+
+@triton.jit
+def _single(
+    x, y, weight, bias, sigma, sigma_value, maps, scratch, table, item, per_group, pixels,
+    SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, FEATURES: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """Every ``ITEMS``-th row from ``item`` on, each held on chip from its one read to its write."""
+    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
+    rows = tl.load(table + stages.Header.BATCH) * groups
+    c = tl.cast(tl.arange(0, CHANNELS), INDEX)
+    p = tl.cast(tl.arange(0, PIXELS), INDEX)
+    inside = p < pixels
+    inside_c = c < per_group
+    mask = inside_c[:, None] & inside[None, :]
+    at = activation_offsets(c, p, groups * per_group, pixels, CHANNELS_LAST)
+    total = tl.zeros([PIXELS], tl.float32)
+    for row in range(item, rows, tl.load(table + stages.Header.ITEMS)):
+        base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
+        values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        mean = tl.zeros([PIXELS], tl.float32)
+        if SUMMATION:
+            mean = tl.div_rn(tl.sum(values, 0), per_group.to(tl.float32))
+        centred = tl.where(mask, values - mean[None, :], 0.0)
+        variance = tl.div_rn(tl.sum(centred * centred, 0), per_group.to(tl.float32))
+        if WHOLE:
+            mu, variance = merge_positions(mean, variance, inside, pixels.to(tl.float32))
+            rstd = store_row(maps, table, sigma, sigma_value, row, mu, variance, SUMMATION, SUPPRESSION)
+        else:
+            tl.debug_barrier()  # the row before has been read to its end
+            tl.store(buffer_at(scratch, table, stages.Buffer.MEAN, item, pixels) + p, mean, mask=inside)
+            tl.store(buffer_at(scratch, table, stages.Buffer.VARIANCE, item, pixels) + p, variance, mask=inside)
+            for stage in range(tl.load(table + stages.Header.STAGES)):
+                tl.debug_barrier()
+                entry = stage_entry(table, stage)
+                window_item(
+                    scratch, maps, table, sigma, sigma_value, entry, item, row, pixels, p, inside, SUPPRESSION, INDEX
+                )
+            tl.debug_barrier()
+            map_at = map_offsets(row, c, p, pixels, False, WHOLE, False)
+            mu, rstd = map_values(maps, table, map_at, inside[None, :], SUMMATION, SUPPRESSION)
+        if FEATURES:
+            scale = parameter(weight, p, inside, 1.0)[None, :]
+            shift = parameter(bias, p, inside, 0.0)[None, :]
+        else:
+            channel = (row % groups) * per_group + c
+            scale = parameter(weight, channel, inside_c, 1.0)[:, None]
+            shift = parameter(bias, channel, inside_c, 0.0)[:, None]
+        centred = values - mu
+        tl.store(y + base + at, (centred * rstd * scale + shift).to(y.dtype.element_ty), mask=mask)
+        if L1:
+            total += tl.sum(tl.where(mask, tl.abs(centred), 0.0), 0)
+    if L1:
+        tl.store(scratch + tl.load(table + stages.Header.PARTIALS) + item, tl.sum(total, 0))
+
+
+@triton.jit
+def _apply(
+    x, y, weight, bias, maps, scratch, table, row, tile, tiles, per_group, pixels,
+    SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
+    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """The second pass: normalizes a block of channels at a piece of the positions."""
+    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
+    channels = pixels if FEATURES else per_group
+    positions = tl.cast(tl.load(table + stages.Header.BATCH), INDEX) if FEATURES else pixels
+    splits = tl.load(table + stages.Header.SPLITS)
+    blocks = tl.cast(tl.load(table + stages.Header.SPLIT_BLOCKS), INDEX)
+    first_block = tl.cast(tile % splits, INDEX) * blocks
+    c = tl.cast(tile // splits, INDEX) * CHANNELS + tl.cast(tl.arange(0, CHANNELS), INDEX)
+    inside_c = c < channels
+    base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
+    channel = c if FEATURES else (row % groups) * per_group + c
+    scale = parameter(weight, channel, inside_c, 1.0)[:, None]
+    shift = parameter(bias, channel, inside_c, 0.0)[:, None]
+    total = tl.zeros([PIXELS], tl.float32)
+    for block in range(first_block, tl.minimum(first_block + blocks, tl.cdiv(positions, PIXELS))):
+        p = block * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
+        inside = p < positions
+        mask = inside_c[:, None] & inside[None, :]
+        map_at = map_offsets(row % groups if OVER_BATCH else row, c, p, pixels, FEATURES, WHOLE, OVER_BATCH)
+        mu, rstd = map_values(maps, table, map_at, mask if FEATURES else inside[None, :], SUMMATION, SUPPRESSION)
+        at = activation_offsets(c, p, pixels if FEATURES else groups * per_group, pixels, CHANNELS_LAST or FEATURES)
+        centred = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) - mu
+        result = (centred * rstd * scale + shift).to(y.dtype.element_ty)
+        tl.store(y + base + at, result, mask=mask, eviction_policy="evict_first")
+        if L1:
+            total += tl.sum(tl.where(mask, tl.abs(centred), 0.0), 0)
+    if L1:
+        at = tl.load(table + stages.Header.PARTIALS) + row * tiles + tile
+        tl.store(scratch + at, tl.sum(total, 0))
+
+
+@triton.jit
+def forward_kernel(
+    x, y, weight, bias, sigma, sigma_value, maps, l1, numel, scratch, counters, table, first,
+    channel_units, pixel_units,
+    CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr,
+    SINGLE: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
+    WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+    APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
+):  # fmt: skip
+    """One item of the forward schedule.
+
+    ``x`` and ``y`` are dense; ``maps`` receives mean and rstd; ``l1``, where wanted, the mean of abs(v) over ``numel``
+    elements. ``channel_units * CHANNEL_UNIT`` is the number of channels in a group and ``pixel_units * PIXEL_UNIT``
+    that of positions: so the compiler knows what both are divisible by.
+    """
+    L1: tl.constexpr = l1 is not None
+    per_group = tl.cast(channel_units, INDEX) * CHANNEL_UNIT
+    pixels = tl.cast(pixel_units, INDEX) * PIXEL_UNIT
+    item = take_item(counters, first, ORDERED)
+    finish = tl.load(table + stages.Header.FINISH)
+    if item >= finish:
+        if L1:
+            if ORDERED:
+                wait_for(counters + 1, tl.load(table + stages.Header.AWAITED))
+            count = tl.load(table + stages.Header.PARTIAL_COLUMNS)
+            total = sum_partials(scratch + tl.load(table + stages.Header.PARTIALS), count, WINDOW)
+            tl.store(l1, tl.div_rn(total, numel))
+    elif SINGLE:
+        _single(
+            x, y, weight, bias, sigma, sigma_value, maps, scratch, table, item, per_group, pixels,
+            SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, L1, CHANNELS, PIXELS,
+        )  # fmt: skip
+        if ORDERED:
+            signal(counters + 1)
+    else:
+        place, stage, chunk = locate(table, item)
+        if (chunk >= 0) & (chunk < tl.load(table + stages.Header.CHUNKS)):
+            if ORDERED:
+                wait_for_stage_before(table, counters, chunk, stage)
+            entry = stage_entry(table, stage)
+            tiles = tl.load(entry + stages.Column.TILES)
+            tile = place % tiles
+            row = chunk * tl.load(entry + stages.Column.ROWS) + place // tiles
+            kind = tl.load(entry + stages.Column.KIND)
+            if row < tl.load(entry + stages.Column.ALL_ROWS):
+                if kind == stages.Kind.APPLY:
+                    _apply(
+                        x, y, weight, bias, maps, scratch, table, row, tile, tiles, per_group, pixels,
+                        SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1,
+                        APPLY_CHANNELS, APPLY_PIXELS,
+                    )  # fmt: skip
+                elif SUMMATION or SUPPRESSION:
+                    maps_item(
+                        x, sigma, sigma_value, maps, scratch, table, entry, kind, row, tile, tiles, per_group, pixels,
+                        SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, CHANNELS_LAST, INDEX, CHANNELS, PIXELS, WINDOW,
+                    )  # fmt: skip
+            if ORDERED:
+                signal(stage_counter(table, counters, chunk, stage))

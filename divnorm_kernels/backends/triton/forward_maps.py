@@ -1,0 +1,205 @@
+"""The forward kernel's way to the maps: channel statistics, merges and window sums."""
+
+import triton
+import triton.language as tl
+
+from . import stages
+from .device import (
+    activation_base,
+    activation_offsets,
+    buffer_at,
+    field_count,
+    precise_rsqrt,
+    sigma_squared,
+    window_sum,
+)
+
+
+@triton.jit
+def _channel_statistics(
+    x, base, p, inside, groups, per_group, pixels, SUMMATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    INDEX: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Mean and mean squared distance from it, over the channels of a group at every position; merged chunk by chunk.
+
+    Without a summation field the distance is from zero.
+    """
+    mean = tl.zeros(p.shape, tl.float32)
+    squares = tl.zeros(p.shape, tl.float32)
+    for begin in range(0, per_group, CHANNELS):
+        c = tl.cast(begin + tl.arange(0, CHANNELS), INDEX)
+        mask = (c < per_group)[:, None] & inside[None, :]
+        at = activation_offsets(c, p, groups * per_group, pixels, CHANNELS_LAST)
+        values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        if SUMMATION:
+            count = tl.minimum(per_group - begin, CHANNELS).to(tl.float32)
+            together = begin + count
+            chunk_mean = tl.div_rn(tl.sum(values, 0), count)
+            centred = tl.where(mask, values - chunk_mean[None, :], 0.0)
+            delta = chunk_mean - mean
+            mean += delta * tl.div_rn(count, together)
+            squares += tl.sum(centred * centred, 0) + delta * tl.div_rn(begin * count, together) * delta
+        else:
+            squares += tl.sum(values * values, 0)
+    return mean, tl.div_rn(squares, per_group.to(tl.float32))
+
+
+@triton.jit
+def merge_positions(mean, variance, inside, count):
+    """Mean and variance over positions, from those over the channels at each."""
+    together = tl.div_rn(tl.sum(tl.where(inside, mean, 0.0), 0), count)
+    centred = mean - together
+    variance = tl.div_rn(tl.sum(tl.where(inside, variance + centred * centred, 0.0), 0), count)
+    return together, variance
+
+
+@triton.jit
+def store_row(
+    maps, table, sigma, sigma_value, map_row, mean, variance, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr
+):
+    """Stores the maps of a row whose fields cover everything; returns rstd."""
+    rstd = 1.0
+    if SUMMATION:
+        tl.store(maps + map_row, mean)
+    if SUPPRESSION:
+        group = map_row % tl.load(table + stages.Header.GROUPS)
+        rstd = precise_rsqrt(sigma_squared(table, sigma, sigma_value, group) + variance)
+        tl.store(maps + tl.load(table + stages.Header.RSTD) + map_row, rstd)
+    return rstd
+
+
+@triton.jit
+def _merge_whole(scratch, table, row, per_tile, pixels, OVER_BATCH: tl.constexpr, BLOCK: tl.constexpr):
+    """Mean and variance of everything from those of the tiles, of one row or of a group's rows in all samples."""
+    groups = tl.load(table + stages.Header.GROUPS)
+    tiles = tl.load(table + stages.Header.STATISTICS_TILES)
+    entries = tiles
+    if OVER_BATCH:
+        entries = tiles * tl.load(table + stages.Header.BATCH)
+    samples = entries // tiles
+    mean = 0.0
+    variance = 0.0
+    for sweep in tl.static_range(2):
+        total = tl.zeros([BLOCK], tl.float32)
+        for begin in range(0, entries, BLOCK):
+            entry = begin + tl.arange(0, BLOCK)
+            tile = entry % tiles
+            at = (row + (entry // tiles) * groups) * tiles + tile
+            mask = entry < entries
+            value = tl.load(buffer_at(scratch, table, stages.Buffer.MEAN, 0, 0) + at, mask=mask, other=0.0)
+            if sweep == 1:
+                spread = tl.load(buffer_at(scratch, table, stages.Buffer.VARIANCE, 0, 0) + at, mask=mask, other=0.0)
+                value = spread + (value - mean) * (value - mean)
+            count = tl.minimum(pixels - tile * per_tile, per_tile)
+            total += tl.where(mask, value * count.to(tl.float32), 0.0)
+        average = tl.div_rn(tl.sum(total, 0), pixels.to(tl.float32) * samples.to(tl.float32))
+        if sweep == 0:
+            mean = average
+        else:
+            variance = average
+    return mean, variance
+
+
+@triton.jit
+def _merge_batch(scratch, table, row, pixels, p, inside):
+    """Mean and variance over the samples at every position of a group, into the first sample's place."""
+    batch = tl.load(table + stages.Header.BATCH)
+    groups = tl.load(table + stages.Header.GROUPS)
+    mean = tl.zeros(p.shape, tl.float32)
+    variance = tl.zeros(p.shape, tl.float32)
+    for sample in range(batch):
+        at = buffer_at(scratch, table, stages.Buffer.MEAN, row + sample * groups, pixels)
+        mean += tl.load(at + p, mask=inside, other=0.0)
+    mean = tl.div_rn(mean, batch.to(tl.float32))
+    for sample in range(batch):
+        at = buffer_at(scratch, table, stages.Buffer.MEAN, row + sample * groups, pixels)
+        centred = tl.load(at + p, mask=inside, other=0.0) - mean
+        at = buffer_at(scratch, table, stages.Buffer.VARIANCE, row + sample * groups, pixels)
+        variance += tl.load(at + p, mask=inside, other=0.0) + centred * centred
+    tl.store(buffer_at(scratch, table, stages.Buffer.MEAN, row, pixels) + p, mean, mask=inside)
+    variance = tl.div_rn(variance, batch.to(tl.float32))
+    tl.store(buffer_at(scratch, table, stages.Buffer.VARIANCE, row, pixels) + p, variance, mask=inside)
+
+
+@triton.jit
+def window_item(
+    scratch, maps, table, sigma, sigma_value, entry, row, map_row, pixels, p, inside,
+    SUPPRESSION: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """One window sum and what becomes of it; ``row`` is the place in the scratch buffers."""
+    total = window_sum(scratch, table, entry, row, pixels, p, inside, INDEX)
+    epilogue = tl.load(entry + stages.Column.EPILOGUE)
+    if epilogue == stages.Epilogue.STORE:
+        target = buffer_at(scratch, table, tl.load(entry + stages.Column.TARGET), row, pixels)
+        tl.store(target + p, total, mask=inside)
+    elif epilogue == stages.Epilogue.MEAN:
+        mu = tl.div_rn(total, field_count(table, p, False, INDEX))
+        tl.store(maps + map_row * pixels + p, mu, mask=inside)
+        if SUPPRESSION:
+            mean = tl.load(buffer_at(scratch, table, stages.Buffer.MEAN, row, pixels) + p, mask=inside, other=0.0)
+            at = buffer_at(scratch, table, stages.Buffer.VARIANCE, row, pixels)
+            variance = tl.load(at + p, mask=inside, other=0.0)
+            tl.store(at + p, variance + (mean - mu) * (mean - mu), mask=inside)
+    else:
+        group = map_row % tl.load(table + stages.Header.GROUPS)
+        q = tl.div_rn(total, field_count(table, p, True, INDEX))
+        rstd = precise_rsqrt(sigma_squared(table, sigma, sigma_value, group) + q)
+        tl.store(maps + tl.load(table + stages.Header.RSTD) + map_row * pixels + p, rstd, mask=inside)
+
+
+@triton.jit
+def _statistics(
+    x, scratch, table, row, tile, tiles, per_group, pixels,
+    SUMMATION: tl.constexpr, WHOLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """The first pass over x, at a tile of the positions of a row."""
+    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
+    first = tl.cast(tile, INDEX) * PIXELS
+    p = first + tl.cast(tl.arange(0, PIXELS), INDEX)
+    inside = p < pixels
+    base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
+    mean, variance = _channel_statistics(
+        x, base, p, inside, groups, per_group, pixels, SUMMATION, CHANNELS_LAST, INDEX, CHANNELS
+    )
+    if WHOLE:
+        count = tl.minimum(pixels - first, PIXELS).to(tl.float32)
+        together, spread = merge_positions(mean, variance, inside, count)
+        at = row * tiles + tile
+        tl.store(buffer_at(scratch, table, stages.Buffer.MEAN, 0, 0) + at, together)
+        tl.store(buffer_at(scratch, table, stages.Buffer.VARIANCE, 0, 0) + at, spread)
+    else:
+        tl.store(buffer_at(scratch, table, stages.Buffer.MEAN, row, pixels) + p, mean, mask=inside)
+        tl.store(buffer_at(scratch, table, stages.Buffer.VARIANCE, row, pixels) + p, variance, mask=inside)
+
+
+@triton.jit
+def maps_item(
+    x, sigma, sigma_value, maps, scratch, table, entry, kind, row, tile, tiles, per_group, pixels,
+    SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """An item of the stages that lead to the maps."""
+    if kind == stages.Kind.STATISTICS:
+        _statistics(
+            x, scratch, table, row, tile, tiles, per_group, pixels,
+            SUMMATION, WHOLE, CHANNELS_LAST, INDEX, CHANNELS, PIXELS,
+        )  # fmt: skip
+    elif WHOLE:
+        mean, variance = _merge_whole(scratch, table, row, PIXELS, pixels, OVER_BATCH, WINDOW)
+        store_row(maps, table, sigma, sigma_value, row, mean, variance, SUMMATION, SUPPRESSION)
+    else:
+        p = tl.cast(tile, INDEX) * WINDOW + tl.cast(tl.arange(0, WINDOW), INDEX)
+        inside = p < pixels
+        if OVER_BATCH:
+            if kind == stages.Kind.MERGE:
+                _merge_batch(scratch, table, row, pixels, p, inside)
+            else:
+                window_item(
+                    scratch, maps, table, sigma, sigma_value, entry, row, row, pixels, p, inside, SUPPRESSION, INDEX
+                )
+        else:
+            window_item(
+                scratch, maps, table, sigma, sigma_value, entry, row, row, pixels, p, inside, SUPPRESSION, INDEX
+            )

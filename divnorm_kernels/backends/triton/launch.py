@@ -1,0 +1,151 @@
+"""Launches: what is known of a call before it, found once per geometry and kept with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...fields import Geometry
+from .backward_kernel import backward_kernel
+from .forward_kernel import forward_kernel
+from .stages import FINISH_COLUMNS, Schedule, schedule
+from .tiles import Device, Tiles, candidates, choose
+
+AUTOTUNE = os.environ.get("DIVNORM_TRITON_AUTOTUNE", "0") == "1"
+"""Whether the first call of a geometry times several tilings and keeps the fastest."""
+INTERPRETED = triton.knobs.runtime.interpret
+_INTERPRETER = Device("interpreter", "interpreter", 2, 1 << 14)
+_ALIGNMENT = 16
+_INT32 = 2**31
+
+
+@cache
+def device_of(device: torch.device) -> Device:
+    """What the choice of tiles needs to know of a device."""
+    if INTERPRETED:
+        return _INTERPRETER
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        name = properties.gcnArchName.split(":")[0]
+        return Device(name, "hip", properties.multi_processor_count, properties.L2_cache_size)
+    name = f"sm_{properties.major}{properties.minor}"
+    return Device(name, "cuda", properties.multi_processor_count, properties.L2_cache_size)
+
+
+def _unit(number: int) -> int:
+    """The largest power of two up to the alignment that divides ``number``."""
+    return min(number & -number, _ALIGNMENT)
+
+
+def constants(g: Geometry, tiles: Tiles, channels_last: bool) -> dict[str, Any]:
+    """The compile-time arguments of either kernel, in order."""
+    per_group, pixels = g.channels // g.groups, prod(g.spatial)
+    return {
+        "CHANNEL_UNIT": _unit(per_group),
+        "PIXEL_UNIT": _unit(pixels),
+        "SINGLE": tiles.single,
+        "ORDERED": tiles.ordered,
+        "SUMMATION": g.summation is not None,
+        "SUPPRESSION": g.suppression is not None,
+        "WHOLE": g.whole,
+        "OVER_BATCH": g.over_batch,
+        "FEATURES": g.features,
+        "CHANNELS_LAST": channels_last,
+        "INDEX": tl.int64 if (g.numel if g.features else g.channels * pixels) >= _INT32 else tl.int32,
+        "CHANNELS": tiles.channels,
+        "PIXELS": tiles.pixels,
+        "WINDOW": tiles.window,
+        "APPLY_CHANNELS": tiles.apply_channels,
+        "APPLY_PIXELS": tiles.apply_pixels,
+    }
+
+
+@dataclass
+class Plan:
+    """One direction of one kind of call: the schedule, the kernel compiled for it, and its constant arguments."""
+
+    kernel: Any
+    schedule: Schedule
+    ordered: bool
+    options: dict[str, int]
+    table: Tensor
+    trailing: tuple[Any, ...]
+    """The arguments behind ``first``."""
+    compiled: Any = field(default=None, init=False)
+
+    def run(self, leading: Callable[[Tensor | None], tuple[Any, ...]], like: Tensor, aligned: bool) -> None:
+        """Launches the kernel. ``leading`` gives the arguments before the counters for a scratch memory.
+
+        ``aligned``: whether every address is a multiple of 16, as those of the first such call, which compiled it.
+        """
+        scratch = like.new_empty(self.schedule.scratch, dtype=torch.float32) if self.schedule.scratch else None
+        arguments = leading(scratch)
+        if self.ordered:
+            counters = like.new_zeros(self.schedule.counters, dtype=torch.int32)
+            self._launch(self.schedule.items, (*arguments, counters, self.table, 0, *self.trailing), aligned)
+        else:
+            for first, count in self.schedule.segments:
+                self._launch(count, (*arguments, None, self.table, first, *self.trailing), aligned)
+
+    def _launch(self, items: int, arguments: tuple[Any, ...], aligned: bool) -> None:
+        if aligned and self.compiled is not None:
+            self.compiled[(items, 1, 1)](*arguments)
+            return
+        compiled = self.kernel[(items,)](*arguments, **self.options)
+        if aligned and not INTERPRETED:
+            self.compiled = compiled
+
+
+def _options(tiles: Tiles) -> dict[str, int]:
+    """What the compiler is told beside the arguments."""
+    options = {"num_warps": tiles.warps, "enable_fp_fusion": True}
+    return options if tiles.registers is None else {**options, "maxnreg": tiles.registers}
+
+
+def _plan(
+    g: Geometry, x: Tensor, channels_last: bool, tiles: Tiles, *, backward: bool, finish: int, sigmas: int
+) -> Plan:
+    found = schedule(g, tiles, backward=backward, finish=finish, sigmas=sigmas)
+    known = constants(g, tiles, channels_last)
+    units = (g.channels // g.groups // known["CHANNEL_UNIT"], prod(g.spatial) // known["PIXEL_UNIT"])
+    # a single stage without a finish has items that are all independent
+    ordered = tiles.ordered and len(found.segments) > 1
+    return Plan(
+        backward_kernel if backward else forward_kernel,
+        found,
+        ordered,
+        _options(tiles),
+        torch.tensor(found.table, dtype=torch.int64 if max(found.table) >= _INT32 else torch.int32).to(x.device),
+        (*units, *{**known, "ORDERED": ordered}.values()),
+    )
+
+
+def plans(
+    g: Geometry, x: Tensor, channels_last: bool, *, backward: bool, affine: bool, sigmas: int, l1: bool
+) -> Iterable[Plan]:
+    """The plan of the table's choice, or to choose from under autotuning, several.
+
+    ``affine``, ``sigmas`` and ``l1`` say which sums over all positions are wanted.
+    """
+    columns = -(-g.affine_size // FINISH_COLUMNS) if affine else 0
+    finish = columns + sigmas if backward else int(l1)
+    arguments = (g, device_of(x.device), "backward" if backward else "forward", x.element_size(), channels_last)
+    chosen = candidates(*arguments) if AUTOTUNE and not INTERPRETED else [choose(*arguments)]
+    return (_plan(g, x, channels_last, t, backward=backward, finish=finish, sigmas=sigmas) for t in chosen)
+
+
+def fastest(plans: Iterable[Plan], run: Callable[[Plan], None]) -> Plan:
+    """The plan that takes the least time, or the only one."""
+    plans = list(plans)
+    if len(plans) == 1:
+        return plans[0]
+    return min(plans, key=lambda plan: triton.testing.do_bench(lambda: run(plan), return_mode="median"))

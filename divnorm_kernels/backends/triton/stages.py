@@ -1,0 +1,363 @@
+"""The work of a call as a list of stages, and the table that tells the kernels about them.
+
+A call whose rows fit one program each has one stage. Any other goes through several: channel statistics, window sums
+on the maps one axis at a time, then the second pass over x. Items, a stage's independent pieces, are numbered so that
+an item depends on items of lower number alone: a program that takes its number from a counter may wait for the items
+it needs without a deadlock. Rows are worked on in chunks, so that the second read of x finds the chunk in the
+second-level cache: while one chunk's statistics are computed, the chunk before is windowed, and the chunk before that
+is passed over again.
+
+A *row* is a group of a sample; a *map row* is a row of the maps: the same, or under ``over_batch`` a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from itertools import pairwise
+from math import prod
+
+from ...fields import Axis, Geometry
+from .tiles import Tiles
+
+AXES = 3
+MOST_STAGES = 32
+FINISH_ROWS, FINISH_COLUMNS = 32, 64
+"""The tile in which partial sums of parameters' gradients are added up."""
+
+
+class Header(IntEnum):
+    """The head of the table."""
+
+    STAGES = 0
+    STEP_ITEMS = 1
+    CHUNKS = 2
+    FINISH = 3
+    """The first item of the finish, which adds up the partial sums."""
+    AWAITED = 4
+    """The items that the finish waits for."""
+    BATCH = 5
+    GROUPS = 6
+    ITEMS = 7
+    """The items that share the rows where each row takes one program."""
+    STATISTICS_TILES = 8
+    SPLITS = 9
+    """The pieces that the positions are split into in the second pass."""
+    SPLIT_BLOCKS = 10
+    """The tiles of a piece."""
+    BUFFER = 11
+    """The numbers in a scratch buffer."""
+    LEVELS = 12
+    """The first of the buffers that hold sums of blocks."""
+    RSTD = 13
+    """Where rstd begins in the maps."""
+    PARTIALS = 14
+    """Where the partial sums of l1, or of dweight, begin in the scratch memory; then those of dbias and dsigma."""
+    PARTIALS_BIAS = 15
+    PARTIALS_SIGMA = 16
+    PARTIAL_ROWS = 17
+    PARTIAL_COLUMNS = 18
+    SIGMAS = 19
+    FIELDS = 20
+    """The summation field, then the suppression field: `AXES` axes of `FieldColumn` each."""
+
+
+class FieldColumn(IntEnum):
+    """An axis of a field."""
+
+    EXTENT = 0
+    STRIDE = 1
+    LO = 2
+    HI = 3
+    DIVISOR = 4
+
+
+STAGES_AT = Header.FIELDS + 2 * AXES * len(FieldColumn)
+"""Where the stages begin in the table."""
+
+
+class Column(IntEnum):
+    """A stage."""
+
+    BEGIN = 0
+    """The first of its items in a step."""
+    COUNT = 1
+    """Its items in a chunk."""
+    LAG = 2
+    """The steps that it follows the statistics by."""
+    KIND = 3
+    ROWS = 4
+    """The rows, or map rows, of a chunk."""
+    ALL_ROWS = 5
+    TILES = 6
+    """The items of a row."""
+    SOURCE = 7
+    TARGET = 8
+    STRIDE = 9
+    EXTENT = 10
+    LO = 11
+    HI = 12
+    LEVELS = 13
+    RADIX = 14
+    SIZE = 15
+    """The positions in a block of the topmost level."""
+    BOUND = 16
+    """The most blocks of the topmost level in a window."""
+    EPILOGUE = 17
+
+
+class Kind(IntEnum):
+    """What a stage's items do."""
+
+    STATISTICS = 0
+    MERGE = 1
+    WINDOW = 2
+    APPLY = 3
+
+
+class Buffer(IntEnum):
+    """The scratch maps, one float32 per position and row."""
+
+    MEAN = 0
+    """Forward: mean over the channels."""
+    VARIANCE = 1
+    """Forward: mean over the channels of the squared distance from that mean, then from mu."""
+    FIRST = 2
+    SECOND = 3
+    """Sums over some of the axes."""
+    SCALE = 0
+    """Backward: the source of a = B'[P2/s^3]/n; once that is done, A'[d]/n."""
+    SHIFT = 1
+    """Backward: P1/s, then the source d of A'."""
+    CENTRED = 4
+    """Backward: V; once d is formed, a. Where a row is one number, FIRST and SECOND hold a and A'[d]/n."""
+
+
+class Epilogue(IntEnum):
+    """What becomes of a window sum."""
+
+    STORE = 0
+    MEAN = 1
+    RSTD = 2
+    COEFFICIENT = 3
+    """Backward: a is stored, and d formed."""
+
+
+DIRECT = 12
+"""The longest window that is summed position by position; longer ones are summed by blocks, and blocks by blocks."""
+RADIX = 8
+"""The most blocks of one level that make one of the next, but for what the topmost level leaves."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage; of the columns, those that a stage knows by itself."""
+
+    kind: Kind
+    rows: int
+    all_rows: int
+    tiles: int
+    lag: int = 0
+    source: int = 0
+    target: int = 0
+    stride: int = 1
+    extent: int = 1
+    lo: int = 0
+    hi: int = 0
+    levels: int = 0
+    radix: int = 1
+    bound: int = 1
+    epilogue: Epilogue = Epilogue.STORE
+
+    @property
+    def count(self) -> int:
+        """Its items in a chunk."""
+        return self.rows * self.tiles
+
+    @property
+    def size(self) -> int:
+        """The positions in a block of the topmost level."""
+        return self.radix**self.levels
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The table and what the host needs to know of it."""
+
+    table: tuple[int, ...]
+    items: int
+    segments: tuple[tuple[int, int], ...]
+    """(first item, number) of runs of items that are independent of each other; in order."""
+    counters: int
+    """The number of counters: items taken, items done in the last stage, then one per chunk and stage."""
+    scratch: int
+    """The size of the scratch memory in float32 numbers."""
+
+
+def _levels(length: int) -> tuple[int, int]:
+    """``(levels, radix)`` for windows of ``length`` positions; a sum takes about ``radix (2 levels + 1)`` loads."""
+    if length <= DIRECT:
+        return 0, 1
+    levels = next(n for n in range(1, 64) if RADIX ** (n + 1) >= length)
+    return levels, next(r for r in range(2, RADIX + 1) if r ** (levels + 1) >= length)
+
+
+def _axis_stages(window: Stage, first_level: int) -> Iterator[Stage]:
+    """The sums along one axis: of blocks, level by level, then of the windows."""
+    length = min(window.lo + window.hi + 1, window.extent)
+    levels, radix = _levels(length)
+    for level in range(1, levels + 1):
+        yield replace(
+            window,
+            target=first_level + level - 1,
+            lo=0,
+            hi=radix**level - 1,
+            levels=level - 1,
+            radix=radix,
+            bound=radix,
+            epilogue=Epilogue.STORE,
+        )
+    yield replace(window, levels=levels, radix=radix, bound=length // radix**levels)
+
+
+def strides(spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """The distance of neighbours along each spatial dimension of a map."""
+    return tuple(prod(spatial[d + 1 :]) for d in range(len(spatial)))
+
+
+def field_stages(
+    axes: tuple[Axis, ...], spatial: tuple[int, ...], window: Stage, first_level: int, *, mirrored: bool
+) -> Iterator[Stage]:
+    """The window sums along a field's axes, from ``window.source`` to ``window.target``; mirrored for the adjoint."""
+    sized = [
+        (axis.extent, stride, min(axis.lo, axis.extent - 1), min(axis.hi, axis.extent - 1))
+        for axis, stride in zip(axes, strides(spatial), strict=True)
+    ]
+    wide = [entry for entry in sized if entry[2] + entry[3] > 0] or sized[-1:]
+    between = [Buffer.FIRST, Buffer.SECOND] * AXES
+    buffers = pairwise([window.source, *between[: len(wide) - 1], window.target])
+    for left, ((extent, stride, lo, hi), (source, target)) in enumerate(zip(wide, buffers, strict=True), 1 - len(wide)):
+        lo, hi = (hi, lo) if mirrored else (lo, hi)
+        stage = replace(window, source=source, target=target, stride=stride, extent=extent, lo=lo, hi=hi)
+        yield from _axis_stages(stage if left == 0 else replace(stage, epilogue=Epilogue.STORE), first_level)
+
+
+def _window_stages(g: Geometry, window: Stage, first_level: int, backward: bool) -> Iterator[Stage]:
+    if g.whole:
+        return
+    forward_order = (
+        (g.summation, Buffer.MEAN, Buffer.VARIANCE, Epilogue.MEAN),
+        (g.suppression, Buffer.VARIANCE, Buffer.FIRST, Epilogue.RSTD),
+    )
+    backward_order = (
+        (g.suppression, Buffer.SCALE, Buffer.CENTRED, Epilogue.COEFFICIENT),
+        (g.summation, Buffer.SHIFT, Buffer.SCALE, Epilogue.STORE),
+    )
+    for axes, source, target, epilogue in backward_order if backward else forward_order:
+        if axes is not None:
+            start = replace(window, source=source, target=target, epilogue=epilogue)
+            yield from field_stages(axes, g.spatial, start, first_level, mirrored=backward)
+
+
+def _stages(g: Geometry, tiles: Tiles, first_level: int, backward: bool) -> list[Stage]:
+    """The stages of a call whose rows take more than one program."""
+    rows, pixels = g.batch * g.groups, prod(g.spatial)
+    chunk = rows if g.over_batch or g.features else min(rows, tiles.chunk_samples * g.groups)
+    map_rows, map_chunk = (g.groups, g.groups) if g.over_batch else (rows, chunk)
+    lag = int(chunk < rows)
+    stages = []
+    if g.summation is not None or g.suppression is not None:
+        stages.append(Stage(Kind.STATISTICS, chunk, rows, -(-pixels // tiles.pixels)))
+        map_tiles = 1 if g.whole else -(-pixels // tiles.window)
+        if g.over_batch or g.whole:
+            stages.append(Stage(Kind.MERGE, map_chunk, map_rows, map_tiles, lag))
+        window = Stage(Kind.WINDOW, map_chunk, map_rows, map_tiles, lag)
+        stages += _window_stages(g, window, first_level, backward)
+    channel_tiles = -(-_second_pass(g)[0] // tiles.apply_channels)
+    apply_rows, all_rows = (1, 1) if g.features else (chunk, rows)
+    return [*stages, Stage(Kind.APPLY, apply_rows, all_rows, channel_tiles * tiles.splits, 2 * lag)]
+
+
+def _second_pass(g: Geometry) -> tuple[int, int]:
+    """(channels, positions) of a row in the second pass, where features stand as channels of one row."""
+    return (g.spatial[0], g.batch) if g.features else (g.channels // g.groups, prod(g.spatial))
+
+
+def _field(axes: tuple[Axis, ...] | None, spatial: tuple[int, ...]) -> list[int]:
+    entries = [(1, 1, 0, 0, 1)] * AXES
+    if axes is not None:
+        entries[: len(axes)] = [
+            (a.extent, stride, a.lo, a.hi, a.divisor) for a, stride in zip(axes, strides(spatial), strict=True)
+        ]
+    return [number for entry in entries for number in entry]
+
+
+def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: int) -> Schedule:
+    """The schedule of a direction; ``finish`` is the number of items that add up partial sums, 0 for none."""
+    rows, pixels = g.batch * g.groups, prod(g.spatial)
+    first_level = Buffer.CENTRED + 1 if backward else Buffer.SECOND + 1
+    if tiles.single:
+        template = Stage(Kind.WINDOW, 0, 0, 1)
+        stages = list(_window_stages(g, template, first_level, backward))
+        chunks, step, steps = 1, min(rows, tiles.items), 1
+        scratch_rows, awaited, statistics_tiles = step, step, 1
+    else:
+        stages = _stages(g, tiles, first_level, backward)
+        chunks = 1 if g.features else -(-rows // stages[0].rows)
+        step, steps = sum(stage.count for stage in stages), chunks + stages[-1].lag
+        scratch_rows, awaited = rows, stages[-1].count * chunks
+        statistics_tiles = stages[0].tiles if stages[0].kind == Kind.STATISTICS else 1
+    if len(stages) > MOST_STAGES:
+        raise AssertionError(f"{len(stages)} stages, at most {MOST_STAGES} fit the table")
+
+    begins = [sum(stage.count for stage in stages[:i]) for i in range(len(stages))]
+    buffers = 1 + max(first_level - 1, *(stage.target for stage in stages), 0)
+    per_row = max(1, statistics_tiles) if g.whole else pixels
+    buffer = scratch_rows * per_row
+    pieces = step if tiles.single else tiles.splits * (1 if g.features else g.batch)
+    if backward:
+        partial_rows, partial_columns = g.batch if tiles.single and not g.features else pieces, g.affine_size
+        partials = (2 * partial_rows * partial_columns + rows * statistics_tiles) if finish else 0
+    else:
+        partial_rows, partial_columns = 1, step if tiles.single else stages[-1].all_rows * stages[-1].tiles
+        partials = partial_columns if finish else 0
+    head = {
+        Header.STAGES: len(stages),
+        Header.STEP_ITEMS: step,
+        Header.CHUNKS: chunks,
+        Header.FINISH: step * steps,
+        Header.AWAITED: awaited,
+        Header.BATCH: g.batch,
+        Header.GROUPS: g.groups,
+        Header.ITEMS: step,
+        Header.STATISTICS_TILES: statistics_tiles,
+        Header.SPLITS: tiles.splits,
+        Header.SPLIT_BLOCKS: -(-_second_pass(g)[1] // (tiles.apply_pixels * tiles.splits)),
+        Header.BUFFER: buffer,
+        Header.LEVELS: first_level,
+        Header.RSTD: (g.groups if g.over_batch else rows) * (1 if g.whole else pixels) if g.summation else 0,
+        Header.PARTIALS: buffers * buffer,
+        Header.PARTIALS_BIAS: buffers * buffer + partial_rows * partial_columns,
+        Header.PARTIALS_SIGMA: buffers * buffer + 2 * partial_rows * partial_columns,
+        Header.PARTIAL_ROWS: partial_rows,
+        Header.PARTIAL_COLUMNS: partial_columns,
+        Header.SIGMAS: sigmas,
+    }
+    table = [head[entry] for entry in Header if entry != Header.FIELDS]
+    for axes in (g.summation, g.suppression):
+        table += _field(axes, g.spatial)
+    for stage, begin in zip(stages, begins, strict=True):
+        row = {Column.BEGIN: begin} | {c: getattr(stage, c.name.lower()) for c in Column if c != Column.BEGIN}
+        table += [row[column] for column in Column]
+
+    segments = []
+    for at in range(steps):
+        runs = [(0, step)] if tiles.single else [(b, s.count) for b, s in zip(begins, stages, strict=True)]
+        segments += [(at * step + begin, count) for begin, count in runs]
+    if finish:
+        segments.append((step * steps, finish))
+    counters = 2 + (0 if tiles.single else chunks * len(stages))
+    return Schedule(
+        tuple(int(n) for n in table), step * steps + finish, tuple(segments), counters, buffers * buffer + partials
+    )

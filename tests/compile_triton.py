@@ -1,0 +1,191 @@
+"""Compiles the Triton kernels ahead of time for one architecture and reports what the compiler made of them.
+
+Run by the tests in a process of its own, without the interpreter: ``python compile_triton.py ARCH`` prints one JSON
+object a line and kernel. The launches are those of real calls, on tensors without memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from divnorm_kernels.backends import triton as backend
+from divnorm_kernels.backends.triton import launch, tiles
+from divnorm_kernels.backends.triton.tiles import Device
+from divnorm_kernels.fields import geometry
+
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), Device("sm_80", "cuda", 108, 40 << 20)),
+    "sm_90": (GPUTarget("cuda", 90, 32), Device("sm_90", "cuda", 132, 50 << 20)),
+    "sm_100": (GPUTarget("cuda", 100, 32), Device("sm_100", "cuda", 148, 126 << 20)),
+    "sm_120": (GPUTarget("cuda", 120, 32), Device("sm_120", "cuda", 170, 96 << 20)),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), Device("gfx942", "hip", 304, 4 << 20)),
+}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+STAGE, SMALL = (64, 64, 56, 56), (128, 32, 16, 16)
+"""Rows that take several programs, and rows that take one."""
+DTYPES_AND_LAYOUTS = list(product((F32, BF16, F16), (False, True)))
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """A call: ``learned`` makes sigma a tensor with a gradient and returns l1, ``half`` gives the parameters x's dtype,
+    ``launches`` asks for one launch a stage, ``wide`` for 64-bit offsets. Where ``even``, x moves 16 bytes at a time.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    options: dict[str, Any]
+    dtype: torch.dtype = F32
+    channels_last: bool = False
+    affine: bool = True
+    learned: bool = False
+    half: bool = False
+    launches: bool = False
+    wide: bool = False
+    even: bool = True
+
+
+SPECIALIZATIONS = [
+    *(Specialization("several programs", STAGE, {"window": 5}, *known) for known in DTYPES_AND_LAYOUTS),
+    *(Specialization("one program", SMALL, {"window": 3}, *known) for known in DTYPES_AND_LAYOUTS),
+    Specialization("whole", STAGE, {"window": "all"}, BF16),
+    Specialization("whole", STAGE, {"window": "all"}, F32, True),
+    Specialization("whole, one program", (64, 512, 4, 4), {"window": "all", "groups": 32}, F32),
+    Specialization("whole, one program", (64, 512, 4, 4), {"window": "all", "groups": 32}, BF16, True),
+    Specialization("batch norm", STAGE, {"window": "all", "groups": 64, "over_batch": True}, BF16),
+    Specialization("over the batch", STAGE, {"window": 5, "over_batch": True}, F16, True),
+    Specialization("features", (64, 1024), {"window": 60}, BF16),
+    Specialization("long features", (256, 65536), {"window": 60}),
+    Specialization("whole features", (4096, 768), {"window": "all"}),
+    Specialization("local contrast", (64, 3, 112, 112), {"window": 9, "groups": 3}, BF16),
+    Specialization("volume", (2, 24, 20, 32, 32), {"window": 3, "norm_window": 5, "groups": 2}, F16),
+    Specialization("odd", (64, 2048, 7, 7), {"window": 3}, BF16, even=False),
+    Specialization("odd", (64, 99, 9, 9), {"window": 3}, F32, True, even=False),
+    Specialization("no parameters", STAGE, {"window": 5}, affine=False),
+    Specialization("learned", STAGE, {"window": 5}, BF16, learned=True),
+    Specialization("learned, one program", SMALL, {"window": 5}, learned=True),
+    Specialization("half parameters", SMALL, {"window": 5}, F16, half=True),
+    Specialization("launches", STAGE, {"window": 5}, BF16, launches=True),
+    Specialization("wide", STAGE, {"window": 5}, F32, wide=True),
+    Specialization("mean only", STAGE, {"window": 5, "norm_window": None}),
+    Specialization("no mean", SMALL, {"window": None, "norm_window": 5}),
+    Specialization("neither", STAGE, {"window": None}, BF16),
+]
+
+
+class Recorder:
+    """Stands in for a kernel: compiles every launch for a target instead of running it."""
+
+    def __init__(self, kernel: Any, target: GPUTarget, found: list[tuple[Any, dict[str, Any]]]):
+        self.kernel, self.target, self.found = kernel, target, found
+        self.compiled = False
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return self._again if self.compiled else self._compile
+
+    def _again(self, *arguments: Any) -> None:
+        assert len(arguments) == len(self.kernel.params), "a later launch takes the arguments of the first"
+
+    def _compile(self, *arguments: Any, **options: Any) -> Any:
+        signature, constants, attributes = {}, {}, {}
+        for i, (parameter, value) in enumerate(zip(self.kernel.params, arguments, strict=True)):
+            if parameter.is_constexpr or value is None:
+                signature[parameter.name], constants[(i,)] = "constexpr", value
+            elif isinstance(value, torch.Tensor):
+                signature[parameter.name] = "*" + NAMES[value.dtype]
+                attributes[(i,)] = [["tt.divisibility", 16]]
+            else:
+                signature[parameter.name] = "i32" if isinstance(value, int) else "fp32"
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        compiled = triton.compile(source, target=self.target, options=options)
+        self.found.append((compiled, options))
+        self.compiled = True
+        return self
+
+
+def compiled(arch: str, call: Specialization) -> list[tuple[Any, dict[str, Any]]]:
+    """The kernels that forward and backward of a call launch, with their options."""
+    target, device = TARGETS[arch]
+    found: list[tuple[Any, dict[str, Any]]] = []
+    before = launch.forward_kernel, launch.backward_kernel, launch._INT32, tiles.ROWS
+    launch.forward_kernel, launch.backward_kernel = (Recorder(kernel, target, found) for kernel in before[:2])
+    launch.device_of = lambda _: device
+    launch._INT32 = 1 if call.wide else before[2]
+    tiles.ROWS = [{**row, "ordered": row["ordered"] and not call.launches} for row in before[3]]
+
+    options = {"norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | call.options
+    g = geometry(call.shape, *(options[key] for key in ("window", "norm_window", "groups", "edges", "over_batch")))
+    g.cache.clear()
+    x = torch.empty(call.shape, dtype=call.dtype, device="meta")
+    if call.channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    affine = torch.empty(g.affine_size, dtype=call.dtype if call.half else F32, device="meta") if call.affine else None
+    sigma = torch.empty((), device="meta") if call.learned else 1.0
+    _, maps, l1 = backend.forward(g, x, affine, affine, sigma, call.learned)
+    backend.backward(g, x, l1, x, maps, affine, affine, sigma, (True, call.affine, call.affine, call.learned))
+    launch.forward_kernel, launch.backward_kernel, launch._INT32, tiles.ROWS = before
+    return found
+
+
+def nvidia_report(kernel: Any) -> dict[str, Any]:
+    """Registers, local memory, and the widths in bytes of the loads and stores that have a cache policy: those of x."""
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        listing = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", listing.stdout).groups()
+    ptx = kernel.asm["ptx"]
+    moves = re.findall(r"(ld|st)\.global(?:\.L1::evict_\w+)(?:\.L2::cache_hint)?(?:\.v(\d))?\.b(\d+)", ptx)
+    return {
+        "registers": int(registers),
+        "spilled": int(stack) + int(local),
+        "widths": sorted({int(lanes or 1) * int(bits) // 8 for _, lanes, bits in moves}),
+        "read_only": len(re.findall(r"ld\.global\.nc", ptx)),
+    }
+
+
+def amd_report(kernel: Any) -> dict[str, Any]:
+    """The same from the AMD assembly, where the widest moves are those of x."""
+    text = kernel.asm["amdgcn"]
+
+    def number(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
+
+    moves = re.findall(r"\b(?:global|buffer)_(?:load|store)_(\w+)", text)
+    sizes = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2, "short": 2, "byte": 1}
+    return {
+        "registers": number("vgpr_count"),
+        "spilled": number("vgpr_spill_count") + number("sgpr_spill_count") + number("private_segment_fixed_size"),
+        "widths": sorted({sizes[move] for move in moves if move in sizes}),
+        "read_only": 0,
+    }
+
+
+def main(arch: str) -> None:
+    """Prints the reports."""
+    report = amd_report if arch.startswith("gfx") else nvidia_report
+    for call in SPECIALIZATIONS:
+        layout = "channels_last" if call.channels_last else "contiguous"
+        for kernel, options in compiled(arch, call):
+            known = {"name": f"{call.name}, {NAMES[call.dtype]}, {layout}", "kernel": kernel.metadata.name}
+            known |= {"warps": options["num_warps"], "shared": kernel.metadata.shared, "even": call.even}
+            print(json.dumps(known | report(kernel)), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,29 @@
+"""The Triton kernels compiled for GPUs that are not here: registers, spills, shared memory, width of the moves."""
+
+import json
+
+import pytest
+from process import run_python
+
+SHARED_MEMORY = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
+"""What one program may use, in KiB."""
+REGISTERS = {"sm_80": 65536, "sm_90": 65536, "sm_100": 65536, "sm_120": 65536, "gfx942": 4 * 512 * 64}
+"""What the programs of a multiprocessor share."""
+
+
+@pytest.mark.parametrize("arch", SHARED_MEMORY)
+def test_every_specialization_compiles_well(arch, tmp_path):
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    reports = [json.loads(line) for line in run_python("tests/compile_triton.py", arch, **environment).splitlines()]
+    assert {report["kernel"] for report in reports} == {"forward_kernel", "backward_kernel"}
+    lanes = 64 if arch.startswith("gfx") else 32
+    for report in reports:
+        what = f"{report['kernel']} of {report['name']!r} on {arch}"
+        assert report["spilled"] == 0, f"{what} spills"
+        assert report["shared"] <= SHARED_MEMORY[arch] * 1024, f"{what} takes {report['shared']} bytes of shared memory"
+        assert report["registers"] * report["warps"] * lanes <= REGISTERS[arch], f"{what}: {report['registers']}"
+        # a load that bypasses the caches' coherence would miss what another program has just stored
+        assert report["read_only"] == 0, what
+        if report["even"]:
+            widest = report["widths"][-1] if arch.startswith("gfx") else report["widths"][0]
+            assert widest == 16, f"{what} moves {report['widths']} bytes at a time"
