@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/tests/*.cpp)
 
-.PHONY: bench test native-test lint format clean
+.PHONY: bench test gpu-check native-test lint format clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench run
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses auto
+
+# On a machine with a GPU: tests, sanitizers and benchmark, with its own Python ($(PYTHON)) and no network.
+gpu-check:
+	PYTHON="$(PYTHON)" bench/gpu_check.sh
 
 # The kernels without Python, under AddressSanitizer and UBSan.
 native-test:

@@ -36,6 +36,12 @@ def _case(what: str, *shape: int) -> Case:
     return Case("x".join(map(str, shape)), shape, what)
 
 
+_RESNET_50 = (
+    ("stage 2", (256, 56, 56)),
+    ("stage 3", (512, 28, 28)),
+    ("stage 4", (1024, 14, 14)),
+    ("stage 5", (2048, 7, 7)),
+)
 CASES = {
     case.name: case
     for case in (
@@ -53,11 +59,16 @@ CASES = {
         _case("a picture with few channels", 4, 8, 512, 512),
         _case("super-resolution patches, batch 128", 128, 64, 33, 33),
         _case("an RNN's features", 64, 1024),
+        _case("a transformer's features", 4096, 768),
+        *(_case(f"ResNet-50, {what}, batch {n}", n, *shape) for n in (64, 256) for what, shape in _RESNET_50),
     )
 }
 
 TARGETS = ("32x64x56x56", "16x256x28x28", "32x512x7x7", "8x16x32x32", "2x64x224x224", "1x64x224x224")
 """The shapes the speed targets name."""
+_AT_64, _AT_256 = (tuple("x".join(map(str, (batch, *shape))) for _, shape in _RESNET_50) for batch in (64, 256))
+GPU = (*_AT_64, "128x16x32x32", "128x64x33x33", "4096x768")
+GPU_TARGETS = (*_AT_64, *_AT_256, "64x64x112x112", "128x16x32x32", "128x64x33x33", "4096x768")
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,10 @@ class Selection:
 SUITES = {
     "quick": Selection(TARGETS, ("float32", "bfloat16"), FORMATS, (5,), ("16x256x28x28",), ("32x64x56x56",)),
     "targets": Selection((*TARGETS, "64x64x112x112"), ("float32", "bfloat16"), FORMATS, (5, 11), TARGETS, TARGETS),
+    "gpu": Selection(GPU, ("float32", "bfloat16"), FORMATS, (5,), ("64x512x28x28",), ("64x512x28x28",)),
+    "gpu-targets": Selection(
+        GPU_TARGETS, ("float32", "bfloat16", "float16"), FORMATS, (3, 11), ("64x512x28x28", "256x256x56x56"), GPU
+    ),
     "full": Selection(tuple(CASES), tuple(DTYPES), FORMATS, (3, 5, 11, 31), TARGETS, TARGETS),
 }
 SWEEP_WINDOWS = (3, 5, 7, 9, 11, 15, 21, 31)
@@ -90,10 +105,13 @@ class Setting:
     dtype: str
     format: str
     window: int
+    device: str = "cpu"
 
 
-def settings(cases: list[Case], dtypes: list[str], formats: list[str], windows: list[int]) -> Iterator[Setting]:
+def settings(
+    cases: list[Case], dtypes: list[str], formats: list[str], windows: list[int], device: str = "cpu"
+) -> Iterator[Setting]:
     """Every combination; the (N, F) form has one memory format."""
     for case, dtype, format, window in product(cases, dtypes, formats, windows):
         if len(case.shape) > 2 or format == formats[0]:
-            yield Setting(case, dtype, format, window)
+            yield Setting(case, dtype, format, window, device)

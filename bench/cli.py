@@ -31,6 +31,7 @@ app = typer.Typer(
     help="Times divisive normalization against BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm, the eager reference "
     "and torch.compile of it, with a plain copy of the tensor as the yardstick. Start with `run`.",
 )
+DEVICES = ("auto", "cpu", "cuda")
 SWEEP_SHARE = 0.25
 """Part of a setting's seconds that one window of a sweep gets: it has one subject, not eight."""
 
@@ -59,8 +60,13 @@ def cases() -> None:
 @app.command()
 def run(
     suite: Annotated[
-        str, typer.Option(help=f"What to measure where no option below says otherwise: {', '.join(SUITES)}.")
-    ] = "quick",
+        str | None,
+        typer.Option(
+            help=f"What to measure where no option below says otherwise: {', '.join(SUITES)}; default: quick, or on a "
+            "GPU gpu."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda, or auto, a GPU if there is one.")] = "auto",
     case: Annotated[list[str] | None, typer.Option(help="A case by name (see `cases`); may be repeated.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(DTYPES)}; may be repeated.")] = None,
     format: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FORMATS)}; may be repeated.")] = None,
@@ -97,6 +103,13 @@ def run(
     medians. Results are compared with the reference in float64 first, and a wrong one is not timed: the command then
     ends with status 1.
     """
+    if device not in DEVICES:
+        raise typer.BadParameter(f"got {device!r}, expected one of {', '.join(DEVICES)}", param_hint="--device")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("got 'cuda', but torch finds no GPU here", param_hint="--device")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    suite = suite or ("quick" if device == "cpu" else "gpu")
     if suite not in SUITES:
         raise typer.BadParameter(f"got {suite!r}, expected one of {', '.join(SUITES)}", param_hint="--suite")
     selection = SUITES[suite]
@@ -112,24 +125,24 @@ def run(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if own:
-        plan = list(settings(own, dtypes, formats, windows))
+        plan = list(settings(own, dtypes, formats, windows, device))
         swept: list[Case] = own[:1]
     else:
         named = [CASES[name] for name in _chosen("--case", case, CASES, selection.cases)]
-        plan = list(settings(named, dtypes, formats, windows))
+        plan = list(settings(named, dtypes, formats, windows, device))
         if case is None:  # the default run always sees a real picture
-            plan += settings(sample_cases(), dtypes[:1], formats, windows[:1])
+            plan += settings(sample_cases(), dtypes[:1], formats, windows[:1], device)
         swept = [CASES[name] for name in selection.sweep if CASES[name] in named]
     with_compiled = {s.case.name for s in plan if s.case.name in selection.compiled or own} if compiled else set()
     sweeps = [
         [replace(setting, window=window) for window in SWEEP_WINDOWS]
-        for setting in settings(swept if sweep else [], dtypes, formats, windows[:1])
+        for setting in settings(swept if sweep else [], dtypes, formats, windows[:1], device)
     ]
 
     console = Console(width=_width())
     rows, sweep_rows = _measure_all(console, plan, sweeps, with_compiled, seconds)
-    overhead = call_overhead()
-    machine = describe()
+    overhead = call_overhead(device)
+    machine = describe(device)
     out.mkdir(parents=True, exist_ok=True)
     write(out / "results.json", machine, rows, sweep_rows, overhead, " ".join(["python -m bench", *sys.argv[1:]]))
     _show(console, out, {"rows": rows, "sweeps": sweep_rows, "machine": machine, "call_overhead_us": overhead})

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import divnorm_kernels
-from divnorm_kernels.backends import cpu
+from divnorm_kernels.backends import cpu, triton
 
 
 def processor() -> str:
@@ -28,9 +28,28 @@ def caches() -> dict[str, str]:
     return found
 
 
-def describe() -> dict[str, object]:
-    """Processor, caches, threads and versions."""
+def gpu() -> dict[str, object] | None:
+    """The GPU and what drives it, where there is one."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
     return {
+        "name": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+        "L2 cache": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": triton.description() if triton.missing() is None else None,
+    }
+
+
+def describe(device: str) -> dict[str, object]:
+    """Processor, caches, threads and versions; the GPU where ``device`` is one."""
+    return {
+        "device": device,
+        "gpu": None if device == "cpu" else gpu(),
         "processor": processor(),
         "cores": os.cpu_count(),
         "caches": caches(),

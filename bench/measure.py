@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from . import gpu, timing
 from .accuracy import Error, compare, exact
 from .cases import Setting
 from .subjects import Subject, activation, ours, peers
-from .timing import Times, extra_memory, interleaved, step, time_copy
+from .timing import Times, interleaved, step
 
 COPY = "copy"
 LIMIT_COPIES = 2.5
@@ -32,8 +33,13 @@ class Row:
     window: int
     subject: str
     implementation: str
+    device: str
     times: Times | None
     copies: float | None
+    forward_share: float | None
+    """The part of the speed that forward's bytes, one read and one write, would have at the copy's bandwidth."""
+    backward_share: float | None
+    """The same for backward's two reads and one write."""
     extra_bytes: int | None
     extra_share: float | None
     error: Error | None
@@ -60,7 +66,7 @@ def check(setting: Setting) -> dict[str, Check]:
         _, _, (y, dx, *_) = step(subject, x, dy)
         error = compare(y, dx, expected, setting.window)
         del y, dx
-        found[subject.name] = Check(error, extra_memory(subject, x, dy))
+        found[subject.name] = Check(error, _clock(setting).extra_memory(subject, x, dy))
     return found
 
 
@@ -69,7 +75,9 @@ def measure(setting: Setting, checks: dict[str, Check], *, compiled: bool, secon
     x, dy = _inputs(setting)
     subjects = ours(setting, x) + peers(setting, x, compiled)
     timed = [s for s in subjects if s.name not in checks or not checks[s.name].error.wrong]
-    times = interleaved({COPY: time_copy(x)} | {s.name: _round(s, x, dy) for s in timed}, seconds)
+    clock = _clock(setting)
+    rounds = {COPY: clock.copy_round(x)} | {s.name: clock.round_of(s, x, dy) for s in timed}
+    times = interleaved(rounds, seconds)
     return [_row(setting, x, s, times.get(s.name), checks.get(s.name), times[COPY]) for s in (_COPIED, *subjects)]
 
 
@@ -77,8 +85,9 @@ def measure_windows(sweep: list[Setting], checks: list[dict[str, Check]], *, sec
     """Rows for our backends on settings that differ in the window alone, all measured in turn with one copy."""
     x, dy = _inputs(sweep[0])
     subjects = [(s, subject, of[subject.name]) for s, of in zip(sweep, checks, strict=True) for subject in ours(s, x)]
-    rounds = {(s.window, subject.name): _round(subject, x, dy) for s, subject, of in subjects if not of.error.wrong}
-    times = interleaved({(0, COPY): time_copy(x)} | rounds, seconds)
+    clock = _clock(sweep[0])
+    rounds = {(s.window, own.name): clock.round_of(own, x, dy) for s, own, of in subjects if not of.error.wrong}
+    times = interleaved({(0, COPY): clock.copy_round(x)} | rounds, seconds)
     copy = times[0, COPY]
     return [_row(s, x, subject, times.get((s.window, subject.name)), of, copy) for s, subject, of in subjects]
 
@@ -94,8 +103,11 @@ def _row(setting: Setting, x: Tensor, subject: Subject, taken: Times | None, che
         setting.window,
         subject.name,
         subject.implementation,
+        setting.device,
         taken,
         None if taken is None else taken.both / copy.both,
+        _share(copy.both, taken and taken.forward),
+        _share(1.5 * copy.both, taken and taken.backward),
         extra,
         None if extra is None else extra / (x.numel() * x.element_size()),
         None if checked is None else checked.error,
@@ -108,5 +120,9 @@ def _inputs(setting: Setting) -> tuple[Tensor, Tensor]:
     return x, torch.empty_like(x, requires_grad=False).copy_(dy)
 
 
-def _round(subject: Subject, x: Tensor, dy: Tensor) -> Callable[[], tuple[float, float]]:
-    return lambda: step(subject, x, dy)[:2]
+def _clock(setting: Setting) -> ModuleType:
+    return timing if setting.device == "cpu" else gpu
+
+
+def _share(limit: float, taken: float | None) -> float | None:
+    return limit / taken if taken else None

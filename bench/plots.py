@@ -10,12 +10,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from .measure import LIMIT_COPIES
-from .results import Rows, best_of_ours, by_window, ratio, settings_of
+from .results import Rows, best_of_ours, by_window, machine_name, ratio, settings_of
 from .subjects import PEERS
 
 
 def _title(machine: dict) -> str:
-    return f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
+    return f"{machine_name(machine)}, torch {machine['torch']}"
 
 
 def plot_ratios(path: Path, rows: Rows, machine: dict) -> None:

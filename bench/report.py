@@ -12,6 +12,7 @@ from .results import (
     by_window,
     geometric_mean,
     headline,
+    machine_name,
     ratio,
     settings_of,
     share_of_limit,
@@ -43,11 +44,13 @@ def table(rows: Rows) -> Table:
     """One line per setting and backend of ours."""
     out = Table(
         title="divisive normalization, forward + backward; right: how many times as long a peer takes",
-        caption="copy: one copy of x. limit: share of the speed that the bytes alone would allow (2.5 copies).",
+        caption="copy: one copy of x. limit, fwd, bwd: share of the speed that the bytes alone would allow "
+        "(2.5 copies; forward 1, backward 1.5).",
         pad_edge=False,
     )
     left = ("case", "dtype", "format")
-    for name in (*left, "k", "copy ms", "fwd ms", "bwd ms", "copies", "limit", *SHORT.values(), "extra", "error"):
+    ours = ("k", "copy ms", "fwd ms", "bwd ms", "copies", "limit", "fwd", "bwd")
+    for name in (*left, *ours, *SHORT.values(), "extra", "error"):
         out.add_column(name, justify="left" if name in left else "right", no_wrap=True)
     for (case, dtype, form, window), subjects in settings_of(rows).items():
         own = best_of_ours(subjects)
@@ -57,10 +60,11 @@ def table(rows: Rows) -> Table:
         cells = [case, dtype, "channels" if form == "channels_last" else "contig.", str(window)]
         cells.append(_number(subjects[COPY]["times"]["both"], ".3f"))
         if times is None:
-            cells += ["[red]wrong[/]", "-", "-", "-"]
+            cells += ["[red]wrong[/]", *"-----"]
         else:
             cells += [_number(times["forward"], ".3f"), _number(times["backward"], ".3f")]
             cells += [_number(own["copies"], ".2f"), _number(share_of_limit(own), ".0%")]
+            cells += [_number(own["forward_share"], ".0%"), _number(own["backward_share"], ".0%")]
         cells += [_peer(ratio(own, subjects.get(peer))) for peer in PEERS]
         cells.append(_number(own["extra_share"], ".1%"))
         cells.append(_number(max(error["y"], error["dx"]), ".1e"))
@@ -85,7 +89,7 @@ def sweep_table(sweeps: Rows) -> Table:
 def print_headline(console: Console, rows: Rows, sweeps: Rows, overhead: dict[str, float], machine: dict) -> None:
     """The ratios that sum the run up."""
     summary = headline(rows)
-    console.rule(f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}")
+    console.rule(machine_name(machine))
     for peer, value in summary["geometric mean of peer time / our time"].items():
         if value is not None:
             console.print(f"{value:6.2f}x  faster than {peer} (geometric mean, forward + backward)")

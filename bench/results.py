@@ -13,6 +13,12 @@ Rows = list[dict]
 KEY = ("case", "dtype", "format", "window")
 
 
+def machine_name(machine: dict) -> str:
+    """What computed: the GPU, or the processor with its threads and instruction set."""
+    gpu = machine.get("gpu")
+    return gpu["name"] if gpu else f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}"
+
+
 def settings_of(rows: Rows) -> dict[tuple, dict[str, dict]]:
     """Rows by setting and subject, in the order measured."""
     grouped: dict[tuple, dict[str, dict]] = {}

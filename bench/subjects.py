@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import divnorm_kernels
-from divnorm_kernels.backends import KERNELS
+from divnorm_kernels.backends import KERNELS, triton
 from divnorm_kernels.fields import geometry
 from divnorm_kernels.reference import divisive_norm as reference
 
@@ -34,7 +34,7 @@ class Subject:
 
 def activation(setting: Setting, values: Tensor) -> Tensor:
     """The case's numbers in the setting's dtype and memory format."""
-    x = values.to(divnorm_dtype(setting))
+    x = values.to(device=setting.device, dtype=divnorm_dtype(setting))
     if setting.format == "channels_last" and x.dim() > 2:
         dims = x.dim()
         x = x.permute(0, *range(2, dims), 1).contiguous().permute(0, dims - 1, *range(1, dims - 1))
@@ -54,7 +54,7 @@ def groups_for(channels: int) -> int:
 
 
 def _affine(x: Tensor) -> list[Tensor]:
-    return [t.requires_grad_() for t in (torch.ones(x.shape[1]), torch.zeros(x.shape[1]))]
+    return [make(x.shape[1], device=x.device).requires_grad_() for make in (torch.ones, torch.zeros)]
 
 
 def ours(setting: Setting, x: Tensor) -> list[Subject]:
@@ -62,7 +62,7 @@ def ours(setting: Setting, x: Tensor) -> list[Subject]:
     g = geometry(tuple(x.shape), setting.window, "same", 1, "valid", False)
     subjects = []
     for backend, kernels in KERNELS.items():
-        if kernels.refusal(g, x) is None:
+        if kernels.refusal(g, x) is None and not (kernels is triton and triton.INTERPRETED):
             weight, bias = _affine(x)
 
             def call(x: Tensor, weight: Tensor = weight, bias: Tensor = bias, backend: str = backend) -> Tensor:
@@ -79,14 +79,13 @@ def peers(setting: Setting, x: Tensor, compiled: bool) -> list[Subject]:
     layers = {BATCH_NORM: batch_norm(channels), LAYER_NORM: nn.LayerNorm(x.shape[1:])}
     if dims > 2:
         layers[GROUP_NORM] = nn.GroupNorm(groups_for(channels), channels)
-        if dtype in (torch.float32, torch.float64):  # on the CPU, torch has no other
+        if x.is_cuda or dtype in (torch.float32, torch.float64):  # on the CPU, torch has no other
             layers[RESPONSE_NORM] = nn.LocalResponseNorm(setting.window)
     subjects = []
     for name in PEERS:
         if name in layers:
-            layer = layers[name].to(dtype)
-            implementation = f"torch.nn.{type(layer).__name__}, PyTorch's native CPU kernel"
-            subjects.append(Subject(name, implementation, layer, list(layer.parameters())))
+            layer = layers[name].to(device=x.device, dtype=_parameter_dtype(layers[name], x))
+            subjects.append(Subject(name, _implementation(layer, x), layer, list(layer.parameters())))
     subjects.append(_reference(EAGER, "divnorm_kernels.reference", setting, x, lambda f: f))
     if compiled:
         torch.compiler.reset()
@@ -94,6 +93,22 @@ def peers(setting: Setting, x: Tensor, compiled: bool) -> list[Subject]:
             _reference(COMPILED, "torch.compile of the reference, inductor", setting, x, lambda f: torch.compile(f))
         )
     return subjects
+
+
+def _parameter_dtype(layer: nn.Module, x: Tensor) -> torch.dtype:
+    """On a GPU cuDNN's BatchNorm takes half inputs with float32 parameters, as under autocast; the others x's dtype."""
+    mixed = x.is_cuda and isinstance(layer, nn.modules.batchnorm._BatchNorm) and x.dtype != torch.float64
+    return torch.float32 if mixed else x.dtype
+
+
+def _implementation(layer: nn.Module, x: Tensor) -> str:
+    """The layer, and which of its kernels PyTorch takes for ``x``."""
+    kernel = f"PyTorch's native {x.device.type.upper()} kernel"
+    if x.is_cuda and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        statistics = layer.running_mean, layer.running_var
+        chosen = torch._C._select_batch_norm_backend(x, layer.weight, layer.bias, *statistics, True, layer.eps)
+        kernel = {"Cudnn": "cuDNN", "Miopen": "MIOpen"}.get(chosen.name, kernel)
+    return f"torch.nn.{type(layer).__name__}, {kernel}"
 
 
 def _reference(name: str, implementation: str, setting: Setting, x: Tensor, wrap: Callable) -> Subject:

@@ -67,7 +67,7 @@ def step(subject: Subject, x: Tensor, dy: Tensor) -> tuple[float, float, tuple[T
     return middle - begin, perf_counter() - middle, (y.detach(), *gradients)
 
 
-def time_copy(x: Tensor) -> Callable[[], tuple[float, float]]:
+def copy_round(x: Tensor) -> Callable[[], tuple[float, float]]:
     """A round of the yardstick: x copied onto memory that is already there."""
     target = torch.empty_like(x)
 
@@ -77,6 +77,11 @@ def time_copy(x: Tensor) -> Callable[[], tuple[float, float]]:
         return perf_counter() - begin, 0.0
 
     return round_
+
+
+def round_of(subject: Subject, x: Tensor, dy: Tensor) -> Callable[[], tuple[float, float]]:
+    """A round: seconds of one forward and of one backward."""
+    return lambda: step(subject, x, dy)[:2]
 
 
 def interleaved(rounds: dict[Key, Callable[[], tuple[float, float]]], seconds: float) -> dict[Key, Times]:

@@ -16,7 +16,7 @@ from ...fields import Geometry
 from ...layout import channels_last_strides, dense
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 _INSTALLED = find_spec("triton") is not None
 _ALIGNED = 16 - 1
 
@@ -25,7 +25,7 @@ def missing() -> str | None:
     """Why the backend cannot run here, or ``None``."""
     if not _INSTALLED:
         return "the package triton is not installed"
-    if not _INTERPRETED and not torch.cuda.is_available():
+    if not INTERPRETED and not torch.cuda.is_available():
         return "there is no GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     return None
 
@@ -34,8 +34,8 @@ def refusal(g: Geometry, x: Tensor) -> str | None:
     """Why this call cannot be served, or ``None``."""
     if not _INSTALLED:
         return "the package triton is not installed"
-    if not (x.is_cpu if _INTERPRETED else x.is_cuda):
-        where = "the CPU (TRITON_INTERPRET is set)" if _INTERPRETED else "a GPU"
+    if not (x.is_cpu if INTERPRETED else x.is_cuda):
+        where = "the CPU (TRITON_INTERPRET is set)" if INTERPRETED else "a GPU"
         return f"x is on {x.device}, this backend computes on {where}"
     if x.dtype not in _DTYPES:
         return f"x has dtype {x.dtype}, this backend computes in float32"
@@ -46,7 +46,7 @@ def description() -> str:
     """What a benchmark names this backend's kernels."""
     import triton
 
-    return f"Triton {triton.__version__}" + (", interpreted" if _INTERPRETED else "")
+    return f"Triton {triton.__version__}" + (", interpreted" if INTERPRETED else "")
 
 
 def maps_shape(g: Geometry) -> tuple[int, ...]:
