@@ -1,4 +1,4 @@
-"""A small call of every kind on the GPU, to be run under compute-sanitizer: ``compute-sanitizer python -m bench.sanitized``.
+"""A small call of every kind on the GPU: ``compute-sanitizer python -m bench.sanitized``.
 
 Results are checked too, since a sanitizer changes the timing that hides a missing wait.
 """
@@ -25,13 +25,13 @@ CALLS = (
 )
 
 
-def main() -> None:
+def main(device: str = "cuda") -> None:
     """Runs every call forward and backward on each GPU backend; raises on a wrong result."""
     torch.manual_seed(0)
     for backend, kernels in KERNELS.items():
         for shape, options in CALLS:
             for channels_last in (False, True) if len(shape) > 2 else (False,):
-                x = torch.randn(shape, device="cuda")
+                x = torch.randn(shape, device=device)
                 if channels_last:
                     x = x.movedim(1, -1).contiguous().movedim(-1, 1)
                 arguments = {"norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False, **options}
@@ -39,8 +39,8 @@ def main() -> None:
                 if kernels.refusal(geometry(shape, options["window"], **arguments), x) is not None:
                     continue
                 x.requires_grad_()
-                affine = [torch.randn(shape[1], device="cuda", requires_grad=True) for _ in range(2)]
-                sigma = torch.tensor(0.8, device="cuda", requires_grad=True)
+                affine = [torch.randn(shape[1], device=device, requires_grad=True) for _ in range(2)]
+                sigma = torch.tensor(0.8, device=device, requires_grad=True)
                 dy = torch.randn_like(x)
                 found = []
                 for function, cast in ((divisive_norm, torch.Tensor.float), (reference, torch.Tensor.double)):

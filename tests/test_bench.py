@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from timeit import timeit
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from process import run_python
 from typer.testing import CliRunner
 
+from bench import gpu, sanitized
 from bench import measure as measuring
 from bench.cases import CASES, SUITES, SWEEP_WINDOWS, Case, Setting, settings
 from bench.cli import app
@@ -114,6 +116,33 @@ def test_memory_is_what_a_subject_allocates():
     In a process of its own: how the C library returns memory can be set once.
     """
     assert float(run_python("-c", MEMORY)) == pytest.approx(3, rel=0.5)
+
+
+def test_the_gpu_clock_rotates_over_copies(monkeypatch):
+    """On the CPU, with work that is run where a GPU would replay a graph of it."""
+    monkeypatch.setattr(gpu, "cache_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(gpu, "captured", lambda work: work)
+    monkeypatch.setattr(gpu, "elapsed", lambda replay: timeit(replay, number=1))
+    x, dy = torch.randn(2, 8, 128, 128, requires_grad=True), torch.randn(2, 8, 128, 128)
+    assert len(gpu.copies(x)) == 4
+    seen = set()
+
+    def function(x):
+        seen.add(x.data_ptr())
+        return x * 2
+
+    forward, backward = gpu.round_of(Subject("double", "", function, []), x, dy)()
+    assert forward > 0
+    assert backward >= 0
+    assert len(seen) == 4
+    copy, nothing = gpu.copy_round(x)()
+    assert copy > 0
+    assert nothing == 0
+
+
+def test_what_runs_under_the_sanitizers_is_right(monkeypatch):
+    monkeypatch.setattr(sanitized, "CALLS", [sanitized.CALLS[0], ((6, 30), {"window": 7})])
+    sanitized.main("cpu")
 
 
 def test_geometric_mean():

@@ -1,4 +1,4 @@
-"""What only a GPU can show: real sizes, graphs, streams, no hidden synchronisation. For every backend that serves it."""
+"""What only a GPU can show, of every backend that serves it: real sizes, graphs, streams, no synchronisation."""
 
 import pytest
 import torch

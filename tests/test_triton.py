@@ -54,6 +54,7 @@ CASES = {
     "one program a row, features": (SINGLE, (7, 23), {"window": 6, "norm_window": 13, "edges": "zero"}),
     "one program a row, whole": (SINGLE, (5, 6, 3, 5), {"window": "all", "groups": 2}),
     "one program a row, whole features": (SINGLE, (7, 23), {"window": "all"}),
+    "one program a row, one position": (SINGLE, (1, 1, 1, 1), {"window": 2, "edges": "zero"}),
     "one program a row, launches": (UNORDERED, (3, 4, 5, 6), {"window": 3}),
     "staged": (STAGED, (2, 9, 9, 10), {"window": 3}),
     "staged, small tiles": (SMALL_TILES, (3, 10, 5, 7), {"window": (5, 2), "norm_window": (1, 8)}),

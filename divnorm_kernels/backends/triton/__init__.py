@@ -73,10 +73,10 @@ def _aligned(*tensors: Tensor | None) -> bool:
 
 def _run(g: Geometry, key: tuple[Any, ...], x: Tensor, arguments: Any, aligned: bool, **kinds: Any) -> None:
     """Launches the plan of ``key``, made on its first use."""
-    from . import launch
-
     plan = g.cache.get(key)
     if plan is None:
+        from . import launch  # brings triton, which takes a second
+
         found = launch.plans(g, x, channels_last_strides(x), **kinds)
         plan = g.cache[key] = launch.fastest(found, lambda plan: plan.run(arguments, x, aligned))
     if x.is_cuda and x.device.index != torch.cuda.current_device():
