@@ -35,7 +35,7 @@ TARGETS = {
 }
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-STAGE, SMALL = (64, 64, 56, 56), (128, 32, 16, 16)
+STAGE, SMALL = (64, 64, 56, 56), (128, 16, 16, 16)
 """Rows that take several programs, and rows that take one."""
 DTYPES_AND_LAYOUTS = list(product((F32, BF16, F16), (False, True)))
 

@@ -61,6 +61,7 @@ CASES = {
     "staged, launches": (SMALL_TILES | UNORDERED, (2, 4, 5, 7), {"window": 3, "edges": "zero", "groups": 2}),
     "staged, volume": (SMALL_TILES, (2, 3, 3, 5, 4), {"window": (3, 2, "all"), "norm_window": 2}),
     "staged, blocks of blocks": (STAGED, (1, 2, 160), {"window": 101, "norm_window": 150}),
+    "staged, blocks and a second axis": (STAGED, (2, 2, 5, 40), {"window": (2, 30), "norm_window": (3, 20)}),
     "staged, mean only": (STAGED, (2, 6, 6, 5), {"window": 3, "norm_window": None}),
     "staged, no mean": (STAGED, (2, 6, 6, 5), {"window": None, "norm_window": 4}),
     "staged, neither": (SMALL_TILES, (3, 6, 6, 5), {"window": None}),

@@ -46,7 +46,7 @@ def stages_of(table: tuple[int, ...]) -> list[dict[Column, int]]:
 
 
 @settings(max_examples=200)
-@example(geometry_of((3, 100, 9), window=None), DEVICES[2], backward=False, channels_last=False)
+@example(geometry_of((3, 100, 9), window=None), DEVICES[2], False, False)
 @given(geometries(), st.sampled_from(DEVICES), st.booleans(), st.booleans())
 def test_items_depend_on_items_of_lower_number_and_do_everything_once(g, device, backward, channels_last):
     tiles = choose(g, device, "backward" if backward else "forward", 4, channels_last)

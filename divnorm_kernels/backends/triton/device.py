@@ -136,7 +136,7 @@ def field_count(table, p, SUPPRESSION: tl.constexpr, INDEX: tl.constexpr):
 
 @triton.jit
 def window_sum(scratch, table, entry, row, pixels, p, inside, INDEX: tl.constexpr):
-    """The sums over the windows of a stage's axis around the positions ``p``, in a row of its source buffer.
+    """The sums over the windows of a stage around the positions ``p``, in a row of its source buffer.
 
     A window is cut into blocks of the topmost level, what is left into blocks of the level below, and so on down to
     single positions. No sum is a difference of others, so that nothing drifts and nothing outside a window enters.
@@ -153,18 +153,30 @@ def window_sum(scratch, table, entry, row, pixels, p, inside, INDEX: tl.constexp
     blocks = tl.load(table + stages.Header.LEVELS)
     i = (p // stride) % extent
     line = p - i * stride
-    start = tl.maximum(i - lo, 0)
     end = tl.minimum(i + hi + 1, extent)
+    outer_stride = tl.cast(tl.load(entry + stages.Column.OUTER_STRIDE), INDEX)
+    outer_extent = tl.cast(tl.load(entry + stages.Column.OUTER_EXTENT), INDEX)
+    outer_lo = tl.cast(tl.load(entry + stages.Column.OUTER_LO), INDEX)
+    outer_i = (p // outer_stride) % outer_extent
     total = tl.zeros(p.shape, tl.float32)
-    for below in range(levels + 1):
-        buffer = tl.where(below == levels, source, blocks + levels - below - 1)
-        values = buffer_at(scratch, table, buffer, row, pixels)
-        count = (end - start) // size
-        for j in range(most):
-            total += tl.load(values + line + (start + j * size) * stride, mask=inside & (j < count), other=0.0)
-        start += count * size
-        size = size // radix
-        most = tl.load(entry + stages.Column.RADIX) - 1
+    for outer in range(tl.load(entry + stages.Column.OUTER_BOUND)):
+        step = tl.cast(outer, INDEX) - outer_lo
+        within = inside & (outer_i + step >= 0) & (outer_i + step < outer_extent)
+        line_sum = tl.zeros(p.shape, tl.float32)
+        start = tl.maximum(i - lo, 0)
+        block = size
+        blocks_at_most = most
+        for below in range(levels + 1):
+            buffer = tl.where(below == levels, source, blocks + levels - below - 1)
+            values = buffer_at(scratch, table, buffer, row, pixels) + step * outer_stride
+            count = (end - start) // block
+            for j in range(blocks_at_most):
+                at = line + (start + j * block) * stride
+                line_sum += tl.load(values + at, mask=within & (j < count), other=0.0)
+            start += count * block
+            block = block // radix
+            blocks_at_most = tl.load(entry + stages.Column.RADIX) - 1
+        total += line_sum
     return total
 
 

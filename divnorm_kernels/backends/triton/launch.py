@@ -18,7 +18,7 @@ from ...fields import Geometry
 from .backward_kernel import backward_kernel
 from .forward_kernel import forward_kernel
 from .stages import FINISH_COLUMNS, Schedule, schedule
-from .tiles import Device, Tiles, candidates, choose
+from .tiles import Device, Tiles, candidates, choose, most_registers
 
 AUTOTUNE = os.environ.get("DIVNORM_TRITON_AUTOTUNE", "0") == "1"
 """Whether the first call of a geometry times several tilings and keeps the fastest."""
@@ -105,10 +105,12 @@ class Plan:
             self.compiled = compiled
 
 
-def _options(tiles: Tiles) -> dict[str, int]:
-    """What the compiler is told beside the arguments."""
+def _options(tiles: Tiles, wide: bool) -> dict[str, int]:
+    """What the compiler is told beside the arguments; wide offsets take registers of their own."""
     options = {"num_warps": tiles.warps, "enable_fp_fusion": True}
-    return options if tiles.registers is None else {**options, "maxnreg": tiles.registers}
+    if tiles.registers is None:
+        return options
+    return {**options, "maxnreg": most_registers(tiles.warps) if wide else tiles.registers}
 
 
 def _plan(
@@ -123,7 +125,7 @@ def _plan(
         backward_kernel if backward else forward_kernel,
         found,
         ordered,
-        _options(tiles),
+        _options(tiles, known["INDEX"] == tl.int64),
         torch.tensor(found.table, dtype=torch.int64 if max(found.table) >= _INT32 else torch.int32).to(x.device),
         (*units, *{**known, "ORDERED": ordered}.values()),
     )

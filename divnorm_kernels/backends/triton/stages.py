@@ -105,6 +105,11 @@ class Column(IntEnum):
     BOUND = 16
     """The most blocks of the topmost level in a window."""
     EPILOGUE = 17
+    OUTER_STRIDE = 18
+    OUTER_EXTENT = 19
+    OUTER_LO = 20
+    OUTER_BOUND = 21
+    """The positions of a second axis that are summed over in the same stage."""
 
 
 class Kind(IntEnum):
@@ -144,6 +149,8 @@ class Epilogue(IntEnum):
     """Backward: a is stored, and d formed."""
 
 
+DIRECT_AREA = 64
+"""The largest window over two axes that is summed in one stage."""
 DIRECT = 12
 """The longest window that is summed position by position; longer ones are summed by blocks, and blocks by blocks."""
 RADIX = 8
@@ -169,6 +176,10 @@ class Stage:
     radix: int = 1
     bound: int = 1
     epilogue: Epilogue = Epilogue.STORE
+    outer_stride: int = 1
+    outer_extent: int = 1
+    outer_lo: int = 0
+    outer_bound: int = 1
 
     @property
     def count(self) -> int:
@@ -217,6 +228,10 @@ def _axis_stages(window: Stage, first_level: int) -> Iterator[Stage]:
             radix=radix,
             bound=radix,
             epilogue=Epilogue.STORE,
+            outer_stride=1,
+            outer_extent=1,
+            outer_lo=0,
+            outer_bound=1,
         )
     yield replace(window, levels=levels, radix=radix, bound=length // radix**levels)
 
@@ -230,17 +245,34 @@ def field_stages(
     axes: tuple[Axis, ...], spatial: tuple[int, ...], window: Stage, first_level: int, *, mirrored: bool
 ) -> Iterator[Stage]:
     """The window sums along a field's axes, from ``window.source`` to ``window.target``; mirrored for the adjoint."""
-    sized = [
-        (axis.extent, stride, min(axis.lo, axis.extent - 1), min(axis.hi, axis.extent - 1))
-        for axis, stride in zip(axes, strides(spatial), strict=True)
-    ]
-    wide = [entry for entry in sized if entry[2] + entry[3] > 0] or sized[-1:]
+    lines = list(_paired([_line(axis, stride, mirrored) for axis, stride in zip(axes, strides(spatial), strict=True)]))
     between = [Buffer.FIRST, Buffer.SECOND] * AXES
-    buffers = pairwise([window.source, *between[: len(wide) - 1], window.target])
-    for left, ((extent, stride, lo, hi), (source, target)) in enumerate(zip(wide, buffers, strict=True), 1 - len(wide)):
-        lo, hi = (hi, lo) if mirrored else (lo, hi)
-        stage = replace(window, source=source, target=target, stride=stride, extent=extent, lo=lo, hi=hi)
+    buffers = pairwise([window.source, *between[: len(lines) - 1], window.target])
+    for left, (line, (source, target)) in enumerate(zip(lines, buffers, strict=True), 1 - len(lines)):
+        stage = replace(window, source=source, target=target, **line)
         yield from _axis_stages(stage if left == 0 else replace(stage, epilogue=Epilogue.STORE), first_level)
+
+
+def _line(axis: Axis, stride: int, mirrored: bool) -> dict[str, int]:
+    """An axis as a stage is described by it; no window is longer than it can matter."""
+    lo, hi = (min(side, max(axis.extent - 1, 0)) for side in (axis.lo, axis.hi))
+    lo, hi = (hi, lo) if mirrored else (lo, hi)
+    return {"stride": stride, "extent": axis.extent, "lo": lo, "hi": hi}
+
+
+def _paired(lines: list[dict[str, int]]) -> Iterator[dict[str, int]]:
+    """Lines to sum along one after the other: without those of one position, and two at once where both are short."""
+    lines = [line for line in lines if line["lo"] + line["hi"] > 0] or lines[-1:]
+    while lines:
+        first, *rest = lines
+        size = first["lo"] + first["hi"] + 1
+        if rest and size * (rest[0]["lo"] + rest[0]["hi"] + 1) <= DIRECT_AREA:
+            outer = {f"outer_{name}": first[name] for name in ("stride", "extent", "lo")}
+            yield {**rest[0], **outer, "outer_bound": size}
+            lines = rest[1:]
+        else:
+            yield first
+            lines = rest
 
 
 def _window_stages(g: Geometry, window: Stage, first_level: int, backward: bool) -> Iterator[Stage]:

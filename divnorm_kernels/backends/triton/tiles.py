@@ -28,6 +28,8 @@ VECTOR_BYTES = 16
 SEGMENT_BYTES = 128
 """The shortest run of neighbouring bytes that reads at full speed."""
 MOST_WARPS = 16
+POSITIONS_PER_WARP = 256
+"""Positions whose window sums one warp holds, at most while there are warps."""
 MOST_REGISTERS, REGISTER_FILE = 255, 1 << 16
 MERGE_BLOCK = 256
 """Tiles of a row whose statistics are merged at once."""
@@ -71,6 +73,11 @@ class Tiles:
 def power_of_two(number: int) -> int:
     """The smallest power of two that is not less than ``number``."""
     return 1 << max(0, number - 1).bit_length()
+
+
+def most_registers(warps: int) -> int:
+    """The most registers that a thread of a program can have on an NVIDIA GPU."""
+    return min(MOST_REGISTERS, REGISTER_FILE // (32 * warps))
 
 
 def row_for(device: Device, direction: str, element_size: int) -> dict[str, Any]:
@@ -122,8 +129,9 @@ def _tiles(
         chunk_samples=_chunk(row, g, device, direction, element_size),
     )
     if tiles.single:
-        warps = max(1, min(MOST_WARPS, whole_row // row["elements_per_warp"]))
-        registers = None if row["registers"] is None else min(MOST_REGISTERS, REGISTER_FILE // (32 * warps))
+        wanted = max(whole_row // row["elements_per_warp"], 0 if g.whole else longest // POSITIONS_PER_WARP)
+        warps = max(1, min(MOST_WARPS, wanted))
+        registers = None if row["registers"] is None else most_registers(warps)
         return replace(tiles, warps=warps, registers=registers)
 
     shortest = max(1, SEGMENT_BYTES // element_size)
