@@ -37,7 +37,10 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", t
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 STAGE, SMALL = (64, 64, 56, 56), (128, 16, 16, 16)
 """Rows that take several programs, and rows that take one."""
-DTYPES_AND_LAYOUTS = list(product((F32, BF16, F16), (False, True)))
+DTYPES_AND_LAYOUTS = [
+    {"dtype": dtype, "channels_last": last, "half": dtype == F16, "learned": last}
+    for dtype, last in product((F32, BF16, F16), (False, True))
+]
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class Specialization:
 
 
 SPECIALIZATIONS = [
-    *(Specialization("several programs", STAGE, {"window": 5}, *known) for known in DTYPES_AND_LAYOUTS),
-    *(Specialization("one program", SMALL, {"window": 3}, *known) for known in DTYPES_AND_LAYOUTS),
+    *(Specialization("several programs", STAGE, {"window": 5}, **known) for known in DTYPES_AND_LAYOUTS),
+    *(Specialization("one program", SMALL, {"window": 3}, **known) for known in DTYPES_AND_LAYOUTS),
     Specialization("whole", STAGE, {"window": "all"}, BF16),
     Specialization("whole", STAGE, {"window": "all"}, F32, True),
     Specialization("whole, one program", (64, 512, 4, 4), {"window": "all", "groups": 32}, F32),
@@ -75,11 +78,7 @@ SPECIALIZATIONS = [
     Specialization("volume", (2, 24, 20, 32, 32), {"window": 3, "norm_window": 5, "groups": 2}, F16),
     Specialization("odd", (64, 2048, 7, 7), {"window": 3}, BF16, even=False),
     Specialization("odd", (64, 99, 9, 9), {"window": 3}, F32, True, even=False),
-    Specialization("no parameters", STAGE, {"window": 5}, affine=False),
-    Specialization("learned", STAGE, {"window": 5}, BF16, learned=True),
-    Specialization("learned, one program", SMALL, {"window": 5}, learned=True),
-    Specialization("half parameters", SMALL, {"window": 5}, F16, half=True),
-    Specialization("launches", STAGE, {"window": 5}, BF16, launches=True),
+    Specialization("no parameters, launches", STAGE, {"window": 5}, BF16, affine=False, launches=True),
     Specialization("wide", STAGE, {"window": 5}, F32, wide=True),
     Specialization("mean only", STAGE, {"window": 5, "norm_window": None}),
     Specialization("no mean", SMALL, {"window": None, "norm_window": 5}),

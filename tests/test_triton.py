@@ -19,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SMALL = {0: 60, 1: 60, 2: 12, 3: 5}
 """Extents that the interpreter gets through in a second or two."""
-EXAMPLES = settings(max_examples=20)
+EXAMPLES = settings(max_examples=15)
 
 
 def triton(*args, **kwargs):
