@@ -27,3 +27,8 @@ def test_every_specialization_compiles_well(arch, tmp_path):
         if report["even"]:
             widest = report["widths"][-1] if arch.startswith("gfx") else report["widths"][0]
             assert widest == 16, f"{what} moves {report['widths']} bytes at a time"
+
+
+def test_launches_of_tritons_own_runtime(tmp_path):
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    assert run_python("tests/launch_triton.py", **environment) == "8 kernels\n"

@@ -51,7 +51,11 @@ def description() -> str:
 
 def maps_shape(g: Geometry) -> tuple[int, ...]:
     """The shape of the maps: one number a row where every field covers everything."""
-    return (*g.maps_shape[:3], *[1] * len(g.spatial)) if g.whole else g.maps_shape
+    shape = g.cache.get("triton maps")
+    if shape is None:
+        shape = (*g.maps_shape[:3], *[1] * len(g.spatial)) if g.whole else g.maps_shape
+        g.cache["triton maps"] = shape
+    return shape
 
 
 def _kind(t: Tensor | float | None) -> torch.dtype | tuple[torch.dtype, int] | None:

@@ -159,7 +159,7 @@ def _apply(
         tl.store(scratch + tl.load(table + stages.Header.PARTIALS_BIAS) + at, tl.sum(dbias, 1), mask=inside_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "channel_units", "pixel_units"])
 def backward_kernel(
     x, dy, dx, weight, sigma, maps, dl1, numel, dweight, dbias, dsigma, scratch, counters, table, first,
     channel_units, pixel_units,

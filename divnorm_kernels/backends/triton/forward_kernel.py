@@ -124,7 +124,7 @@ def _apply(
         tl.store(scratch + at, tl.sum(total, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "channel_units", "pixel_units"])
 def forward_kernel(
     x, y, weight, bias, sigma, sigma_value, maps, l1, numel, scratch, counters, table, first,
     channel_units, pixel_units,

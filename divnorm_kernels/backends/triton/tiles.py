@@ -28,6 +28,10 @@ VECTOR_BYTES = 16
 SEGMENT_BYTES = 128
 """The shortest run of neighbouring bytes that reads at full speed."""
 MOST_WARPS = 16
+WARPS_PER_MULTIPROCESSOR = 32
+"""Where each row takes one program: how many warps there are work for."""
+FEWEST_PROGRAMS = 2
+"""Where the first pass has fewer programs a multiprocessor than this, each takes more channels at once."""
 POSITIONS_PER_WARP = 256
 """Positions whose window sums one warp holds, at most while there are warps."""
 MOST_REGISTERS, REGISTER_FILE = 255, 1 << 16
@@ -132,9 +136,11 @@ def _tiles(
         wanted = max(whole_row // row["elements_per_warp"], 0 if g.whole else longest // POSITIONS_PER_WARP)
         warps = max(1, min(MOST_WARPS, wanted))
         registers = None if row["registers"] is None else most_registers(warps)
-        return replace(tiles, warps=warps, registers=registers)
+        # the partial sums of features' parameters are as many as the programs
+        share = row["programs"] if g.features else max(1, WARPS_PER_MULTIPROCESSOR // warps)
+        return replace(tiles, warps=warps, registers=registers, items=share * device.multiprocessors)
 
-    shortest = max(1, SEGMENT_BYTES // element_size)
+    shortest, fewest = max(1, SEGMENT_BYTES // element_size), FEWEST_PROGRAMS * device.multiprocessors
     tile, apply = row["tile"], row["apply"]
     neighbours = per_group if channels_last else pixels
     if (neighbours * element_size) % VECTOR_BYTES:
@@ -151,6 +157,9 @@ def _tiles(
     positions = min(positions, longest)
     while positions > floor and rows * -(-pixels // positions) < programs:
         positions //= 2
+    warps = row["warps"]
+    while warps < MOST_WARPS and tile // positions < widest and rows * -(-pixels // positions) < fewest:
+        warps, tile, apply = 2 * warps, 2 * tile, 2 * apply
     channels = min(widest, tile // positions)
 
     neighbours_are_channels = channels_last or g.features
@@ -165,6 +174,8 @@ def _tiles(
     pieces = (1 if g.features else rows) * -(-parameters // apply_channels)
     return replace(
         tiles,
+        warps=warps,
+        registers=None if row["registers"] is None else min(row["registers"], most_registers(warps)),
         channels=channels,
         pixels=positions,
         apply_channels=apply_channels,

@@ -1,0 +1,98 @@
+"""Calls the Triton backend through Triton's own runtime, with a driver that records launches in place of a GPU's.
+
+Run by the tests in a process of its own, without the interpreter. What is compiled is what a GPU would get.
+"""
+
+from __future__ import annotations
+
+import torch
+from compile_triton import TARGETS
+from triton.runtime import driver
+
+from divnorm_kernels.backends import triton as backend
+from divnorm_kernels.backends.triton import launch
+from divnorm_kernels.fields import geometry
+
+TARGET, DEVICE = TARGETS["sm_90"]
+
+
+class Launcher:
+    """Triton makes one per compiled kernel, and calls it with grid, stream, handles, hooks and arguments."""
+
+    made: list[Launcher] = []  # noqa: RUF012
+    launches: list[tuple[Launcher, tuple[int, int, int], tuple]] = []  # noqa: RUF012
+    BEFORE_ARGUMENTS = 9
+
+    def __init__(self, source, metadata):
+        self.names = source.fn.arg_names
+        self.made.append(self)
+
+    def __call__(self, *arguments):
+        self.launches.append((self, arguments[:3], arguments[self.BEFORE_ARGUMENTS :]))
+
+
+class Driver:
+    """As much of a driver as the runtime asks for."""
+
+    launcher_cls = Launcher
+
+    class utils:
+        """Loading code and asking for limits."""
+
+        @staticmethod
+        def load_binary(name, kernel, shared, device):
+            return "module", "function", 128, 0, 1024
+
+        @staticmethod
+        def get_device_properties(device):
+            return {"max_shared_mem": 227 << 10, "multiprocessor_count": DEVICE.multiprocessors, "warpSize": 32}
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return TARGET
+
+    def get_device_interface(self):
+        return torch.cuda
+
+
+def step(x: torch.Tensor, options: dict) -> list[tuple[Launcher, tuple[int, int, int], tuple]]:
+    """Forward and backward of a call; the launches they made."""
+    g = geometry(tuple(x.shape), options["window"], "same", 1, "valid", False)
+    affine, sigma = torch.ones(g.affine_size), torch.ones(1)
+    _, maps, l1 = backend.forward(g, x, affine, affine, sigma, True)
+    backend.backward(g, x, l1, x, maps, affine, affine, sigma, (True, True, True, True))
+    found, Launcher.launches = Launcher.launches, []
+    return found
+
+
+def main() -> None:
+    """Raises where a later call's launch differs from the first, or runs code that was compiled for other addresses."""
+    driver.set_active(Driver())
+    launch.device_of = lambda _: DEVICE
+    for shape in ((2, 64, 28, 28), (7, 64)):
+        memory = torch.zeros(torch.Size(shape).numel() + 1)
+        aligned, shifted = (memory[i : memory.numel() - 1 + i].view(shape) for i in (0, 1))
+        first, again = step(aligned, {"window": 5}), step(aligned, {"window": 5})
+        assert len(first) == len(again) == 2
+        for (launcher, grid, arguments), (other, other_grid, others) in zip(first, again, strict=True):
+            assert launcher is other
+            assert grid == other_grid
+            assert len(arguments) == len(others) == len(launcher.names)
+            assert [type(a) for a in arguments] == [type(a) for a in others]
+        made = len(Launcher.made)
+        assert all(launcher in Launcher.made[made:] for launcher, _, _ in step(shifted, {"window": 5}))
+        assert [launcher for launcher, _, _ in step(aligned, {"window": 5})] == [launcher for launcher, _, _ in first]
+        # a window is an argument, not a constant
+        made = len(Launcher.made)
+        step(aligned, {"window": 3})
+        assert len(Launcher.made) == made
+    print(f"{len(Launcher.made)} kernels")
+
+
+if __name__ == "__main__":
+    main()
