@@ -58,6 +58,26 @@ def test_without_the_compiled_module_the_reference_serves_and_says_so():
     assert message.startswith("backend: got 'cpu', which cannot serve this call: the compiled module does not import")
 
 
+def test_without_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, divnorm_kernels\n"
+        "from divnorm_kernels.backends import availability\n"
+        "divnorm_kernels.divisive_norm(torch.randn(2, 4, 5, 5), window=3)\n"
+        "print(availability()['triton'])"
+    )
+    assert run_python("-c", code).strip() == "the package triton is not installed"
+
+
+def test_triton_is_not_imported_before_its_first_call():
+    code = (
+        "import sys, torch, divnorm_kernels\n"
+        "divnorm_kernels.divisive_norm(torch.randn(2, 4, 5, 5), window=3)\n"
+        "print('triton' in sys.modules)"
+    )
+    assert run_python("-c", code).strip() == "False"
+
+
 def test_importing_touches_no_accelerator():
     code = "import torch, divnorm_kernels; print(torch.cuda.is_initialized())"
     assert run_python("-c", code).strip() == "False"

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Call, check, evaluate
 from strategies import calls
+from triton.runtime.interpreter import InterpreterBuilder
 
 from divnorm_kernels import divisive_norm, fields
 from divnorm_kernels.backends import triton as backend
@@ -253,3 +254,51 @@ def test_refusals():
     with pytest.raises(RuntimeError, match="x is on meta"):
         triton(torch.empty(2, 4, 5, 5, device="meta"), window=3)
     assert divisive_norm(x, window=3).dtype == torch.float64
+
+
+class Traffic:
+    """Counts the elements that kernels under the interpreter read from and write to a tensor."""
+
+    def __init__(self, monkeypatch):
+        self.addresses = {"load": [], "store": []}
+        for kind in self.addresses:
+            name = f"create_masked_{kind}"
+            original = getattr(InterpreterBuilder, name)
+
+            def counted(builder, ptrs, *rest, kind=kind, original=original):
+                mask = rest[0] if kind == "load" else rest[1]
+                self.addresses[kind].append(ptrs.data[mask.data])
+                return original(builder, ptrs, *rest)
+
+            monkeypatch.setattr(InterpreterBuilder, name, counted)
+
+    def of(self, kind: str, t: torch.Tensor) -> float:
+        """How often an element of ``t`` was loaded or stored, on average."""
+        begin, end = t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()
+        return sum(int(((at >= begin) & (at < end)).sum()) for at in self.addresses[kind]) / t.numel()
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="only the interpreter can be watched")
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        ("one program a row, groups", 1),
+        ("one program a row, features", 1),
+        ("one program a row, whole", 1),
+        ("staged, small tiles", 2),
+        ("staged, whole", 2),
+        ("features, staged", 2),
+        ("over the batch", 2),
+        ("staged, neither", 1),
+    ],
+)
+def test_reads_and_writes_of_the_activation(name, reads, monkeypatch):
+    """One read of x, and of dy, where a row takes one program, two elsewhere; one write of y and of dx."""
+    call = case(name, torch.float32, torch.contiguous_format, sigmas=True)
+    x, weight = call.x.requires_grad_(), call.weight.requires_grad_()
+    traffic = Traffic(monkeypatch)
+    with table(**CASES[name][0]):
+        y = triton(x, weight, call.bias, sigma=call.sigma, **call.options)
+        assert (traffic.of("load", x), traffic.of("store", y)) == (reads, 1)
+        dx, _ = torch.autograd.grad(y, (x, weight), call.dy)
+    assert (traffic.of("load", x), traffic.of("load", call.dy), traffic.of("store", dx)) == (2 * reads, reads, 1)

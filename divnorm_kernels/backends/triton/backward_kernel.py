@@ -21,6 +21,7 @@ from .device import (
     map_offsets,
     map_values,
     parameter,
+    second_pass,
     sign,
     signal,
     stage_counter,
@@ -120,20 +121,14 @@ def _apply(
 ):  # fmt: skip
     """The second pass: dx of a block of channels at a piece of the positions, and its share of dweight and dbias."""
     groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
-    channels = pixels if FEATURES else per_group
-    positions = tl.cast(tl.load(table + stages.Header.BATCH), INDEX) if FEATURES else pixels
-    splits = tl.load(table + stages.Header.SPLITS)
-    blocks = tl.cast(tl.load(table + stages.Header.SPLIT_BLOCKS), INDEX)
-    first_block = tl.cast(tile % splits, INDEX) * blocks
-    c = tl.cast(tile // splits, INDEX) * CHANNELS + tl.cast(tl.arange(0, CHANNELS), INDEX)
-    inside_c = c < channels
-    base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
-    channel = c if FEATURES else (row % groups) * per_group + c
+    c, inside_c, channel, base, first, behind, positions = second_pass(
+        table, row, tile, per_group, pixels, FEATURES, CHANNELS_LAST, INDEX, CHANNELS, PIXELS
+    )
     scale = parameter(weight, channel, inside_c, 1.0)[:, None]
     slope = l1_slope(dl1, numel)
     dweight = tl.zeros([CHANNELS, PIXELS], tl.float32)
     dbias = tl.zeros([CHANNELS, PIXELS], tl.float32)
-    for block in range(first_block, tl.minimum(first_block + blocks, tl.cdiv(positions, PIXELS))):
+    for block in range(first, behind):
         p = block * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
         inside = p < positions
         mask = inside_c[:, None] & inside[None, :]
@@ -153,8 +148,8 @@ def _apply(
             dweight += tl.where(mask, normalized * centred, 0.0)
             dbias += upstream
     if AFFINE:
-        sample = row // groups
-        at = (sample * splits + tile % splits) * tl.load(table + stages.Header.PARTIAL_COLUMNS) + channel
+        splits = tl.load(table + stages.Header.SPLITS)
+        at = ((row // groups) * splits + tile % splits) * tl.load(table + stages.Header.PARTIAL_COLUMNS) + channel
         tl.store(scratch + tl.load(table + stages.Header.PARTIALS) + at, tl.sum(dweight, 1), mask=inside_c)
         tl.store(scratch + tl.load(table + stages.Header.PARTIALS_BIAS) + at, tl.sum(dbias, 1), mask=inside_c)
 

@@ -94,6 +94,29 @@ def activation_offsets(c, p, channels, pixels, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
+def second_pass(
+    table, row, tile, per_group, pixels,
+    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """What an item of the second pass works on: a block of channels at a piece of the positions of a row.
+
+    Returns the channels within the group, which of them exist, their place among all channels, where the row begins in
+    x, the first tile of positions and the one behind the last, and the number of positions.
+    """
+    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
+    splits = tl.load(table + stages.Header.SPLITS)
+    blocks = tl.cast(tl.load(table + stages.Header.SPLIT_BLOCKS), INDEX)
+    positions = tl.cast(tl.load(table + stages.Header.BATCH), INDEX) if FEATURES else pixels
+    first = tl.cast(tile % splits, INDEX) * blocks
+    behind = tl.minimum(first + blocks, tl.cdiv(positions, PIXELS))
+    c = tl.cast(tile // splits, INDEX) * CHANNELS + tl.cast(tl.arange(0, CHANNELS), INDEX)
+    channel = c if FEATURES else (row % groups) * per_group + c
+    base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
+    return c, c < (pixels if FEATURES else per_group), channel, base, first, behind, positions
+
+
+@triton.jit
 def precise_rsqrt(value):
     """1 / sqrt(value) with two correctly rounded operations."""
     return tl.div_rn(1.0, tl.sqrt_rn(value))

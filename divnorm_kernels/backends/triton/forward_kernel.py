@@ -12,6 +12,7 @@ from .device import (
     map_offsets,
     map_values,
     parameter,
+    second_pass,
     signal,
     stage_counter,
     stage_entry,
@@ -95,19 +96,13 @@ def _apply(
 ):  # fmt: skip
     """The second pass: normalizes a block of channels at a piece of the positions."""
     groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
-    channels = pixels if FEATURES else per_group
-    positions = tl.cast(tl.load(table + stages.Header.BATCH), INDEX) if FEATURES else pixels
-    splits = tl.load(table + stages.Header.SPLITS)
-    blocks = tl.cast(tl.load(table + stages.Header.SPLIT_BLOCKS), INDEX)
-    first_block = tl.cast(tile % splits, INDEX) * blocks
-    c = tl.cast(tile // splits, INDEX) * CHANNELS + tl.cast(tl.arange(0, CHANNELS), INDEX)
-    inside_c = c < channels
-    base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
-    channel = c if FEATURES else (row % groups) * per_group + c
+    c, inside_c, channel, base, first, behind, positions = second_pass(
+        table, row, tile, per_group, pixels, FEATURES, CHANNELS_LAST, INDEX, CHANNELS, PIXELS
+    )
     scale = parameter(weight, channel, inside_c, 1.0)[:, None]
     shift = parameter(bias, channel, inside_c, 0.0)[:, None]
     total = tl.zeros([PIXELS], tl.float32)
-    for block in range(first_block, tl.minimum(first_block + blocks, tl.cdiv(positions, PIXELS))):
+    for block in range(first, behind):
         p = block * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
         inside = p < positions
         mask = inside_c[:, None] & inside[None, :]
