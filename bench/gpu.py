@@ -1,24 +1,25 @@
 """Clocks and counters of a GPU, with the functions of `bench.timing`.
 
-Work is captured into CUDA graphs of many steps that rotate over copies of x and dy which together pass the second-level
-cache several times over: so neither the host nor a warm cache is timed.
+Work is captured into CUDA graphs of several steps that rotate over copies of x and dy which together pass the
+second-level cache several times over: so neither the host nor a warm cache is timed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import cycle, islice
+from math import ceil
 
 import torch
 from torch import Tensor
 
 from .subjects import Subject
 
-STEPS = 24
-"""Steps in a graph."""
+MOST_STEPS = 24
+"""Steps in a graph, at most; the least is two."""
+GRAPH_SECONDS = 3e-3
+"""How long a graph is to take, about."""
 CACHES = 3
 """How many times the copies that are rotated over fill the second-level cache, at least."""
-MOST_COPIES = STEPS
 WARM_UP = 3
 
 
@@ -30,23 +31,26 @@ def cache_bytes(device: torch.device) -> int:
 def copies(x: Tensor) -> list[Tensor]:
     """``x`` and as many copies as it takes to leave nothing in the cache from one's use to its next."""
     size = x.numel() * x.element_size()
-    count = max(2, min(MOST_COPIES, -(-CACHES * cache_bytes(x.device) // max(1, size)) + 1))
+    count = max(2, min(MOST_STEPS, -(-CACHES * cache_bytes(x.device) // max(1, size)) + 1))
     return [x, *(x.detach().clone(memory_format=torch.preserve_format) for _ in range(count - 1))]
 
 
-def captured(work: Callable[[], object]) -> Callable[[], None]:
-    """``work`` as a CUDA graph: a function that replays it."""
+def captured(step: Callable[[int], object]) -> tuple[Callable[[], None], int]:
+    """Steps 0, 1, 2 ... as a CUDA graph: a function that replays it, and their number."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            work()
+        for i in range(WARM_UP):
+            step(i)
+        one = elapsed(lambda: step(0))
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
+    steps = max(2, min(MOST_STEPS, ceil(GRAPH_SECONDS / one)))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+        for i in range(steps):
+            step(i)
+    return graph.replay, steps
 
 
 def elapsed(replay: Callable[[], None]) -> float:
@@ -64,18 +68,17 @@ def round_of(subject: Subject, x: Tensor, dy: Tensor) -> Callable[[], tuple[floa
     xs = [t.detach().requires_grad_() for t in copies(x)]
     dys = copies(dy)
 
-    def forward() -> None:
-        for t in islice(cycle(xs), STEPS):
-            subject.function(t)
+    def forward(i: int) -> None:
+        subject.function(xs[i % len(xs)])
 
-    def both() -> None:
-        for t, upstream in islice(zip(cycle(xs), cycle(dys), strict=False), STEPS):
-            torch.autograd.grad(subject.function(t), [t, *subject.parameters], upstream)
+    def both(i: int) -> None:
+        t = xs[i % len(xs)]
+        torch.autograd.grad(subject.function(t), [t, *subject.parameters], dys[i % len(dys)])
 
-    replays = captured(forward), captured(both)
+    graphs = captured(forward), captured(both)
 
     def once() -> tuple[float, float]:
-        taken, together = (elapsed(replay) / STEPS for replay in replays)
+        taken, together = (elapsed(replay) / steps for replay, steps in graphs)
         return taken, max(0.0, together - taken)
 
     return once
@@ -85,13 +88,8 @@ def copy_round(x: Tensor) -> Callable[[], tuple[float, float]]:
     """A round of the yardstick: x copied onto memory that is already there."""
     sources = copies(x.detach())
     targets = [torch.empty_like(t) for t in sources]
-
-    def work() -> None:
-        for target, source in islice(zip(cycle(targets), cycle(sources), strict=False), STEPS):
-            target.copy_(source)
-
-    replay = captured(work)
-    return lambda: (elapsed(replay) / STEPS, 0.0)
+    replay, steps = captured(lambda i: targets[i % len(targets)].copy_(sources[i % len(sources)]))
+    return lambda: (elapsed(replay) / steps, 0.0)
 
 
 def extra_memory(subject: Subject, x: Tensor, dy: Tensor) -> int:

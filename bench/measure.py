@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from types import ModuleType
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from . import gpu, timing
 from .accuracy import Error, compare, exact
-from .cases import Setting
+from .cases import Case, Setting
 from .subjects import Subject, activation, ours, peers
 from .timing import Times, interleaved, step
 
@@ -115,9 +116,18 @@ def _row(setting: Setting, x: Tensor, subject: Subject, taken: Times | None, che
 
 
 def _inputs(setting: Setting) -> tuple[Tensor, Tensor]:
-    x = activation(setting, setting.case.values()).requires_grad_()
-    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    return x, torch.empty_like(x, requires_grad=False).copy_(dy)
+    x = activation(setting, _values(setting.case)).detach().requires_grad_()
+    return x, torch.empty_like(x, requires_grad=False).copy_(_upstream(x.shape))
+
+
+@lru_cache(maxsize=1)  # the settings of a case follow each other
+def _values(case: Case) -> Tensor:
+    return case.values()
+
+
+@lru_cache(maxsize=1)
+def _upstream(shape: torch.Size) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 def _clock(setting: Setting) -> ModuleType:
