@@ -124,7 +124,7 @@ def precise_rsqrt(value):
 
 @triton.jit
 def sign(value):
-    """-1, 0 or 1, and NaN for NaN, as torch.sign in the derivative of abs."""
+    """-1, 0 or 1; a NaN stays one, so that no gradient hides it."""
     return tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, tl.where(value == 0, 0.0, value)))
 
 
