@@ -11,7 +11,8 @@ from strategies import windows
 
 from divnorm_kernels.backends import triton as backend
 from divnorm_kernels.backends.triton import launch
-from divnorm_kernels.backends.triton.stages import STAGES_AT, Column, Header, Kind, schedule
+from divnorm_kernels.backends.triton.schema import STAGES_AT, Column, Header, Kind
+from divnorm_kernels.backends.triton.stages import schedule
 from divnorm_kernels.backends.triton.tiles import Device, candidates, choose
 from divnorm_kernels.fields import Geometry, geometry
 

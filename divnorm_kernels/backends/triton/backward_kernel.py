@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from . import stages
+from . import schema
 from .backward_maps import (
     channel_sums,
     gradient_maps,
@@ -44,8 +44,8 @@ def _single(
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Every ``ITEMS``-th row from ``item`` on, each held on chip from its one read to its write."""
-    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
-    rows = tl.load(table + stages.Header.BATCH) * groups
+    groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
+    rows = tl.load(table + schema.Header.BATCH) * groups
     c = tl.cast(tl.arange(0, CHANNELS), INDEX)
     p = tl.cast(tl.arange(0, PIXELS), INDEX)
     inside = p < pixels
@@ -53,11 +53,11 @@ def _single(
     mask = inside_c[:, None] & inside[None, :]
     at = activation_offsets(c, p, groups * per_group, pixels, CHANNELS_LAST)
     slope = l1_slope(dl1, numel)
-    weights = scratch + tl.load(table + stages.Header.PARTIALS)
-    biases = scratch + tl.load(table + stages.Header.PARTIALS_BIAS)
+    weights = scratch + tl.load(table + schema.Header.PARTIALS)
+    biases = scratch + tl.load(table + schema.Header.PARTIALS_BIAS)
     feature_weight = tl.zeros([PIXELS], tl.float32)
     feature_bias = tl.zeros([PIXELS], tl.float32)
-    for row in range(item, rows, tl.load(table + stages.Header.ITEMS)):
+    for row in range(item, rows, tl.load(table + schema.Header.ITEMS)):
         base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
         channel = (row % groups) * per_group + c
         values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
@@ -74,7 +74,7 @@ def _single(
         scale, shift = sources(p1, p2, signs, rstd, slope)
         if SIGMA:
             partial = tl.sum(tl.where(inside, scale, 0.0), 0)
-            tl.store(scratch + tl.load(table + stages.Header.PARTIALS_SIGMA) + row, partial)
+            tl.store(scratch + tl.load(table + schema.Header.PARTIALS_SIGMA) + row, partial)
         count = per_group.to(tl.float32)
         if WHOLE:
             scale = tl.sum(tl.where(inside, scale, 0.0), 0)
@@ -87,7 +87,7 @@ def _single(
             store_sources(
                 scratch, table, item, pixels, p, inside, count, scale, shift, centred_sum, SUMMATION, SUPPRESSION, INDEX
             )
-            for stage in range(tl.load(table + stages.Header.STAGES)):
+            for stage in range(tl.load(table + schema.Header.STAGES)):
                 tl.debug_barrier()
                 entry = stage_entry(table, stage)
                 window_item(scratch, table, entry, item, pixels, p, inside, count, SUMMATION, INDEX)
@@ -120,7 +120,7 @@ def _apply(
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """The second pass: dx of a block of channels at a piece of the positions, and its share of dweight and dbias."""
-    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
+    groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
     c, inside_c, channel, base, first, behind, positions = second_pass(
         table, row, tile, per_group, pixels, FEATURES, CHANNELS_LAST, INDEX, CHANNELS, PIXELS
     )
@@ -148,10 +148,10 @@ def _apply(
             dweight += tl.where(mask, normalized * centred, 0.0)
             dbias += upstream
     if AFFINE:
-        splits = tl.load(table + stages.Header.SPLITS)
-        at = ((row // groups) * splits + tile % splits) * tl.load(table + stages.Header.PARTIAL_COLUMNS) + channel
-        tl.store(scratch + tl.load(table + stages.Header.PARTIALS) + at, tl.sum(dweight, 1), mask=inside_c)
-        tl.store(scratch + tl.load(table + stages.Header.PARTIALS_BIAS) + at, tl.sum(dbias, 1), mask=inside_c)
+        splits = tl.load(table + schema.Header.SPLITS)
+        at = ((row // groups) * splits + tile % splits) * tl.load(table + schema.Header.PARTIAL_COLUMNS) + channel
+        tl.store(scratch + tl.load(table + schema.Header.PARTIALS) + at, tl.sum(dweight, 1), mask=inside_c)
+        tl.store(scratch + tl.load(table + schema.Header.PARTIALS_BIAS) + at, tl.sum(dbias, 1), mask=inside_c)
 
 
 @triton.jit(do_not_specialize=["first", "channel_units", "pixel_units"])
@@ -174,24 +174,24 @@ def backward_kernel(
     per_group = tl.cast(channel_units, INDEX) * CHANNEL_UNIT
     pixels = tl.cast(pixel_units, INDEX) * PIXEL_UNIT
     item = take_item(counters, first, ORDERED)
-    finish = tl.load(table + stages.Header.FINISH)
+    finish = tl.load(table + schema.Header.FINISH)
     if item >= finish:
         if AFFINE or SIGMA:
             if ORDERED:
-                wait_for(counters + 1, tl.load(table + stages.Header.AWAITED))
+                wait_for(counters + 1, tl.load(table + schema.Header.AWAITED))
             block = item - finish
-            blocks = tl.cdiv(tl.load(table + stages.Header.PARTIAL_COLUMNS), stages.FINISH_COLUMNS) if AFFINE else 0
+            blocks = tl.cdiv(tl.load(table + schema.Header.PARTIAL_COLUMNS), schema.FINISH_COLUMNS) if AFFINE else 0
             if block >= blocks:
                 if SIGMA:
-                    partials = scratch + tl.load(table + stages.Header.PARTIALS_SIGMA)
+                    partials = scratch + tl.load(table + schema.Header.PARTIALS_SIGMA)
                     sum_sigma(partials, sigma, dsigma, table, block - blocks, WINDOW)
             else:
                 if dweight is not None:
-                    partials = scratch + tl.load(table + stages.Header.PARTIALS)
-                    sum_columns(partials, dweight, table, block, stages.FINISH_ROWS, stages.FINISH_COLUMNS)
+                    partials = scratch + tl.load(table + schema.Header.PARTIALS)
+                    sum_columns(partials, dweight, table, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
                 if dbias is not None:
-                    partials = scratch + tl.load(table + stages.Header.PARTIALS_BIAS)
-                    sum_columns(partials, dbias, table, block, stages.FINISH_ROWS, stages.FINISH_COLUMNS)
+                    partials = scratch + tl.load(table + schema.Header.PARTIALS_BIAS)
+                    sum_columns(partials, dbias, table, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
     elif SINGLE:
         _single(
             x, dy, dx, weight, maps, scratch, dl1, numel, table, item, per_group, pixels,
@@ -201,16 +201,16 @@ def backward_kernel(
             signal(counters + 1)
     else:
         place, stage, chunk = locate(table, item)
-        if (chunk >= 0) & (chunk < tl.load(table + stages.Header.CHUNKS)):
+        if (chunk >= 0) & (chunk < tl.load(table + schema.Header.CHUNKS)):
             if ORDERED:
                 wait_for_stage_before(table, counters, chunk, stage)
             entry = stage_entry(table, stage)
-            tiles = tl.load(entry + stages.Column.TILES)
+            tiles = tl.load(entry + schema.Column.TILES)
             tile = place % tiles
-            row = chunk * tl.load(entry + stages.Column.ROWS) + place // tiles
-            kind = tl.load(entry + stages.Column.KIND)
-            if row < tl.load(entry + stages.Column.ALL_ROWS):
-                if kind == stages.Kind.APPLY:
+            row = chunk * tl.load(entry + schema.Column.ROWS) + place // tiles
+            kind = tl.load(entry + schema.Column.KIND)
+            if row < tl.load(entry + schema.Column.ALL_ROWS):
+                if kind == schema.Kind.APPLY:
                     _apply(
                         x, dy, dx, weight, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
                         SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, AFFINE,

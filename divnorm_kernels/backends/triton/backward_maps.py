@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from . import stages
+from . import schema
 from .device import (
     activation_base,
     activation_offsets,
@@ -45,11 +45,11 @@ def store_sources(
     """The maps that the adjoint sums start from, divided by what the averages divide by; ``count`` channels."""
     if SUPPRESSION:
         scale = tl.div_rn(scale, count * field_count(table, p, True, INDEX))
-        tl.store(buffer_at(scratch, table, stages.Buffer.SCALE, row, pixels) + p, scale, mask=inside)
-        tl.store(buffer_at(scratch, table, stages.Buffer.CENTRED, row, pixels) + p, centred, mask=inside)
+        tl.store(buffer_at(scratch, table, schema.Buffer.SCALE, row, pixels) + p, scale, mask=inside)
+        tl.store(buffer_at(scratch, table, schema.Buffer.CENTRED, row, pixels) + p, centred, mask=inside)
     elif SUMMATION:
         shift = tl.div_rn(shift, count * field_count(table, p, False, INDEX))
-    tl.store(buffer_at(scratch, table, stages.Buffer.SHIFT, row, pixels) + p, shift, mask=inside)
+    tl.store(buffer_at(scratch, table, schema.Buffer.SHIFT, row, pixels) + p, shift, mask=inside)
 
 
 @triton.jit
@@ -65,11 +65,11 @@ def _merge_whole(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The coefficients of a map row from the sums of its tiles, in all samples under ``OVER_BATCH``."""
-    groups = tl.load(table + stages.Header.GROUPS)
-    tiles = tl.load(table + stages.Header.STATISTICS_TILES)
+    groups = tl.load(table + schema.Header.GROUPS)
+    tiles = tl.load(table + schema.Header.STATISTICS_TILES)
     entries = tiles
     if OVER_BATCH:
-        entries = tiles * tl.load(table + stages.Header.BATCH)
+        entries = tiles * tl.load(table + schema.Header.BATCH)
     scale = tl.zeros([BLOCK], tl.float32)
     shift = tl.zeros([BLOCK], tl.float32)
     centred = tl.zeros([BLOCK], tl.float32)
@@ -77,18 +77,18 @@ def _merge_whole(
         entry = begin + tl.arange(0, BLOCK)
         at = (row + (entry // tiles) * groups) * tiles + entry % tiles
         mask = entry < entries
-        scale += tl.load(buffer_at(scratch, table, stages.Buffer.SCALE, 0, 0) + at, mask=mask, other=0.0)
-        shift += tl.load(buffer_at(scratch, table, stages.Buffer.SHIFT, 0, 0) + at, mask=mask, other=0.0)
-        centred += tl.load(buffer_at(scratch, table, stages.Buffer.CENTRED, 0, 0) + at, mask=mask, other=0.0)
+        scale += tl.load(buffer_at(scratch, table, schema.Buffer.SCALE, 0, 0) + at, mask=mask, other=0.0)
+        shift += tl.load(buffer_at(scratch, table, schema.Buffer.SHIFT, 0, 0) + at, mask=mask, other=0.0)
+        centred += tl.load(buffer_at(scratch, table, schema.Buffer.CENTRED, 0, 0) + at, mask=mask, other=0.0)
     return whole_coefficients(tl.sum(scale, 0), tl.sum(shift, 0), tl.sum(centred, 0), count, SUMMATION, SUPPRESSION)
 
 
 @triton.jit
 def _merge_batch(scratch, table, row, pixels, p, inside, BUFFER: tl.constexpr):
     """The sum over the samples of a buffer at every position of a group, into the first sample's place."""
-    groups = tl.load(table + stages.Header.GROUPS)
+    groups = tl.load(table + schema.Header.GROUPS)
     total = tl.zeros(p.shape, tl.float32)
-    for sample in range(tl.load(table + stages.Header.BATCH)):
+    for sample in range(tl.load(table + schema.Header.BATCH)):
         total += tl.load(buffer_at(scratch, table, BUFFER, row + sample * groups, pixels) + p, mask=inside, other=0.0)
     tl.store(buffer_at(scratch, table, BUFFER, row, pixels) + p, total, mask=inside)
 
@@ -97,12 +97,12 @@ def _merge_batch(scratch, table, row, pixels, p, inside, BUFFER: tl.constexpr):
 def window_item(scratch, table, entry, row, pixels, p, inside, count, SUMMATION: tl.constexpr, INDEX: tl.constexpr):
     """One window sum and what becomes of it; ``row`` is the place in the scratch buffers."""
     total = window_sum(scratch, table, entry, row, pixels, p, inside, INDEX)
-    if tl.load(entry + stages.Column.EPILOGUE) == stages.Epilogue.COEFFICIENT and SUMMATION:
-        centred = tl.load(buffer_at(scratch, table, stages.Buffer.CENTRED, row, pixels) + p, mask=inside, other=0.0)
-        at = buffer_at(scratch, table, stages.Buffer.SHIFT, row, pixels)
+    if tl.load(entry + schema.Column.EPILOGUE) == schema.Epilogue.COEFFICIENT and SUMMATION:
+        centred = tl.load(buffer_at(scratch, table, schema.Buffer.CENTRED, row, pixels) + p, mask=inside, other=0.0)
+        at = buffer_at(scratch, table, schema.Buffer.SHIFT, row, pixels)
         shift = tl.load(at + p, mask=inside, other=0.0) - total * centred
         tl.store(at + p, tl.div_rn(shift, count * field_count(table, p, False, INDEX)), mask=inside)
-    target = buffer_at(scratch, table, tl.load(entry + stages.Column.TARGET), row, pixels)
+    target = buffer_at(scratch, table, tl.load(entry + schema.Column.TARGET), row, pixels)
     tl.store(target + p, total, mask=inside)
 
 
@@ -112,10 +112,10 @@ def gradient_maps(scratch, table, at, mask, SUMMATION: tl.constexpr, SUPPRESSION
     a = tl.zeros(at.shape, tl.float32)
     shift = tl.zeros(at.shape, tl.float32)
     if SUPPRESSION:
-        buffer = buffer_at(scratch, table, stages.Buffer.FIRST if WHOLE else stages.Buffer.CENTRED, 0, 0)
+        buffer = buffer_at(scratch, table, schema.Buffer.FIRST if WHOLE else schema.Buffer.CENTRED, 0, 0)
         a = tl.load(buffer + at, mask=mask, other=0.0)
     if SUMMATION:
-        buffer = buffer_at(scratch, table, stages.Buffer.SECOND if WHOLE else stages.Buffer.SCALE, 0, 0)
+        buffer = buffer_at(scratch, table, schema.Buffer.SECOND if WHOLE else schema.Buffer.SCALE, 0, 0)
         shift = tl.load(buffer + at, mask=mask, other=0.0)
     return a, shift
 
@@ -124,7 +124,7 @@ def gradient_maps(scratch, table, at, mask, SUMMATION: tl.constexpr, SUPPRESSION
 def _averaged(table, per_group, OVER_BATCH: tl.constexpr):
     """How many elements the statistics average at a position."""
     count = per_group.to(tl.float32)
-    return count * tl.load(table + stages.Header.BATCH).to(tl.float32) if OVER_BATCH else count
+    return count * tl.load(table + schema.Header.BATCH).to(tl.float32) if OVER_BATCH else count
 
 
 @triton.jit
@@ -135,7 +135,7 @@ def _statistics(
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """The sums over the channels of a group at a tile of positions."""
-    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
+    groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
     p = tl.cast(tile, INDEX) * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
     inside = p < pixels
     base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
@@ -167,15 +167,15 @@ def _statistics(
     scale, shift = sources(p1, p2, signs, rstd, l1_slope(dl1, numel))
     if SIGMA:
         partial = tl.sum(tl.where(inside, scale, 0.0), 0)
-        tl.store(scratch + tl.load(table + stages.Header.PARTIALS_SIGMA) + row * tiles + tile, partial)
+        tl.store(scratch + tl.load(table + schema.Header.PARTIALS_SIGMA) + row * tiles + tile, partial)
     if WHOLE:
         at = row * tiles + tile
         scale = tl.sum(tl.where(inside, scale, 0.0), 0)
         shift = tl.sum(tl.where(inside, shift, 0.0), 0)
         centred_sum = tl.sum(tl.where(inside, centred_sum, 0.0), 0)
-        tl.store(buffer_at(scratch, table, stages.Buffer.SCALE, 0, 0) + at, scale)
-        tl.store(buffer_at(scratch, table, stages.Buffer.SHIFT, 0, 0) + at, shift)
-        tl.store(buffer_at(scratch, table, stages.Buffer.CENTRED, 0, 0) + at, centred_sum)
+        tl.store(buffer_at(scratch, table, schema.Buffer.SCALE, 0, 0) + at, scale)
+        tl.store(buffer_at(scratch, table, schema.Buffer.SHIFT, 0, 0) + at, shift)
+        tl.store(buffer_at(scratch, table, schema.Buffer.CENTRED, 0, 0) + at, centred_sum)
     else:
         count = _averaged(table, per_group, OVER_BATCH)
         store_sources(
@@ -191,7 +191,7 @@ def maps_item(
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """An item of the stages that lead to the maps."""
-    if kind == stages.Kind.STATISTICS:
+    if kind == schema.Kind.STATISTICS:
         _statistics(
             x, dy, weight, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
             SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, SIGMA, CHANNELS, PIXELS,
@@ -199,18 +199,18 @@ def maps_item(
     elif WHOLE:
         count = _averaged(table, per_group, OVER_BATCH) * pixels.to(tl.float32)
         a, shift = _merge_whole(scratch, table, row, count, OVER_BATCH, SUMMATION, SUPPRESSION, WINDOW)
-        tl.store(buffer_at(scratch, table, stages.Buffer.FIRST, 0, 0) + row, a)
-        tl.store(buffer_at(scratch, table, stages.Buffer.SECOND, 0, 0) + row, shift)
+        tl.store(buffer_at(scratch, table, schema.Buffer.FIRST, 0, 0) + row, a)
+        tl.store(buffer_at(scratch, table, schema.Buffer.SECOND, 0, 0) + row, shift)
     else:
         count = _averaged(table, per_group, OVER_BATCH)
         p = tl.cast(tile, INDEX) * WINDOW + tl.cast(tl.arange(0, WINDOW), INDEX)
         inside = p < pixels
         if OVER_BATCH:
-            if kind == stages.Kind.MERGE:
-                _merge_batch(scratch, table, row, pixels, p, inside, stages.Buffer.SHIFT)
+            if kind == schema.Kind.MERGE:
+                _merge_batch(scratch, table, row, pixels, p, inside, schema.Buffer.SHIFT)
                 if SUPPRESSION:
-                    _merge_batch(scratch, table, row, pixels, p, inside, stages.Buffer.SCALE)
-                    _merge_batch(scratch, table, row, pixels, p, inside, stages.Buffer.CENTRED)
+                    _merge_batch(scratch, table, row, pixels, p, inside, schema.Buffer.SCALE)
+                    _merge_batch(scratch, table, row, pixels, p, inside, schema.Buffer.CENTRED)
             else:
                 window_item(scratch, table, entry, row, pixels, p, inside, count, SUMMATION, INDEX)
         else:

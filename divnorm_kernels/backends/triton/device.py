@@ -3,17 +3,16 @@
 import triton
 import triton.language as tl
 
-from . import stages
+from . import schema
 
-_LAYOUT = tl.constexpr(
-    str([list(e.__members__.items()) for e in (stages.Header, stages.FieldColumn, stages.Column, stages.Buffer)])
-)
+_ENUMS = (schema.Header, schema.FieldColumn, schema.Column, schema.Kind, schema.Buffer, schema.Epilogue)
+_LAYOUT = tl.constexpr(str([*([*map(repr, e)] for e in _ENUMS), schema.FINISH_ROWS, schema.FINISH_COLUMNS]))
 """Named in `stage_entry`, so that code compiled for another table is not taken from the cache."""
-_AXES = tl.constexpr(stages.AXES)
-_AXIS_NUMBERS = tl.constexpr(len(stages.FieldColumn))
-_COLUMNS = tl.constexpr(len(stages.Column))
-_STAGES_AT = tl.constexpr(int(stages.STAGES_AT))
-_MOST_STAGES = tl.constexpr(stages.MOST_STAGES)
+_AXES = tl.constexpr(schema.AXES)
+_AXIS_NUMBERS = tl.constexpr(len(schema.FieldColumn))
+_COLUMNS = tl.constexpr(len(schema.Column))
+_STAGES_AT = tl.constexpr(int(schema.STAGES_AT))
+_MOST_STAGES = tl.constexpr(schema.MOST_STAGES)
 
 
 @triton.jit
@@ -32,18 +31,18 @@ def stage_entry(table, stage):
 @triton.jit
 def locate(table, item):
     """``(place, stage, chunk)`` of an item; steps at either end name chunks that are none."""
-    step_items = tl.load(table + stages.Header.STEP_ITEMS)
+    step_items = tl.load(table + schema.Header.STEP_ITEMS)
     place = item % step_items
     stage = tl.arange(0, _MOST_STAGES)
     begins = tl.load(
-        table + _STAGES_AT + stage * _COLUMNS + stages.Column.BEGIN,
-        mask=stage < tl.load(table + stages.Header.STAGES),
+        table + _STAGES_AT + stage * _COLUMNS + schema.Column.BEGIN,
+        mask=stage < tl.load(table + schema.Header.STAGES),
         other=2147483647,
     )
     found = tl.sum((begins <= place).to(tl.int32), 0) - 1
     entry = stage_entry(table, found)
-    place -= tl.load(entry + stages.Column.BEGIN)
-    return place, found, item // step_items - tl.load(entry + stages.Column.LAG)
+    place -= tl.load(entry + schema.Column.BEGIN)
+    return place, found, item // step_items - tl.load(entry + schema.Column.LAG)
 
 
 @triton.jit
@@ -64,7 +63,7 @@ def signal(counter):
 @triton.jit
 def stage_counter(table, counters, chunk, stage):
     """The counter of a chunk's finished items of a stage; the last stage has one counter for all chunks."""
-    stage_count = tl.load(table + stages.Header.STAGES)
+    stage_count = tl.load(table + schema.Header.STAGES)
     return counters + tl.where(stage == stage_count - 1, 1, 2 + chunk * stage_count + stage)
 
 
@@ -72,7 +71,7 @@ def stage_counter(table, counters, chunk, stage):
 def wait_for_stage_before(table, counters, chunk, stage):
     """Returns once the chunk has been through the stage before ``stage``."""
     if stage > 0:
-        count = tl.load(stage_entry(table, stage - 1) + stages.Column.COUNT)
+        count = tl.load(stage_entry(table, stage - 1) + schema.Column.COUNT)
         wait_for(stage_counter(table, counters, chunk, stage - 1), count)
 
 
@@ -104,10 +103,10 @@ def second_pass(
     Returns the channels within the group, which of them exist, their place among all channels, where the row begins in
     x, the first tile of positions and the one behind the last, and the number of positions.
     """
-    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
-    splits = tl.load(table + stages.Header.SPLITS)
-    blocks = tl.cast(tl.load(table + stages.Header.SPLIT_BLOCKS), INDEX)
-    positions = tl.cast(tl.load(table + stages.Header.BATCH), INDEX) if FEATURES else pixels
+    groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
+    splits = tl.load(table + schema.Header.SPLITS)
+    blocks = tl.cast(tl.load(table + schema.Header.SPLIT_BLOCKS), INDEX)
+    positions = tl.cast(tl.load(table + schema.Header.BATCH), INDEX) if FEATURES else pixels
     first = tl.cast(tile % splits, INDEX) * blocks
     behind = tl.minimum(first + blocks, tl.cdiv(positions, PIXELS))
     c = tl.cast(tile // splits, INDEX) * CHANNELS + tl.cast(tl.arange(0, CHANNELS), INDEX)
@@ -134,7 +133,7 @@ def sigma_squared(table, sigma, sigma_value, group):
     if sigma is None:
         value = sigma_value
     else:
-        one = tl.load(table + stages.Header.SIGMAS) == 1
+        one = tl.load(table + schema.Header.SIGMAS) == 1
         value = tl.load(sigma + tl.where(one, 0, group)).to(tl.float32)
     return value * value
 
@@ -142,15 +141,15 @@ def sigma_squared(table, sigma, sigma_value, group):
 @triton.jit
 def field_count(table, p, SUPPRESSION: tl.constexpr, INDEX: tl.constexpr):
     """What the average over the field around each position divides by, float32."""
-    entries = table + stages.Header.FIELDS + (_AXES * _AXIS_NUMBERS if SUPPRESSION else 0)
+    entries = table + schema.Header.FIELDS + (_AXES * _AXIS_NUMBERS if SUPPRESSION else 0)
     count = tl.full(p.shape, 1.0, tl.float32)
     for axis in tl.static_range(_AXES):
         at = entries + axis * _AXIS_NUMBERS
-        extent = tl.cast(tl.load(at + stages.FieldColumn.EXTENT), INDEX)
-        stride = tl.cast(tl.load(at + stages.FieldColumn.STRIDE), INDEX)
-        lo = tl.cast(tl.load(at + stages.FieldColumn.LO), INDEX)
-        hi = tl.cast(tl.load(at + stages.FieldColumn.HI), INDEX)
-        divisor = tl.cast(tl.load(at + stages.FieldColumn.DIVISOR), INDEX)
+        extent = tl.cast(tl.load(at + schema.FieldColumn.EXTENT), INDEX)
+        stride = tl.cast(tl.load(at + schema.FieldColumn.STRIDE), INDEX)
+        lo = tl.cast(tl.load(at + schema.FieldColumn.LO), INDEX)
+        hi = tl.cast(tl.load(at + schema.FieldColumn.HI), INDEX)
+        divisor = tl.cast(tl.load(at + schema.FieldColumn.DIVISOR), INDEX)
         i = (p // stride) % extent
         inside = tl.minimum(i + hi, extent - 1) - tl.maximum(i - lo, 0) + 1
         count *= tl.where(divisor > 0, divisor, inside).to(tl.float32)
@@ -164,25 +163,25 @@ def window_sum(scratch, table, entry, row, pixels, p, inside, INDEX: tl.constexp
     A window is cut into blocks of the topmost level, what is left into blocks of the level below, and so on down to
     single positions. No sum is a difference of others, so that nothing drifts and nothing outside a window enters.
     """
-    extent = tl.cast(tl.load(entry + stages.Column.EXTENT), INDEX)
-    stride = tl.cast(tl.load(entry + stages.Column.STRIDE), INDEX)
-    lo = tl.cast(tl.load(entry + stages.Column.LO), INDEX)
-    hi = tl.cast(tl.load(entry + stages.Column.HI), INDEX)
-    levels = tl.load(entry + stages.Column.LEVELS)
-    radix = tl.cast(tl.load(entry + stages.Column.RADIX), INDEX)
-    size = tl.cast(tl.load(entry + stages.Column.SIZE), INDEX)
-    most = tl.load(entry + stages.Column.BOUND)
-    source = tl.load(entry + stages.Column.SOURCE)
-    blocks = tl.load(table + stages.Header.LEVELS)
+    extent = tl.cast(tl.load(entry + schema.Column.EXTENT), INDEX)
+    stride = tl.cast(tl.load(entry + schema.Column.STRIDE), INDEX)
+    lo = tl.cast(tl.load(entry + schema.Column.LO), INDEX)
+    hi = tl.cast(tl.load(entry + schema.Column.HI), INDEX)
+    levels = tl.load(entry + schema.Column.LEVELS)
+    radix = tl.cast(tl.load(entry + schema.Column.RADIX), INDEX)
+    size = tl.cast(tl.load(entry + schema.Column.SIZE), INDEX)
+    most = tl.load(entry + schema.Column.BOUND)
+    source = tl.load(entry + schema.Column.SOURCE)
+    blocks = tl.load(table + schema.Header.LEVELS)
     i = (p // stride) % extent
     line = p - i * stride
     end = tl.minimum(i + hi + 1, extent)
-    outer_stride = tl.cast(tl.load(entry + stages.Column.OUTER_STRIDE), INDEX)
-    outer_extent = tl.cast(tl.load(entry + stages.Column.OUTER_EXTENT), INDEX)
-    outer_lo = tl.cast(tl.load(entry + stages.Column.OUTER_LO), INDEX)
+    outer_stride = tl.cast(tl.load(entry + schema.Column.OUTER_STRIDE), INDEX)
+    outer_extent = tl.cast(tl.load(entry + schema.Column.OUTER_EXTENT), INDEX)
+    outer_lo = tl.cast(tl.load(entry + schema.Column.OUTER_LO), INDEX)
     outer_i = (p // outer_stride) % outer_extent
     total = tl.zeros(p.shape, tl.float32)
-    for outer in range(tl.load(entry + stages.Column.OUTER_BOUND)):
+    for outer in range(tl.load(entry + schema.Column.OUTER_BOUND)):
         step = tl.cast(outer, INDEX) - outer_lo
         within = inside & (outer_i + step >= 0) & (outer_i + step < outer_extent)
         line_sum = tl.zeros(p.shape, tl.float32)
@@ -198,7 +197,7 @@ def window_sum(scratch, table, entry, row, pixels, p, inside, INDEX: tl.constexp
                 line_sum += tl.load(values + at, mask=within & (j < count), other=0.0)
             start += count * block
             block = block // radix
-            blocks_at_most = tl.load(entry + stages.Column.RADIX) - 1
+            blocks_at_most = tl.load(entry + schema.Column.RADIX) - 1
         total += line_sum
     return total
 
@@ -206,7 +205,7 @@ def window_sum(scratch, table, entry, row, pixels, p, inside, INDEX: tl.constexp
 @triton.jit
 def buffer_at(scratch, table, buffer, row, pixels):
     """Where a row begins in a scratch buffer."""
-    return scratch + buffer * tl.load(table + stages.Header.BUFFER) + row * pixels
+    return scratch + buffer * tl.load(table + schema.Header.BUFFER) + row * pixels
 
 
 @triton.jit
@@ -231,7 +230,7 @@ def map_values(maps, table, at, mask, SUMMATION: tl.constexpr, SUPPRESSION: tl.c
     if SUMMATION:
         mean = tl.load(maps + at, mask=mask, other=0.0)
     if SUPPRESSION:
-        rstd = tl.load(maps + tl.load(table + stages.Header.RSTD) + at, mask=mask, other=0.0)
+        rstd = tl.load(maps + tl.load(table + schema.Header.RSTD) + at, mask=mask, other=0.0)
     return mean, rstd
 
 

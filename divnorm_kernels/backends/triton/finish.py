@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from . import stages
+from . import schema
 
 
 @triton.jit
@@ -19,8 +19,8 @@ def sum_partials(partials, count, BLOCK: tl.constexpr):
 @triton.jit
 def sum_columns(partials, target, table, block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """A parameter's gradient at a block of channels, from its partial sums."""
-    rows = tl.load(table + stages.Header.PARTIAL_ROWS)
-    columns = tl.load(table + stages.Header.PARTIAL_COLUMNS)
+    rows = tl.load(table + schema.Header.PARTIAL_ROWS)
+    columns = tl.load(table + schema.Header.PARTIAL_COLUMNS)
     at = block * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for begin in range(0, rows, ROWS):
@@ -33,10 +33,10 @@ def sum_columns(partials, target, table, block, ROWS: tl.constexpr, COLUMNS: tl.
 @triton.jit
 def sum_sigma(partials, sigma, dsigma, table, which, BLOCK: tl.constexpr):
     """The gradient of one sigma: of a group's, or of the one for all groups."""
-    groups = tl.load(table + stages.Header.GROUPS)
-    tiles = tl.load(table + stages.Header.STATISTICS_TILES)
-    one = tl.load(table + stages.Header.SIGMAS) == 1
-    rows = tl.load(table + stages.Header.BATCH) * tl.where(one, groups, 1)
+    groups = tl.load(table + schema.Header.GROUPS)
+    tiles = tl.load(table + schema.Header.STATISTICS_TILES)
+    one = tl.load(table + schema.Header.SIGMAS) == 1
+    rows = tl.load(table + schema.Header.BATCH) * tl.where(one, groups, 1)
     total = tl.zeros([BLOCK], tl.float32)
     for begin in range(0, rows * tiles, BLOCK):
         entry = begin + tl.arange(0, BLOCK)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from . import stages
+from . import schema
 from .device import (
     activation_base,
     activation_offsets,
@@ -39,8 +39,8 @@ def _single(
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Every ``ITEMS``-th row from ``item`` on, each held on chip from its one read to its write."""
-    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
-    rows = tl.load(table + stages.Header.BATCH) * groups
+    groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
+    rows = tl.load(table + schema.Header.BATCH) * groups
     c = tl.cast(tl.arange(0, CHANNELS), INDEX)
     p = tl.cast(tl.arange(0, PIXELS), INDEX)
     inside = p < pixels
@@ -48,7 +48,7 @@ def _single(
     mask = inside_c[:, None] & inside[None, :]
     at = activation_offsets(c, p, groups * per_group, pixels, CHANNELS_LAST)
     total = tl.zeros([PIXELS], tl.float32)
-    for row in range(item, rows, tl.load(table + stages.Header.ITEMS)):
+    for row in range(item, rows, tl.load(table + schema.Header.ITEMS)):
         base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
         values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         mean = tl.zeros([PIXELS], tl.float32)
@@ -61,9 +61,9 @@ def _single(
             rstd = store_row(maps, table, sigma, sigma_value, row, mu, variance, SUMMATION, SUPPRESSION)
         else:
             tl.debug_barrier()  # the row before has been read to its end
-            tl.store(buffer_at(scratch, table, stages.Buffer.MEAN, item, pixels) + p, mean, mask=inside)
-            tl.store(buffer_at(scratch, table, stages.Buffer.VARIANCE, item, pixels) + p, variance, mask=inside)
-            for stage in range(tl.load(table + stages.Header.STAGES)):
+            tl.store(buffer_at(scratch, table, schema.Buffer.MEAN, item, pixels) + p, mean, mask=inside)
+            tl.store(buffer_at(scratch, table, schema.Buffer.VARIANCE, item, pixels) + p, variance, mask=inside)
+            for stage in range(tl.load(table + schema.Header.STAGES)):
                 tl.debug_barrier()
                 entry = stage_entry(table, stage)
                 window_item(
@@ -84,7 +84,7 @@ def _single(
         if L1:
             total += tl.sum(tl.where(mask, tl.abs(centred), 0.0), 0)
     if L1:
-        tl.store(scratch + tl.load(table + stages.Header.PARTIALS) + item, tl.sum(total, 0))
+        tl.store(scratch + tl.load(table + schema.Header.PARTIALS) + item, tl.sum(total, 0))
 
 
 @triton.jit
@@ -95,7 +95,7 @@ def _apply(
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """The second pass: normalizes a block of channels at a piece of the positions."""
-    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
+    groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
     c, inside_c, channel, base, first, behind, positions = second_pass(
         table, row, tile, per_group, pixels, FEATURES, CHANNELS_LAST, INDEX, CHANNELS, PIXELS
     )
@@ -115,7 +115,7 @@ def _apply(
         if L1:
             total += tl.sum(tl.where(mask, tl.abs(centred), 0.0), 0)
     if L1:
-        at = tl.load(table + stages.Header.PARTIALS) + row * tiles + tile
+        at = tl.load(table + schema.Header.PARTIALS) + row * tiles + tile
         tl.store(scratch + at, tl.sum(total, 0))
 
 
@@ -139,13 +139,13 @@ def forward_kernel(
     per_group = tl.cast(channel_units, INDEX) * CHANNEL_UNIT
     pixels = tl.cast(pixel_units, INDEX) * PIXEL_UNIT
     item = take_item(counters, first, ORDERED)
-    finish = tl.load(table + stages.Header.FINISH)
+    finish = tl.load(table + schema.Header.FINISH)
     if item >= finish:
         if L1:
             if ORDERED:
-                wait_for(counters + 1, tl.load(table + stages.Header.AWAITED))
-            count = tl.load(table + stages.Header.PARTIAL_COLUMNS)
-            total = sum_partials(scratch + tl.load(table + stages.Header.PARTIALS), count, WINDOW)
+                wait_for(counters + 1, tl.load(table + schema.Header.AWAITED))
+            count = tl.load(table + schema.Header.PARTIAL_COLUMNS)
+            total = sum_partials(scratch + tl.load(table + schema.Header.PARTIALS), count, WINDOW)
             tl.store(l1, tl.div_rn(total, numel))
     elif SINGLE:
         _single(
@@ -156,16 +156,16 @@ def forward_kernel(
             signal(counters + 1)
     else:
         place, stage, chunk = locate(table, item)
-        if (chunk >= 0) & (chunk < tl.load(table + stages.Header.CHUNKS)):
+        if (chunk >= 0) & (chunk < tl.load(table + schema.Header.CHUNKS)):
             if ORDERED:
                 wait_for_stage_before(table, counters, chunk, stage)
             entry = stage_entry(table, stage)
-            tiles = tl.load(entry + stages.Column.TILES)
+            tiles = tl.load(entry + schema.Column.TILES)
             tile = place % tiles
-            row = chunk * tl.load(entry + stages.Column.ROWS) + place // tiles
-            kind = tl.load(entry + stages.Column.KIND)
-            if row < tl.load(entry + stages.Column.ALL_ROWS):
-                if kind == stages.Kind.APPLY:
+            row = chunk * tl.load(entry + schema.Column.ROWS) + place // tiles
+            kind = tl.load(entry + schema.Column.KIND)
+            if row < tl.load(entry + schema.Column.ALL_ROWS):
+                if kind == schema.Kind.APPLY:
                     _apply(
                         x, y, weight, bias, maps, scratch, table, row, tile, tiles, per_group, pixels,
                         SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1,

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from . import stages
+from . import schema
 from .device import (
     activation_base,
     activation_offsets,
@@ -62,20 +62,20 @@ def store_row(
     if SUMMATION:
         tl.store(maps + map_row, mean)
     if SUPPRESSION:
-        group = map_row % tl.load(table + stages.Header.GROUPS)
+        group = map_row % tl.load(table + schema.Header.GROUPS)
         rstd = precise_rsqrt(sigma_squared(table, sigma, sigma_value, group) + variance)
-        tl.store(maps + tl.load(table + stages.Header.RSTD) + map_row, rstd)
+        tl.store(maps + tl.load(table + schema.Header.RSTD) + map_row, rstd)
     return rstd
 
 
 @triton.jit
 def _merge_whole(scratch, table, row, per_tile, pixels, OVER_BATCH: tl.constexpr, BLOCK: tl.constexpr):
     """Mean and variance of everything from those of the tiles, of one row or of a group's rows in all samples."""
-    groups = tl.load(table + stages.Header.GROUPS)
-    tiles = tl.load(table + stages.Header.STATISTICS_TILES)
+    groups = tl.load(table + schema.Header.GROUPS)
+    tiles = tl.load(table + schema.Header.STATISTICS_TILES)
     entries = tiles
     if OVER_BATCH:
-        entries = tiles * tl.load(table + stages.Header.BATCH)
+        entries = tiles * tl.load(table + schema.Header.BATCH)
     samples = entries // tiles
     mean = 0.0
     variance = 0.0
@@ -86,9 +86,9 @@ def _merge_whole(scratch, table, row, per_tile, pixels, OVER_BATCH: tl.constexpr
             tile = entry % tiles
             at = (row + (entry // tiles) * groups) * tiles + tile
             mask = entry < entries
-            value = tl.load(buffer_at(scratch, table, stages.Buffer.MEAN, 0, 0) + at, mask=mask, other=0.0)
+            value = tl.load(buffer_at(scratch, table, schema.Buffer.MEAN, 0, 0) + at, mask=mask, other=0.0)
             if sweep == 1:
-                spread = tl.load(buffer_at(scratch, table, stages.Buffer.VARIANCE, 0, 0) + at, mask=mask, other=0.0)
+                spread = tl.load(buffer_at(scratch, table, schema.Buffer.VARIANCE, 0, 0) + at, mask=mask, other=0.0)
                 value = spread + (value - mean) * (value - mean)
             count = tl.minimum(pixels - tile * per_tile, per_tile)
             total += tl.where(mask, value * count.to(tl.float32), 0.0)
@@ -103,22 +103,22 @@ def _merge_whole(scratch, table, row, per_tile, pixels, OVER_BATCH: tl.constexpr
 @triton.jit
 def _merge_batch(scratch, table, row, pixels, p, inside):
     """Mean and variance over the samples at every position of a group, into the first sample's place."""
-    batch = tl.load(table + stages.Header.BATCH)
-    groups = tl.load(table + stages.Header.GROUPS)
+    batch = tl.load(table + schema.Header.BATCH)
+    groups = tl.load(table + schema.Header.GROUPS)
     mean = tl.zeros(p.shape, tl.float32)
     variance = tl.zeros(p.shape, tl.float32)
     for sample in range(batch):
-        at = buffer_at(scratch, table, stages.Buffer.MEAN, row + sample * groups, pixels)
+        at = buffer_at(scratch, table, schema.Buffer.MEAN, row + sample * groups, pixels)
         mean += tl.load(at + p, mask=inside, other=0.0)
     mean = tl.div_rn(mean, batch.to(tl.float32))
     for sample in range(batch):
-        at = buffer_at(scratch, table, stages.Buffer.MEAN, row + sample * groups, pixels)
+        at = buffer_at(scratch, table, schema.Buffer.MEAN, row + sample * groups, pixels)
         centred = tl.load(at + p, mask=inside, other=0.0) - mean
-        at = buffer_at(scratch, table, stages.Buffer.VARIANCE, row + sample * groups, pixels)
+        at = buffer_at(scratch, table, schema.Buffer.VARIANCE, row + sample * groups, pixels)
         variance += tl.load(at + p, mask=inside, other=0.0) + centred * centred
-    tl.store(buffer_at(scratch, table, stages.Buffer.MEAN, row, pixels) + p, mean, mask=inside)
+    tl.store(buffer_at(scratch, table, schema.Buffer.MEAN, row, pixels) + p, mean, mask=inside)
     variance = tl.div_rn(variance, batch.to(tl.float32))
-    tl.store(buffer_at(scratch, table, stages.Buffer.VARIANCE, row, pixels) + p, variance, mask=inside)
+    tl.store(buffer_at(scratch, table, schema.Buffer.VARIANCE, row, pixels) + p, variance, mask=inside)
 
 
 @triton.jit
@@ -128,23 +128,23 @@ def window_item(
 ):  # fmt: skip
     """One window sum and what becomes of it; ``row`` is the place in the scratch buffers."""
     total = window_sum(scratch, table, entry, row, pixels, p, inside, INDEX)
-    epilogue = tl.load(entry + stages.Column.EPILOGUE)
-    if epilogue == stages.Epilogue.STORE:
-        target = buffer_at(scratch, table, tl.load(entry + stages.Column.TARGET), row, pixels)
+    epilogue = tl.load(entry + schema.Column.EPILOGUE)
+    if epilogue == schema.Epilogue.STORE:
+        target = buffer_at(scratch, table, tl.load(entry + schema.Column.TARGET), row, pixels)
         tl.store(target + p, total, mask=inside)
-    elif epilogue == stages.Epilogue.MEAN:
+    elif epilogue == schema.Epilogue.MEAN:
         mu = tl.div_rn(total, field_count(table, p, False, INDEX))
         tl.store(maps + map_row * pixels + p, mu, mask=inside)
         if SUPPRESSION:
-            mean = tl.load(buffer_at(scratch, table, stages.Buffer.MEAN, row, pixels) + p, mask=inside, other=0.0)
-            at = buffer_at(scratch, table, stages.Buffer.VARIANCE, row, pixels)
+            mean = tl.load(buffer_at(scratch, table, schema.Buffer.MEAN, row, pixels) + p, mask=inside, other=0.0)
+            at = buffer_at(scratch, table, schema.Buffer.VARIANCE, row, pixels)
             variance = tl.load(at + p, mask=inside, other=0.0)
             tl.store(at + p, variance + (mean - mu) * (mean - mu), mask=inside)
     else:
-        group = map_row % tl.load(table + stages.Header.GROUPS)
+        group = map_row % tl.load(table + schema.Header.GROUPS)
         q = tl.div_rn(total, field_count(table, p, True, INDEX))
         rstd = precise_rsqrt(sigma_squared(table, sigma, sigma_value, group) + q)
-        tl.store(maps + tl.load(table + stages.Header.RSTD) + map_row * pixels + p, rstd, mask=inside)
+        tl.store(maps + tl.load(table + schema.Header.RSTD) + map_row * pixels + p, rstd, mask=inside)
 
 
 @triton.jit
@@ -154,7 +154,7 @@ def _statistics(
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """The first pass over x, at a tile of the positions of a row."""
-    groups = tl.cast(tl.load(table + stages.Header.GROUPS), INDEX)
+    groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
     first = tl.cast(tile, INDEX) * PIXELS
     p = first + tl.cast(tl.arange(0, PIXELS), INDEX)
     inside = p < pixels
@@ -166,11 +166,11 @@ def _statistics(
         count = tl.minimum(pixels - first, PIXELS).to(tl.float32)
         together, spread = merge_positions(mean, variance, inside, count)
         at = row * tiles + tile
-        tl.store(buffer_at(scratch, table, stages.Buffer.MEAN, 0, 0) + at, together)
-        tl.store(buffer_at(scratch, table, stages.Buffer.VARIANCE, 0, 0) + at, spread)
+        tl.store(buffer_at(scratch, table, schema.Buffer.MEAN, 0, 0) + at, together)
+        tl.store(buffer_at(scratch, table, schema.Buffer.VARIANCE, 0, 0) + at, spread)
     else:
-        tl.store(buffer_at(scratch, table, stages.Buffer.MEAN, row, pixels) + p, mean, mask=inside)
-        tl.store(buffer_at(scratch, table, stages.Buffer.VARIANCE, row, pixels) + p, variance, mask=inside)
+        tl.store(buffer_at(scratch, table, schema.Buffer.MEAN, row, pixels) + p, mean, mask=inside)
+        tl.store(buffer_at(scratch, table, schema.Buffer.VARIANCE, row, pixels) + p, variance, mask=inside)
 
 
 @triton.jit
@@ -181,7 +181,7 @@ def maps_item(
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """An item of the stages that lead to the maps."""
-    if kind == stages.Kind.STATISTICS:
+    if kind == schema.Kind.STATISTICS:
         _statistics(
             x, scratch, table, row, tile, tiles, per_group, pixels,
             SUMMATION, WHOLE, CHANNELS_LAST, INDEX, CHANNELS, PIXELS,
@@ -193,7 +193,7 @@ def maps_item(
         p = tl.cast(tile, INDEX) * WINDOW + tl.cast(tl.arange(0, WINDOW), INDEX)
         inside = p < pixels
         if OVER_BATCH:
-            if kind == stages.Kind.MERGE:
+            if kind == schema.Kind.MERGE:
                 _merge_batch(scratch, table, row, pixels, p, inside)
             else:
                 window_item(

@@ -17,7 +17,8 @@ from torch import Tensor
 from ...fields import Geometry
 from .backward_kernel import backward_kernel
 from .forward_kernel import forward_kernel
-from .stages import FINISH_COLUMNS, Schedule, schedule
+from .schema import FINISH_COLUMNS
+from .stages import Schedule, schedule
 from .tiles import Device, Tiles, candidates, choose, most_registers
 
 AUTOTUNE = os.environ.get("DIVNORM_TRITON_AUTOTUNE", "0") == "1"

@@ -1,0 +1,130 @@
+"""What the numbers of the table mean that tells the kernels about a call: one description for host and device."""
+
+from enum import IntEnum
+
+AXES = 3
+MOST_STAGES = 32
+FINISH_ROWS, FINISH_COLUMNS = 32, 64
+"""The tile in which partial sums of parameters' gradients are added up."""
+
+
+class Header(IntEnum):
+    """The head of the table."""
+
+    STAGES = 0
+    STEP_ITEMS = 1
+    CHUNKS = 2
+    FINISH = 3
+    """The first item of the finish, which adds up the partial sums."""
+    AWAITED = 4
+    """The items that the finish waits for."""
+    BATCH = 5
+    GROUPS = 6
+    ITEMS = 7
+    """The items that share the rows where each row takes one program."""
+    STATISTICS_TILES = 8
+    SPLITS = 9
+    """The pieces that the positions are split into in the second pass."""
+    SPLIT_BLOCKS = 10
+    """The tiles of a piece."""
+    BUFFER = 11
+    """The numbers in a scratch buffer."""
+    LEVELS = 12
+    """The first of the buffers that hold sums of blocks."""
+    RSTD = 13
+    """Where rstd begins in the maps."""
+    PARTIALS = 14
+    """Where the partial sums of l1, or of dweight, begin in the scratch memory; then those of dbias and dsigma."""
+    PARTIALS_BIAS = 15
+    PARTIALS_SIGMA = 16
+    PARTIAL_ROWS = 17
+    PARTIAL_COLUMNS = 18
+    SIGMAS = 19
+    FIELDS = 20
+    """The summation field, then the suppression field: `AXES` axes of `FieldColumn` each."""
+
+
+class FieldColumn(IntEnum):
+    """An axis of a field."""
+
+    EXTENT = 0
+    STRIDE = 1
+    LO = 2
+    HI = 3
+    DIVISOR = 4
+
+
+STAGES_AT = Header.FIELDS + 2 * AXES * len(FieldColumn)
+"""Where the stages begin in the table."""
+
+
+class Column(IntEnum):
+    """A stage."""
+
+    BEGIN = 0
+    """The first of its items in a step."""
+    COUNT = 1
+    """Its items in a chunk."""
+    LAG = 2
+    """The steps that it follows the statistics by."""
+    KIND = 3
+    ROWS = 4
+    """The rows, or map rows, of a chunk."""
+    ALL_ROWS = 5
+    TILES = 6
+    """The items of a row."""
+    SOURCE = 7
+    TARGET = 8
+    STRIDE = 9
+    EXTENT = 10
+    LO = 11
+    HI = 12
+    LEVELS = 13
+    RADIX = 14
+    SIZE = 15
+    """The positions in a block of the topmost level."""
+    BOUND = 16
+    """The most blocks of the topmost level in a window."""
+    EPILOGUE = 17
+    OUTER_STRIDE = 18
+    OUTER_EXTENT = 19
+    OUTER_LO = 20
+    OUTER_BOUND = 21
+    """The positions of a second axis that are summed over in the same stage."""
+
+
+class Kind(IntEnum):
+    """What a stage's items do."""
+
+    STATISTICS = 0
+    MERGE = 1
+    WINDOW = 2
+    APPLY = 3
+
+
+class Buffer(IntEnum):
+    """The scratch maps, one float32 per position and row."""
+
+    MEAN = 0
+    """Forward: mean over the channels."""
+    VARIANCE = 1
+    """Forward: mean over the channels of the squared distance from that mean, then from mu."""
+    FIRST = 2
+    SECOND = 3
+    """Sums over some of the axes."""
+    SCALE = 0
+    """Backward: the source of a = B'[P2/s^3]/n; once that is done, A'[d]/n."""
+    SHIFT = 1
+    """Backward: P1/s, then the source d of A'."""
+    CENTRED = 4
+    """Backward: V; once d is formed, a. Where a row is one number, FIRST and SECOND hold a and A'[d]/n."""
+
+
+class Epilogue(IntEnum):
+    """What becomes of a window sum."""
+
+    STORE = 0
+    MEAN = 1
+    RSTD = 2
+    COEFFICIENT = 3
+    """Backward: a is stored, and d formed."""
