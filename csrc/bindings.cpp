@@ -1,4 +1,4 @@
-// The compiled module: plans and the two calls, on addresses. The only file that knows Python.
+// The compiled module: plans, and the CPU's two calls, on addresses. Only bindings*.cpp know Python.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,9 +6,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "addresses.h"
 #include "cpu/kernels.h"
 #include "memory.h"
 #include "plan.h"
+#ifdef DIVNORM_CUDA
+#include "bindings_cuda.h"
+#endif
 
 namespace py = pybind11;
 
@@ -33,8 +37,6 @@ void use_instruction_set(const std::string& name) {
   active_kernels = kernels;
 }
 
-using Address = uintptr_t;
-
 Axes axes_of(const std::array<std::array<int64_t, 3>, kAxes>& numbers) {
   Axes axes;
   for (int a = 0; a < kAxes; ++a) axes[a] = {numbers[a][0], numbers[a][1], numbers[a][2]};
@@ -51,28 +53,10 @@ std::unique_ptr<Plan> make_plan(int dtype, bool channels_last, bool over_batch, 
                                 channels, groups, extent, axes(summation), axes(suppression));
 }
 
-template <class Pointee>
-Pointee* at(Address address) {
-  return reinterpret_cast<Pointee*>(address);
-}
-
-// The address of a parameter, or nothing when it is absent.
-Parameter parameter(Address address, int dtype, int64_t count) {
-  return {at<void>(address), static_cast<Dtype>(dtype), count};
-}
-
 size_t bytes_of(const Problem& problem) {
   const size_t each = problem.dtype == Dtype::float64 ? 8 : problem.dtype == Dtype::float32 ? 4 : 2;
   return static_cast<size_t>(problem.numel()) * each;
 }
-
-// The maps of the fields that are there, mean first, one after the other.
-struct Maps {
-  Maps(const Problem& problem, Address address)
-      : mean(problem.summation.present ? at<void>(address) : nullptr),
-        rstd(problem.suppression.present ? at<void>(address + (mean == nullptr ? 0 : problem.map_bytes())) : nullptr) {}
-  void *mean, *rstd;
-};
 
 double forward(const Plan& plan, Address x, Address weight, int weight_dtype, Address bias, int bias_dtype,
                Address sigma, int sigma_dtype, int64_t sigma_count, double sigma_value, Address y, Address maps,
@@ -128,4 +112,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("instruction_set", [] { return active_kernels.load()->name; }, "The one in use.");
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"));
   py::class_<Plan>(m, "Plan").def(py::init(&make_plan)).def("forward", &forward).def("backward", &backward);
+#ifdef DIVNORM_CUDA
+  bind_cuda(m);
+#endif
 }

@@ -35,6 +35,7 @@ void Plan::fill(Field& field, const std::optional<Axes>& axes) {
     // Beyond the extent there is nothing left to reach.
     field.lo[a] = std::min(axis.lo, extent - 1);
     field.hi[a] = std::min(axis.hi, extent - 1);
+    field.divisor[a] = axis.divisor;
     std::vector<double>& divisors = divisor64_.emplace_back(extent);
     for (int64_t p = 0; p < extent; ++p) {
       const int64_t inside = std::min(p + field.hi[a], extent - 1) - std::max<int64_t>(p - field.lo[a], 0) + 1;

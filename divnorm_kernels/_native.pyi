@@ -1,4 +1,6 @@
-"""The compiled module: addresses in, nothing checked. `divnorm_kernels.backends.cpu` is its only user."""
+"""The compiled module: addresses in, nothing checked. Used by `divnorm_kernels.backends.cpu` and `.cuda` alone."""
+
+from typing import Any
 
 __version__: str
 
@@ -58,5 +60,67 @@ class Plan:
         dbias_dtype: int,
         dsigma: int,
         threads: int,
+        /,
+    ) -> None: ...
+
+# Only where the module was built with CUDA.
+
+cuda_most_positions: int
+
+def cuda_strategy(plan: Plan, backward: bool, device: dict[str, Any], row: dict[str, Any], /) -> dict[str, Any]: ...
+
+class CudaCalls:
+    def __init__(
+        self,
+        plan: Plan,
+        device_index: int,
+        device: dict[str, Any],
+        forward_row: dict[str, Any],
+        backward_row: dict[str, Any],
+        /,
+    ) -> None: ...
+    @property
+    def scratch_bytes(self) -> tuple[int, int]: ...
+    @property
+    def strategies(self) -> tuple[str, str]: ...
+    def forward(
+        self,
+        device_index: int,
+        stream: int,
+        x: int,
+        weight: int,
+        weight_dtype: int,
+        bias: int,
+        bias_dtype: int,
+        sigma: int,
+        sigma_dtype: int,
+        sigma_count: int,
+        sigma_value: float,
+        y: int,
+        maps: int,
+        l1: int,
+        scratch: int,
+        /,
+    ) -> None: ...
+    def backward(
+        self,
+        device_index: int,
+        stream: int,
+        x: int,
+        dy: int,
+        maps: int,
+        weight: int,
+        weight_dtype: int,
+        sigma: int,
+        sigma_dtype: int,
+        sigma_count: int,
+        sigma_value: float,
+        dl1: int,
+        dx: int,
+        dweight: int,
+        dbias: int,
+        dbias_dtype: int,
+        dsigma: int,
+        scratch: int,
         /,
     ) -> None: ...

@@ -17,18 +17,17 @@ from types import ModuleType
 from torch import Tensor
 
 from ..fields import Geometry
-from . import cpu, triton
+from . import cpu, cuda, triton
+from .preference import order
 
-KERNELS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton}
-"""Best first."""
+KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 
-_PLANNED = {name: "it is not part of this version" for name in ("cuda",)}
-_NAMES = (*KERNELS, *_PLANNED, "reference")
+_NAMES = (*KERNELS, "reference")
 
 
 def availability() -> dict[str, str | None]:
     """Every backend's name, with the reason why it is missing here, or ``None`` where it is available."""
-    return {**{name: backend.missing() for name, backend in KERNELS.items()}, **_PLANNED, "reference": None}
+    return {**{name: backend.missing() for name, backend in KERNELS.items()}, "reference": None}
 
 
 def select(name: str | None, g: Geometry, x: Tensor) -> ModuleType | None:
@@ -39,14 +38,14 @@ def select(name: str | None, g: Geometry, x: Tensor) -> ModuleType | None:
         RuntimeError: where the named backend is missing here or cannot serve the call; the message says why.
     """
     if name is None:
-        for backend in KERNELS.values():
-            if backend.refusal(g, x) is None:
-                return backend
+        for candidate in order(g, x):
+            if KERNELS[candidate].refusal(g, x) is None:
+                return KERNELS[candidate]
         return None
     check_name(name)
     if name == "reference":
         return None
-    reason = _PLANNED.get(name) or KERNELS[name].refusal(g, x)
+    reason = KERNELS[name].refusal(g, x)
     if reason is not None:
         raise RuntimeError(f"backend: got {name!r}, which cannot serve this call: {reason}")
     return KERNELS[name]

@@ -1,0 +1,144 @@
+// What the kernels' blocks have in common: their shared memory, and the end of a block's work.
+#pragma once
+
+#include "pixels.h"
+#include "planes.h"
+
+namespace divnorm::cuda {
+
+template <class T, bool ChannelsLast>
+using Work = std::conditional_t<ChannelsLast, Pixels<T>, Planes<T>>;
+
+// A block's shared memory by name.
+template <class T>
+struct Memory {
+  using A = Acc<T>;
+
+  explicit __device__ Memory(const Arguments& args)
+      : x(at<T>(args.shared.x)),
+        dy(at<T>(args.shared.dy)),
+        partial(at<A>(args.shared.partial)),
+        owned(at<A>(args.shared.owned)),
+        reduction(at<A>(args.shared.reduction)),
+        pitch(args.shared.pitch),
+        local{at<A>(args.shared.local), at<A>(args.shared.local) + pitch, partial, partial + pitch},
+        affine{at<A>(args.shared.weight), at<A>(args.shared.bias), at<A>(args.shared.dweight), at<A>(args.shared.dbias),
+               args.shape.per_position} {}
+
+  template <class V>
+  static __device__ V* at(int offset) {
+    return offset < 0 ? nullptr : reinterpret_cast<V*>(device::shared_memory() + offset);
+  }
+
+  T *x, *dy;
+  A *partial, *owned, *reduction;
+  int pitch;
+  Local<A> local;  // slope and offset lie where the partial statistics did
+  Affine<A> affine;
+};
+
+template <class A>
+__device__ void fill(A* to, int count, A value) {
+  for (int i = device::thread(); i < count; i += device::threads()) to[i] = value;
+}
+
+// A map at the tile's positions, or its neutral value where the field is absent.
+template <class A, class Maps>
+__device__ void fetch(const Maps& maps, int map, bool present, A neutral, const Tile& tile, A* to) {
+  if (!present) return fill(to, tile.positions, neutral);
+  for (int p = device::thread(); p < tile.positions; p += device::threads()) to[p] = maps.load(map, tile.position + p);
+}
+
+// Zero sums for the gradients of weight and bias.
+template <class A>
+__device__ void clear_gradients(const Affine<A>& affine, int numbers) {
+  if (affine.dweight == nullptr) return;
+  fill(affine.dweight, numbers, A(0));
+  fill(affine.dbias, numbers, A(0));
+}
+
+// The gradients of weight and bias that a block has collected, as one slot of the partial sums.
+template <class A>
+__device__ void store_gradients(const Shape& shape, const Partials& partials, int64_t slot, int group, const Tile& tile,
+                                int sharers, const Affine<A>& affine) {
+  if (affine.dweight == nullptr) return;
+  const int count = shape.per_position ? tile.positions : tile.channels;
+  const int64_t size = shape.per_position ? shape.positions : shape.channels;
+  const int64_t first =
+      slot * size +
+      (shape.per_position ? tile.position : static_cast<int64_t>(group) * shape.group_channels + tile.channel);
+  device::sync_block();
+  for (int i = device::thread(); i < count; i += device::threads()) {
+    A dweight = affine.dweight[i], dbias = affine.dbias[i];
+    for (int s = 1; s < (shape.per_position ? 1 : sharers); ++s) {
+      dweight += affine.dweight[s * tile.channels + i];
+      dbias += affine.dbias[s * tile.channels + i];
+    }
+    device::store(static_cast<A*>(partials.dweight) + first + i, dweight);
+    device::store(static_cast<A*>(partials.dbias) + first + i, dbias);
+  }
+}
+
+// The sum of every thread's value as one number of the partial sums.
+template <class A>
+__device__ void store_sum(void* partials, int64_t slot, A value, A* reduction) {
+  if (partials == nullptr) return;
+  const A sum = block_sum(value, reduction);
+  if (device::thread() == 0) device::store(static_cast<A*>(partials) + slot, sum);
+}
+
+// dl1 / numel: what |v| adds to the gradient of v.
+template <class A>
+__device__ A l1_gradient(const Shape& shape, const Tensors& tensors) {
+  if (tensors.dl1 == nullptr) return A(0);
+  const A numel = static_cast<A>(shape.batch) * static_cast<A>(shape.channels) * static_cast<A>(shape.positions);
+  return device::load(static_cast<const A*>(tensors.dl1)) / numel;
+}
+
+// Mean and sum of squares about it of several sets of numbers, each given by count, mean and sum of squares:
+// set(i, count, mean, squares).
+template <class A>
+struct Moments {
+  A count, mean, squares;
+
+  template <class Set>
+  static __device__ Moments merged(int sets, Set&& set) {
+    A total = 0, mean = 0, rest = 0, squares = 0;
+    for (int i = 0; i < sets; ++i) {
+      const Moments one = set(i);
+      total += one.count;
+      mean += one.count * one.mean;
+    }
+    mean /= total;
+    for (int i = 0; i < sets; ++i) {
+      const Moments one = set(i);
+      const A difference = one.mean - mean;
+      if (one.count > A(0)) {
+        rest += one.count * difference;
+        squares += one.squares + one.count * difference * difference;
+      }
+    }
+    return {total, corrected(mean, rest / total), squares};
+  }
+};
+
+// Of the channels in slice s of `slices`.
+__device__ inline int slice_channels(int channels, int slice, int slices) {
+  return (channels - slice + slices - 1) / slices;
+}
+
+// What the backward maps start from, given the sums over the channels; returns P2 rstd^3.
+template <class A, class Maps>
+__device__ A start_backward(const Shape& shape, const Maps& maps, int p, A scale, A shift, A centred) {
+  const A rstd = shape.suppression.present ? maps.load(backward_map::rstd, p) : A(0);
+  const A whole = scale * rstd * rstd * rstd;
+  if (shape.suppression.present)
+    maps.store(backward_map::scale, p, whole / divisor<A>(shape, shape.suppression, p));
+  else
+    shift /= divisor<A>(shape, shape.summation, p);
+  maps.store(backward_map::shift, p, shift);
+  maps.store(backward_map::centred_sum, p, centred);
+  return whole;
+}
+
+}  // namespace divnorm::cuda

@@ -1,0 +1,112 @@
+#include "call.h"
+
+#include <stdexcept>
+
+namespace divnorm::cuda {
+namespace {
+
+const KernelSet& kernels_for(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float64: return kernels_float64();
+    case Dtype::float32: return kernels_float32();
+    case Dtype::bfloat16: return kernels_bfloat16();
+    default: return kernels_float16();
+  }
+}
+
+Kernel kernel_of(const KernelSet& kernels, Direction direction, bool resident, bool channels_last) {
+  const auto& pair = direction == Direction::forward ? (resident ? kernels.resident_forward : kernels.staged_forward)
+                                                     : (resident ? kernels.resident_backward : kernels.staged_backward);
+  return pair[channels_last ? 1 : 0];
+}
+
+Launch launch_of(const Strategy& strategy) {
+  return {strategy.blocks, strategy.cluster, strategy.threads, strategy.arguments.shared.bytes};
+}
+
+void* within(const Call& call, int64_t offset) { return static_cast<unsigned char*>(call.scratch) + offset; }
+
+}  // namespace
+
+Calls::Calls(const Plan& plan, int device, const Device& facts, const Preferences& forward, const Preferences& backward)
+    : problem_(plan.problem()), kernels_(kernels_for(problem_.dtype)) {
+  forward_ = choose(problem_, Direction::forward, forward, facts);
+  backward_ = choose(problem_, Direction::backward, backward, facts);
+  for (const Direction direction : {Direction::forward, Direction::backward}) {
+    const Strategy& strategy = of(direction);
+    prepare(launch_of(strategy), device, kernel_of(kernels_, direction, strategy.resident, problem_.channels_last));
+  }
+}
+
+std::string Calls::described(Direction direction) const {
+  std::string shape = std::to_string(problem_.batch) + ", " + std::to_string(problem_.channels);
+  for (const int64_t extent : problem_.extent) shape += ", " + std::to_string(extent);
+  return of(direction).name() + (direction == Direction::forward ? " forward" : " backward") + " of (" + shape + ")";
+}
+
+void Calls::run(Direction direction, const Call& call) const {
+  const Strategy& strategy = of(direction);
+  const Scratch& scratch = strategy.scratch;
+  Arguments arguments = strategy.arguments;
+  arguments.tensors = call.tensors;
+  if (direction == Direction::forward) {
+    if (call.l1 != nullptr) arguments.partials.l1 = within(call, scratch.l1);
+  } else {
+    if (call.dweight.data != nullptr || call.dbias.data != nullptr) {
+      arguments.partials.dweight = within(call, scratch.dweight);
+      arguments.partials.dbias = within(call, scratch.dbias);
+    } else {
+      arguments.shared.dweight = arguments.shared.dbias = -1;
+    }
+    if (call.dsigma.data != nullptr && problem_.suppression.present)
+      arguments.partials.dsigma = within(call, scratch.dsigma);
+  }
+  try {
+    if (!strategy.resident) {
+      arguments.staged.counters = static_cast<int*>(within(call, scratch.counters));
+      arguments.staged.maps = scratch.maps < 0 ? nullptr : within(call, scratch.maps);
+      arguments.staged.merged = scratch.merged < 0 ? nullptr : within(call, scratch.merged);
+      clear(arguments.staged.counters, scratch.counter_bytes, call.stream);
+    }
+    start(launch_of(strategy), call.stream, kernel_of(kernels_, direction, strategy.resident, problem_.channels_last),
+          arguments);
+    finish(direction, call);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error("CUDA, " + described(direction) + ": " + error.what());
+  }
+}
+
+void Calls::finish(Direction direction, const Call& call) const {
+  const Strategy& strategy = of(direction);
+  const Scratch& scratch = strategy.scratch;
+  const Shape& shape = strategy.arguments.shape;
+  FinishArguments all;
+  int64_t columns = 0;
+  const auto add = [&](Reduction reduction) {
+    columns += (reduction.columns + kFinishColumns - 1) / kFinishColumns * kFinishColumns;
+    all.reduction[all.count++] = reduction;
+  };
+  if (direction == Direction::forward) {
+    if (call.l1 != nullptr) {
+      const double share = 1.0 / static_cast<double>(problem_.numel());
+      const Dtype sums = problem_.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
+      add({within(call, scratch.l1), scratch.l1_slots, 1, 1, 0, share, {}, {call.l1, sums, 1}});
+    }
+  } else {
+    const int64_t size = problem_.affine_size();
+    if (call.dweight.data != nullptr)
+      add({within(call, scratch.dweight), scratch.affine_slots, size, size, 1, 1.0, {}, call.dweight});
+    if (call.dbias.data != nullptr)
+      add({within(call, scratch.dbias), scratch.affine_slots, size, size, 1, 1.0, {}, call.dbias});
+    if (call.dsigma.data != nullptr && problem_.suppression.present) {
+      const int64_t sigmas = call.dsigma.count, slots = scratch.sigma_slots;
+      add({within(call, scratch.dsigma), sigmas == 1 ? slots * shape.groups : slots, sigmas, 1, slots, 1.0,
+           call.tensors.sigma, call.dsigma});
+    }
+  }
+  if (all.count == 0) return;
+  const int each = problem_.dtype == Dtype::float64 ? 8 : 4;
+  start({columns / kFinishColumns, 1, kFinishThreads, kFinishThreads * each}, call.stream, kernels_.finish, all);
+}
+
+}  // namespace divnorm::cuda

@@ -1,0 +1,111 @@
+// The words the kernels are written in. On a GPU they are CUDA's; for the tests csrc/tests/emulated_device.h gives the
+// same words on the CPU, where every access to global memory is counted.
+#pragma once
+
+#include <cstdint>
+
+#include "../problem.h"
+
+#if defined(DIVNORM_EMULATED)
+#include "../tests/emulated_device.h"
+#else
+
+#include <cuda_runtime.h>
+
+namespace divnorm::cuda::device {
+
+constexpr int kWarp = 32;
+constexpr unsigned kEveryLane = 0xffffffffu;
+
+__device__ inline int thread() { return static_cast<int>(threadIdx.x); }
+__device__ inline int threads() { return static_cast<int>(blockDim.x); }
+__device__ inline int64_t block() { return blockIdx.x; }
+
+__device__ inline unsigned char* shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return memory;
+}
+
+__device__ inline void sync_block() { __syncthreads(); }
+
+// Waits for every thread of a cluster of `size` blocks and makes what they wrote visible.
+__device__ inline void sync_cluster(int size) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  if (size > 1) {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    return;
+  }
+#endif
+  __syncthreads();
+}
+
+// Where `address`, in this block's shared memory, lies in that of block `rank` of the cluster.
+template <class V>
+__device__ inline V* in_block(V* address, int rank) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  uint64_t there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(reinterpret_cast<uint64_t>(address)), "r"(rank));
+  return reinterpret_cast<V*>(there);
+#else
+  return address;
+#endif
+}
+
+template <class A>
+__device__ inline A shuffle_xor(A value, int mask) {
+  return __shfl_xor_sync(kEveryLane, value, mask);
+}
+
+// Global memory.
+template <class V>
+__device__ inline V load(const V* address) {
+  return *address;
+}
+template <class V>
+__device__ inline void store(V* address, V value) {
+  *address = value;
+}
+
+// Global to shared memory without a register in between; complete after copies_done() and a barrier.
+template <int Bytes>
+__device__ inline void copy_async(void* shared, const void* global) {
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  if constexpr (Bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(Bytes) : "memory");
+}
+__device__ inline void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// The next number of a counter, by one thread.
+__device__ inline int take_ticket(int* counter) { return atomicAdd(counter, 1); }
+
+// One thread says that what its block wrote before the last barrier is there; another waits until `count` have.
+__device__ inline void signal(int* counter) {
+  asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(counter) : "memory");
+}
+__device__ inline void wait_for(int* counter, int count) {
+  int seen;
+  do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  while (seen < count);
+}
+
+__device__ inline float from_bits(uint32_t bits) { return __uint_as_float(bits); }
+__device__ inline float float_of_half(uint16_t bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+__device__ inline uint16_t half_of(float value) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+__device__ inline uint16_t bfloat16_of(float value) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+
+}  // namespace divnorm::cuda::device
+#endif

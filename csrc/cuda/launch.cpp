@@ -1,0 +1,80 @@
+#include "launch.h"
+
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace divnorm::cuda {
+namespace {
+
+constexpr int kPortableCluster = 8;
+
+void check(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // it has been reported
+  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(status) + ", " + cudaGetErrorString(status));
+}
+
+// Makes a device current for as long as this lives.
+class Current {
+ public:
+  explicit Current(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (before_ == device) return;
+    check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = true;
+  }
+  ~Current() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  Current(const Current&) = delete;
+  Current& operator=(const Current&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+void start(const Launch& launch, Stream stream, const void* kernel, const void* arguments) {
+  const Current current(stream.device);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(launch.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(launch.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
+  config.stream = reinterpret_cast<cudaStream_t>(stream.handle);
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = launch.cluster > 1 ? 1 : 0;
+  void* all[] = {const_cast<void*>(arguments)};
+  check(cudaLaunchKernelExC(&config, kernel, all), "cudaLaunchKernelExC");
+}
+
+}  // namespace
+
+void prepare(const Launch& launch, int device, Kernel kernel) {
+  const Current current(device);
+  const auto* function = reinterpret_cast<const void*>(kernel);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes),
+        "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
+  if (launch.cluster > kPortableCluster)
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+          "cudaFuncSetAttribute(NonPortableClusterSizeAllowed)");
+}
+
+void start(const Launch& launch, Stream stream, Kernel kernel, const Arguments& arguments) {
+  start(launch, stream, reinterpret_cast<const void*>(kernel), &arguments);
+}
+void start(const Launch& launch, Stream stream, FinishKernel kernel, const FinishArguments& arguments) {
+  start(launch, stream, reinterpret_cast<const void*>(kernel), &arguments);
+}
+
+void clear(void* memory, int64_t bytes, Stream stream) {
+  const Current current(stream.device);
+  check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), reinterpret_cast<cudaStream_t>(stream.handle)),
+        "cudaMemsetAsync");
+}
+
+}  // namespace divnorm::cuda

@@ -1,0 +1,29 @@
+// The one way to start a kernel: on a GPU (launch.cpp), or emulated for the tests (tests/emulated_launch.cpp).
+// Errors are std::runtime_error with the runtime's name and words for them.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace divnorm::cuda {
+
+struct Launch {
+  int64_t blocks = 0;
+  int cluster = 1, threads = 0, shared_bytes = 0;
+};
+
+struct Stream {
+  int device = 0;
+  uintptr_t handle = 0;
+};
+
+// Once for a kernel and a device, before its first launch.
+void prepare(const Launch& launch, int device, Kernel kernel);
+
+void start(const Launch& launch, Stream stream, Kernel kernel, const Arguments& arguments);
+void start(const Launch& launch, Stream stream, FinishKernel kernel, const FinishArguments& arguments);
+
+void clear(void* memory, int64_t bytes, Stream stream);
+
+}  // namespace divnorm::cuda

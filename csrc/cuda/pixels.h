@@ -1,0 +1,185 @@
+// The work on a tile of a channels_last tensor: positions, each with its channels side by side.
+#pragma once
+
+#include "tile.h"
+
+namespace divnorm::cuda {
+
+template <class T>
+struct Pixels {
+  using A = Acc<T>;
+
+  // As Planes::moments; a block has all channels of its positions, in one slice.
+  static __device__ void moments(const Tile& tile, const T* x, bool centred, int, A* partial, int pitch) {
+    with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
+      constexpr int V = decltype(count)::value;
+      const A each = A(1) / static_cast<A>(tile.channels);
+      const Lanes lanes(tile, V);
+      for (int first = 0; first < tile.positions; first += lanes.positions) {
+        const int p = first + lanes.position;
+        const T* channels = x + p * tile.channels;
+        const int end = p < tile.positions ? tile.channels : 0;
+        A mean = 0, rest = 0, squares = 0;
+        if (centred) {
+          for (int c = lanes.lane * V; c < end; c += lanes.count * V) {
+            const Pack<T, V> value = read_pack<V>(channels + c);
+            for (int v = 0; v < V; ++v) mean += widen(value.at[v]);
+          }
+          mean = lanes.sum(mean) * each;
+        }
+        for (int c = lanes.lane * V; c < end; c += lanes.count * V) {
+          const Pack<T, V> value = read_pack<V>(channels + c);
+          for (int v = 0; v < V; ++v) {
+            const A difference = widen(value.at[v]) - mean;
+            rest += difference;
+            squares += difference * difference;
+          }
+        }
+        rest = lanes.sum(rest);
+        squares = lanes.sum(squares);
+        if (end > 0 && lanes.lane == 0) {
+          partial[p] = centred ? corrected(mean, rest * each) : A(0);
+          partial[pitch + p] = squares;
+        }
+      }
+    });
+  }
+
+  // As Planes::sums, in one slice.
+  static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<A>& affine,
+                              A l1, int, A* partial, int pitch) {
+    with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
+      constexpr int V = decltype(count)::value;
+      const Lanes lanes(tile, V);
+      for (int first = 0; first < tile.positions; first += lanes.positions) {
+        const int p = first + lanes.position;
+        const int end = p < tile.positions ? tile.channels : 0;
+        const A mean = end > 0 ? local.mean[p] : A(0), rstd = end > 0 ? local.rstd[p] : A(0);
+        A scale = 0, shift = 0, centred = 0;
+        for (int c = lanes.lane * V; c < end; c += lanes.count * V) {
+          const Pack<T, V> value = read_pack<V>(x + p * tile.channels + c);
+          const Pack<T, V> gradient = read_pack<V>(dy + p * tile.channels + c);
+          const Pack<A, V> weight = read_pack<V>(affine.weight + c);
+          for (int v = 0; v < V; ++v) {
+            const A g = widen(gradient.at[v]) * weight.at[v], deviation = widen(value.at[v]) - mean;
+            scale += g * deviation;
+            shift += g * rstd + signed_as(l1, deviation);
+            centred += deviation;
+          }
+        }
+        scale = lanes.sum(scale);
+        shift = lanes.sum(shift);
+        centred = lanes.sum(centred);
+        if (end > 0 && lanes.lane == 0) {
+          partial[p] = scale;
+          partial[pitch + p] = shift;
+          partial[2 * pitch + p] = centred;
+        }
+      }
+    });
+  }
+
+  // y in place of x; returns this thread's sum of |v|.
+  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<A>& affine) {
+    A sum = 0;
+    with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
+      constexpr int V = decltype(count)::value;
+      const Columns columns(tile, V);
+      for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
+        const Pack<A, V> weight = read_pack<V>(affine.weight + c), bias = read_pack<V>(affine.bias + c);
+        for (int p = columns.worker; p < tile.positions; p += columns.workers) {
+          Pack<T, V> value = read_pack<V>(x + p * tile.channels + c);
+          const A mean = local.mean[p], rstd = local.rstd[p];
+          for (int v = 0; v < V; ++v) {
+            const A deviation = widen(value.at[v]) - mean;
+            sum += std::abs(deviation);
+            value.at[v] = narrow<T>(deviation * rstd * weight.at[v] + bias.at[v]);
+          }
+          write_pack(x + p * tile.channels + c, value);
+        }
+      }
+    });
+    return sum;
+  }
+
+  // dx in place of x; adds to the gradients of weight and bias. dy's place is used for sums once it has been read.
+  static __device__ void differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local, const Affine<A>& affine,
+                                       A l1) {
+    with_vectors<T, kColumnBytes>(tile.channels, [&](auto count) {
+      constexpr int V = decltype(count)::value;
+      const Columns columns(tile, V);
+      A dweight[V] = {}, dbias[V] = {};
+      for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
+        const Pack<A, V> weight = read_pack<V>(affine.weight + c);
+        for (int p = columns.worker; p < tile.positions; p += columns.workers) {
+          Pack<T, V> value = read_pack<V>(x + p * tile.channels + c);
+          const Pack<T, V> gradient = read_pack<V>(dy + p * tile.channels + c);
+          const A mean = local.mean[p], rstd = local.rstd[p], slope = local.slope[p], offset = local.offset[p];
+          for (int v = 0; v < V; ++v) {
+            const A upstream = widen(gradient.at[v]), deviation = widen(value.at[v]) - mean;
+            value.at[v] =
+                narrow<T>(upstream * weight.at[v] * rstd + signed_as(l1, deviation) - slope * deviation - offset);
+            dweight[v] += upstream * deviation * rstd;
+            dbias[v] += upstream;
+          }
+          write_pack(x + p * tile.channels + c, value);
+        }
+        if (columns.workers > 1 || affine.dweight == nullptr) continue;
+        for (int v = 0; v < V; ++v) {
+          affine.dweight[c + v] += dweight[v];
+          affine.dbias[c + v] += dbias[v];
+          dweight[v] = dbias[v] = 0;
+        }
+      }
+      if (columns.workers == 1 || affine.dweight == nullptr) return;
+      A* sums = reinterpret_cast<A*>(dy);  // (2, workers, channels)
+      const int rows = columns.workers * tile.channels;
+      device::sync_block();
+      if (columns.worker < columns.workers)
+        for (int v = 0; v < V; ++v) {
+          const int at = columns.worker * tile.channels + columns.first * V + v;
+          sums[at] = dweight[v];
+          sums[rows + at] = dbias[v];
+        }
+      device::sync_block();
+      for (int c = device::thread(); c < tile.channels; c += device::threads())
+        for (int w = 0; w < columns.workers; ++w) {
+          affine.dweight[c] += sums[w * tile.channels + c];
+          affine.dbias[c] += sums[rows + w * tile.channels + c];
+        }
+    });
+  }
+
+  static __device__ int sharers(const Tile&) { return 1; }
+
+ private:
+  // Lanes of a warp share a position.
+  struct Lanes {
+    __device__ Lanes(const Tile& tile, int vector) {
+      while (count < device::kWarp && count * 2 * vector <= tile.channels) count *= 2;
+      lane = device::thread() % count;
+      position = device::thread() / count;
+      positions = device::threads() / count;
+    }
+    __device__ A sum(A value) const {
+      for (int m = count / 2; m > 0; m /= 2) value += device::shuffle_xor(value, m);
+      return value;
+    }
+    int count = 1, lane, position, positions;
+  };
+
+  // A thread keeps to its channels and goes through positions with the other workers of these.
+  struct Columns {
+    __device__ Columns(const Tile& tile, int vector) {
+      const int vectors = tile.channels / vector;
+      workers = vectors < 1 || vectors >= device::threads() ? 1 : device::threads() / vectors;
+      worker = workers == 1 ? 0 : device::thread() / vectors;
+      first = workers == 1 ? device::thread() : device::thread() % vectors;
+      step = workers == 1 ? device::threads() : vectors;
+      if (worker >= workers) first = vectors;  // left over
+    }
+    int workers, worker, first, step;
+  };
+};
+
+}  // namespace divnorm::cuda

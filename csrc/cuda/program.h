@@ -1,0 +1,161 @@
+// What a kernel is told: the call's shape, its fields and the passes that sum over them, its tensors, and how the work
+// is cut. Computed once per geometry by program.cpp and strategy.cpp; plain data, passed by value.
+#pragma once
+
+#include <cstdint>
+
+#include "../problem.h"
+
+namespace divnorm::cuda {
+
+// What the kernels are compiled for: the most threads of a block, and blocks of a multiprocessor that registers are
+// left for (in double precision half of them).
+constexpr int kResidentThreads = 384, kResidentBlocks = 2;
+constexpr int kStagedThreads = 256, kStagedBlocks = 3;
+constexpr int blocks_for(int blocks, int element_size) { return element_size == 8 ? (blocks + 1) / 2 : blocks; }
+
+constexpr int kVectorBytes = 16;  // the widest access
+constexpr int kWordBytes = 4;     // of a bank of shared memory
+// Bytes of dy that a thread of the backward kernels takes at once; in channels_last, what its sums take of dy's place.
+constexpr int kColumnBytes = 8;
+
+struct Window {
+  bool present = false;
+  int lo[kAxes] = {}, hi[kAxes] = {};
+  int64_t divisor[kAxes] = {};  // 0: the positions inside the image
+};
+
+// Sums of the map `source` over the window of one axis, into the map `target`. The last pass of a field ends it.
+struct Pass {
+  int axis = -1;  // -1: the field is a single position, there is nothing to sum
+  int lo = 0, hi = 0;
+  int source = 0, target = 0;
+  bool of_suppression = false, last = false;
+};
+constexpr int kMaxPasses = 2 * kAxes;
+
+// Maps that a call works on, by number.
+namespace forward_map {
+enum { mean_of_channels, squares, spare, mean, rstd };
+}
+namespace backward_map {
+enum { scale, shift, centred_sum, spare, slope, offset, mean, rstd };
+}
+// The statistics of a position: sums over channels that the maps start from.
+constexpr int kForwardStatistics = 2, kBackwardStatistics = 3;
+constexpr int kForwardScratchMaps = 3;   // mean and rstd are results
+constexpr int kBackwardScratchMaps = 6;  // mean and rstd are inputs
+constexpr int kSavedMaps = 2;
+
+struct Shape {
+  int64_t batch = 0, channels = 0;
+  int groups = 1, group_channels = 1;
+  int positions = 1;
+  int extent[kAxes] = {1, 1, 1};
+  bool over_batch = false;
+  bool per_position = false;  // weight and bias have one element per position of the single channel
+  bool channels_last = false;
+  Window summation, suppression;
+  Pass passes[kMaxPasses];
+  int pass_count = 0;
+};
+
+struct Tensors {
+  const void* x = nullptr;
+  const void* dy = nullptr;
+  void* out = nullptr;  // y or dx
+  Parameter weight, bias, sigma;
+  double sigma_value = 0;  // where there is no tensor
+  void *mean = nullptr, *rstd = nullptr;
+  const void* dl1 = nullptr;  // null: zero
+};
+
+// Partial sums of the parameters' gradients and of l1, one row per slot; null: not wanted.
+struct Partials {
+  void *dweight = nullptr, *dbias = nullptr, *dsigma = nullptr, *l1 = nullptr;
+};
+
+// A cluster of blocks holds a row (a group of a sample): rank r the channels of slice r % channel_blocks and the
+// positions of slice r / channel_blocks. It works on samples part, part + parts, ...
+struct Resident {
+  int channel_blocks = 1, position_blocks = 1, blocks = 1;  // the third is the product
+  int tile_channels = 1, tile_positions = 1;
+  int slices = 1;        // partial statistics a block keeps of a position
+  int owner_shift = 0;   // block p >> owner_shift of the cluster keeps the maps' position p
+  int owned_stride = 1;  // from one of its maps to the next
+  int parts = 1;
+};
+
+enum class StageKind : int { statistics, merge, passes, apply };
+
+// Items of one kind, as many for every chunk of samples. An item waits for all items of the stage before it.
+struct Stage {
+  StageKind kind = StageKind::apply;
+  int items = 0;
+  int lag = 0;  // chunks that the first stage is ahead
+  int first_pass = 0, end_pass = 0;
+};
+constexpr int kMaxStages = kMaxPasses + 3;
+
+// Tiles pass through one block at a time; maps and partial statistics lie in global memory.
+struct Staged {
+  Stage stage[kMaxStages];
+  int stages = 0;
+  int items = 0;  // of all stages for one chunk
+  int chunks = 1;
+  int64_t chunk_samples = 1;
+  int units = 1;             // of a chunk: sets of samples whose statistics are taken together
+  int64_t unit_samples = 1;  // 1 but over the batch
+  int spans = 1;             // of a chunk: sets of samples that an item of the last stage goes through
+  int64_t span_samples = 1;
+  int tile_positions = 1, tile_channels = 1;
+  int slices = 1;
+  int row_items = 1;  // blocks that share the passes over one map
+  int64_t map_rows = 1;
+  int* counters = nullptr;  // a ticket, then one counter per stage and chunk; zero before the launch
+  void* maps = nullptr;     // scratch maps, each of map_rows rows
+  void* merged = nullptr;   // over the batch: the units' statistics before they are merged
+};
+
+// Where a block keeps what, in bytes from the start of its shared memory.
+struct SharedLayout {
+  int x = 0, dy = 0;           // the tile
+  int local = 0;               // the maps at the tile's positions
+  int partial = 0;             // statistics of the tile's slices of channels
+  int owned = 0;               // maps of the positions the block keeps for its cluster, or sums under way
+  int weight = 0, bias = 0;    // of the tile, in the type of the sums
+  int dweight = 0, dbias = 0;  // their gradients so far
+  int reduction = 0;           // one number per warp
+  int pitch = 0;               // numbers from one map of the tile to the next
+  int bytes = 0;
+};
+
+struct Arguments {
+  Shape shape;
+  Tensors tensors;
+  Partials partials;
+  Resident resident;
+  Staged staged;
+  SharedLayout shared;
+};
+
+// Sums over partial sums: result[column] = factor * sum over the rows of source[row * row_step + column * column_step].
+struct Reduction {
+  const void* source = nullptr;
+  int64_t rows = 0, columns = 0;
+  int64_t row_step = 0, column_step = 0;
+  double factor = 1;
+  Parameter sigma;  // where it is there, the factor is minus sigma of the column
+  Parameter result;
+};
+
+constexpr int kMostReductions = 3;
+constexpr int kFinishThreads = 256;
+constexpr int kFinishColumns = 32;  // of a block
+
+struct FinishArguments {
+  Reduction reduction[kMostReductions];
+  int count = 0;
+};
+
+}  // namespace divnorm::cuda

@@ -1,0 +1,172 @@
+// Rows that fit the shared memory of a block, or of a cluster of blocks: one read of x (and dy), one write of the
+// result. A block holds a slice of the row's channels and positions; sums over the channels and windows that reach into
+// other blocks go through distributed shared memory.
+#pragma once
+
+#include "block.h"
+
+namespace divnorm::cuda {
+
+// Which part of which rows a block holds.
+struct Place {
+  __device__ explicit Place(const Arguments& args) {
+    const Resident& r = args.resident;
+    const int64_t cluster = device::block() / r.blocks;
+    rank = static_cast<int>(device::block() % r.blocks);
+    group = static_cast<int>(cluster / r.parts);
+    part = static_cast<int>(cluster % r.parts);
+    channel_slice = rank % r.channel_blocks;
+    position_slice = rank / r.channel_blocks;
+    owned_begin = rank << r.owner_shift;
+    owned_end = clamped(args.shape.positions, 0, (rank + 1) << r.owner_shift);
+  }
+  __device__ Tile tile(const Arguments& args, int64_t sample) const {
+    const Resident& r = args.resident;
+    return tile_at(args.shape, sample, group, channel_slice * r.tile_channels, r.tile_channels,
+                   position_slice * r.tile_positions, r.tile_positions);
+  }
+  __device__ int64_t slot(const Resident& r) const {
+    return (static_cast<int64_t>(group) * r.parts + part) * r.blocks + rank;
+  }
+  int rank, group, part, channel_slice, position_slice, owned_begin, owned_end;
+};
+
+// The partial statistics of position p by the block that holds channel slice `slice` of it.
+template <class A>
+__device__ const A* partial_of(const Resident& r, A* partial, int slice, int p) {
+  const int position_slice = p / r.tile_positions;
+  A* here = partial + p - position_slice * r.tile_positions;
+  return r.blocks == 1 ? here : device::in_block(here, position_slice * r.channel_blocks + slice);
+}
+
+// Runs all passes over the maps; every block of the cluster sees the result.
+template <class A, class Field>
+__device__ void run_passes(const Arguments& args, const OwnedMaps<A>& maps, int rank, const Field& field) {
+  const int blocks = args.resident.blocks;
+  const Worker worker{rank * device::threads() + device::thread(), blocks * device::threads()};
+  device::sync_cluster(blocks);
+  for (int i = 0; i < args.shape.pass_count; ++i) {
+    run_pass<A>(args.shape, args.shape.passes[i], maps, worker, field);
+    device::sync_cluster(blocks);
+  }
+}
+
+template <class T, bool ChannelsLast>
+__global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, sizeof(T)))
+    resident_forward(const __grid_constant__ Arguments args) {
+  using A = Acc<T>;
+  const Shape& shape = args.shape;
+  const Resident& r = args.resident;
+  const Place place(args);
+  const Memory<T> memory(args);
+  const int n = shape.group_channels;
+  {
+    const Tile tile = place.tile(args, 0);
+    load_affine(shape, args.tensors, place.group, tile.channel, tile.channels, tile.position, tile.positions,
+                memory.affine);
+  }
+  A l1 = 0;
+  for (int64_t sample = place.part; sample < shape.batch; sample += r.parts) {
+    if (sample > place.part) device::sync_block();  // the last result is out
+    const Tile tile = place.tile(args, sample);
+    copy_in(tile, args.tensors.x, memory.x);
+    device::copies_done();
+    device::sync_block();
+    const OwnedMaps<A> maps{memory.owned, r.owner_shift, r.owned_stride, r.blocks,
+                            SavedMaps<A>(shape, args.tensors, sample * shape.groups + place.group)};
+    if (shape.pass_count > 0) {
+      Work<T, ChannelsLast>::moments(tile, memory.x, shape.summation.present, r.slices, memory.partial, memory.pitch);
+      device::sync_cluster(r.blocks);
+      for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
+        const auto whole = Moments<A>::merged(r.channel_blocks * r.slices, [&](int i) {
+          const int block = i / r.slices, slice = i - block * r.slices;
+          const int channels = clamped(n - block * r.tile_channels, 0, r.tile_channels);
+          const A* from = partial_of(r, memory.partial, block, p);
+          return Moments<A>{static_cast<A>(slice_channels(channels, slice, r.slices)), from[slice * memory.pitch],
+                            from[(r.slices + slice) * memory.pitch]};
+        });
+        maps.store(forward_map::mean_of_channels, p, whole.mean);
+        maps.store(forward_map::squares, p, whole.squares / static_cast<A>(n));
+      }
+      run_passes<A>(args, maps, place.rank,
+                    ForwardFields<A, OwnedMaps<A>>{shape, maps, sigma_of<A>(args.tensors, place.group)});
+    }
+    fetch(maps, forward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
+    fetch(maps, forward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
+    device::sync_block();
+    l1 += Work<T, ChannelsLast>::normalize(tile, memory.x, memory.local, memory.affine);
+    device::sync_block();
+    copy_out(tile, memory.x, args.tensors.out);
+  }
+  if (r.blocks > 1) device::sync_cluster(r.blocks);  // no block ends while another reads its maps
+  store_sum(args.partials.l1, place.slot(r), l1, memory.reduction);
+}
+
+template <class T, bool ChannelsLast>
+__global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, sizeof(T)))
+    resident_backward(const __grid_constant__ Arguments args) {
+  using A = Acc<T>;
+  const Shape& shape = args.shape;
+  const Resident& r = args.resident;
+  const Place place(args);
+  const Memory<T> memory(args);
+  {
+    const Tile tile = place.tile(args, 0);
+    load_affine(shape, args.tensors, place.group, tile.channel, tile.channels, tile.position, tile.positions,
+                memory.affine);
+    clear_gradients(memory.affine,
+                    shape.per_position ? tile.positions : tile.channels * Work<T, ChannelsLast>::sharers(tile));
+  }
+  const A l1 = l1_gradient<A>(shape, args.tensors);
+  A dsigma = 0;
+  for (int64_t sample = place.part; sample < shape.batch; sample += r.parts) {
+    if (sample > place.part) device::sync_block();  // the last result is out
+    const Tile tile = place.tile(args, sample);
+    copy_in(tile, args.tensors.x, memory.x);
+    copy_in(tile, args.tensors.dy, memory.dy);
+    const OwnedMaps<A> maps{memory.owned, r.owner_shift, r.owned_stride, r.blocks,
+                            SavedMaps<A>(shape, args.tensors, sample * shape.groups + place.group)};
+    for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
+      if (shape.summation.present) maps.store(backward_map::mean, p, device::load(maps.saved.mean + p));
+      if (shape.suppression.present) maps.store(backward_map::rstd, p, device::load(maps.saved.rstd + p));
+    }
+    device::copies_done();
+    device::sync_cluster(r.blocks);
+    fetch(maps, backward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
+    fetch(maps, backward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
+    device::sync_block();
+    if (shape.pass_count > 0) {
+      Work<T, ChannelsLast>::sums(tile, memory.x, memory.dy, memory.local, memory.affine, l1, r.slices, memory.partial,
+                                  memory.pitch);
+      device::sync_cluster(r.blocks);
+      for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
+        A scale = 0, shift = 0, centred = 0;
+        for (int block = 0; block < r.channel_blocks; ++block) {
+          const A* from = partial_of(r, memory.partial, block, p);
+          for (int slice = 0; slice < r.slices; ++slice) {
+            scale += from[slice * memory.pitch];
+            shift += from[(r.slices + slice) * memory.pitch];
+            centred += from[(2 * r.slices + slice) * memory.pitch];
+          }
+        }
+        dsigma += start_backward(shape, maps, p, scale, shift, centred);
+      }
+      run_passes<A>(args, maps, place.rank,
+                    BackwardFields<A, OwnedMaps<A>>{shape, maps, A(1) / static_cast<A>(shape.group_channels)});
+    }
+    fetch(maps, backward_map::slope, shape.suppression.present, A(0), tile, memory.local.slope);
+    fetch(maps, backward_map::offset, shape.summation.present, A(0), tile, memory.local.offset);
+    device::sync_block();
+    Work<T, ChannelsLast>::differentiate(tile, memory.x, memory.dy, memory.local, memory.affine, l1);
+    device::sync_block();
+    copy_out(tile, memory.x, args.tensors.out);
+  }
+  if (r.blocks > 1) device::sync_cluster(r.blocks);  // no block ends while another reads its maps
+  const Tile tile = place.tile(args, 0);
+  const int64_t slot =
+      shape.per_position ? place.part : static_cast<int64_t>(place.part) * r.position_blocks + place.position_slice;
+  store_gradients(shape, args.partials, slot, place.group, tile, Work<T, ChannelsLast>::sharers(tile), memory.affine);
+  store_sum(args.partials.dsigma, place.slot(r), dsigma, memory.reduction);
+}
+
+}  // namespace divnorm::cuda

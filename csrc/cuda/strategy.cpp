@@ -1,0 +1,330 @@
+#include "strategy.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+namespace divnorm::cuda {
+namespace {
+
+constexpr int64_t kAlignment = 256;  // of what lies in scratch memory
+constexpr int kWarpThreads = 32;
+constexpr int kPitchNumbers = 8;  // maps of a tile start at multiples of this
+constexpr int kRegisterFile = 1 << 16, kMostBlocks = 32;
+constexpr int kBlockOverhead = 1024;  // of shared memory, what the driver keeps of every block
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+int element_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+int64_t pitch_of(int64_t positions) { return round_up(positions, kPitchNumbers); }
+int log2_up(int64_t number) {
+  int shift = 0;
+  while (int64_t{1} << shift < number) ++shift;
+  return shift;
+}
+int64_t power_of_two_below(int64_t number) { return int64_t{1} << (log2_up(number + 1) - 1); }
+
+Window window_of(const Field& field) {
+  Window window;
+  window.present = field.present;
+  for (int a = 0; a < kAxes; ++a) {
+    window.lo[a] = static_cast<int>(field.lo[a]);
+    window.hi[a] = static_cast<int>(field.hi[a]);
+    window.divisor[a] = field.divisor[a];
+  }
+  return window;
+}
+
+// Sums over a field: one pass for each axis whose window is more than one position. The last writes to `result`, those
+// before it to `result` and `spare` in turns.
+void add_passes(Shape& shape, const Window& window, bool of_suppression, bool mirrored, int source, int result,
+                int spare) {
+  if (!window.present) return;
+  Pass passes[kAxes];
+  int count = 0;
+  for (int a = 0; a < kAxes; ++a) {
+    if (window.lo[a] == 0 && window.hi[a] == 0) continue;
+    Pass& pass = passes[count++];
+    pass.axis = a;
+    pass.lo = mirrored ? window.hi[a] : window.lo[a];
+    pass.hi = mirrored ? window.lo[a] : window.hi[a];
+  }
+  if (count == 0) count = 1;
+  for (int i = 0; i < count; ++i) {
+    Pass& pass = passes[i];
+    pass.of_suppression = of_suppression;
+    pass.last = i == count - 1;
+    pass.source = source;
+    pass.target = (count - 1 - i) % 2 == 0 ? result : spare;
+    source = pass.target;
+    shape.passes[shape.pass_count++] = pass;
+  }
+}
+
+// Where everything lies in a block's shared memory.
+class SharedPlan {
+ public:
+  int add(int64_t bytes) {
+    const int64_t offset = bytes_;
+    bytes_ += round_up(bytes, kVectorBytes);
+    return static_cast<int>(std::min<int64_t>(offset, std::numeric_limits<int>::max()));
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t bytes_ = 0;
+};
+
+class ScratchPlan {
+ public:
+  int64_t add(int64_t bytes) {
+    const int64_t offset = bytes_;
+    bytes_ += round_up(bytes, kAlignment);
+    return offset;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t bytes_ = 0;
+};
+
+class Chooser {
+ public:
+  Chooser(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device)
+      : p_(preferences),
+        device_(device),
+        backward_(direction == Direction::backward),
+        element_(element_size(problem.dtype)),
+        sum_(problem.dtype == Dtype::float64 ? 8 : 4),
+        shape_(shape_of(problem, direction)) {}
+
+  Strategy choose() const {
+    Strategy chosen = staged();
+    if (shape_.over_batch) return chosen;
+    const int most = device_.clusters ? p_.cluster : std::min(p_.cluster, 1);
+    // As many blocks to a multiprocessor as the table wants; where a row is too large for that, a whole one.
+    for (const int limit : {device_.shared_bytes / p_.blocks - kBlockOverhead, device_.block_shared_bytes})
+      for (int blocks = 1; blocks <= most; blocks *= 2) {
+        const Strategy tried = resident(blocks);
+        if (tried.cluster <= most && tried.arguments.shared.bytes <= std::min(limit, device_.block_shared_bytes))
+          return tried;
+      }
+    return chosen;
+  }
+
+ private:
+  int statistics() const { return backward_ ? kBackwardStatistics : kForwardStatistics; }
+  int64_t affine_size() const { return shape_.per_position ? shape_.positions : shape_.channels; }
+
+  // Shared memory for tiles of these sizes; owned: numbers of it.
+  SharedLayout layout(int64_t channels, int64_t positions, int64_t slices, int64_t owned, int64_t threads) const {
+    const int64_t pitch = pitch_of(positions), warps = threads / kWarpThreads;
+    const int64_t tile = channels * positions * element_, affine = shape_.per_position ? positions : channels;
+    const int64_t in_sums = threads * (kColumnBytes / std::min(element_, kColumnBytes)) * 2 * sum_;
+    const int64_t gradients = shape_.per_position || shape_.channels_last ? affine : std::max(channels, warps);
+    SharedPlan plan;
+    SharedLayout at;
+    at.x = plan.add(tile);
+    at.dy = backward_ ? plan.add(shape_.channels_last ? std::max(tile, in_sums) : tile) : -1;
+    at.local = plan.add(2 * pitch * sum_);
+    at.partial = plan.add(statistics() * slices * pitch * sum_);
+    at.owned = plan.add(owned * sum_);
+    at.weight = plan.add(affine * sum_);
+    at.bias = backward_ ? -1 : plan.add(affine * sum_);
+    at.dweight = backward_ ? plan.add(gradients * sum_) : -1;
+    at.dbias = backward_ ? plan.add(gradients * sum_) : -1;
+    at.reduction = plan.add(warps * sum_);
+    at.pitch = static_cast<int>(pitch);
+    at.bytes = static_cast<int>(std::min<int64_t>(plan.bytes(), std::numeric_limits<int>::max()));
+    return at;
+  }
+
+  // Slices of the channels that give every thread of the statistics work.
+  int slices(int64_t channels, int64_t positions, int threads) const {
+    if (shape_.channels_last) return 1;
+    const int64_t vector = std::max(1, kWordBytes / element_), vectors = ceil_div(positions, vector);
+    return static_cast<int>(std::clamp<int64_t>(threads / vectors, 1, channels));
+  }
+
+  // Positions of a slice: whole accesses of the widest kind where the image has them.
+  int64_t aligned_positions(int64_t positions) const {
+    const int64_t widest = std::max(1, kVectorBytes / element_);
+    if (shape_.positions % widest == 0) positions = round_up(positions, widest);
+    return std::min<int64_t>(positions, shape_.positions);
+  }
+
+  Strategy resident(int blocks) const {
+    Strategy chosen;
+    chosen.resident = true;
+    chosen.arguments.shape = shape_;
+    Resident& r = chosen.arguments.resident;
+    const int64_t n = shape_.group_channels, positions = shape_.positions;
+    int64_t by_channels = 1;
+    if (shape_.channels_last) {
+      by_channels = blocks / power_of_two_below(std::min<int64_t>(blocks, positions));
+    } else {
+      while (by_channels < blocks && n / (2 * by_channels) >= p_.slice_channels) by_channels *= 2;
+      while (by_channels < blocks && 2 * by_channels <= n &&
+             positions * by_channels / blocks * element_ < p_.stretch_bytes)
+        by_channels *= 2;
+    }
+    r.tile_channels = static_cast<int>(ceil_div(n, by_channels));
+    r.tile_positions = static_cast<int>(aligned_positions(ceil_div(positions, blocks / by_channels)));
+    r.channel_blocks = static_cast<int>(ceil_div(n, r.tile_channels));
+    r.position_blocks = static_cast<int>(ceil_div(positions, r.tile_positions));
+    r.blocks = r.channel_blocks * r.position_blocks;
+    r.owner_shift = log2_up(r.blocks == 1 ? kMostPositions : ceil_div(positions, r.blocks));
+    r.owned_stride = static_cast<int>(std::min<int64_t>(positions, int64_t{1} << r.owner_shift));
+    const int64_t tile = int64_t{r.tile_channels} * r.tile_positions * element_;
+    chosen.cluster = r.blocks;
+    chosen.threads = static_cast<int>(
+        std::clamp<int64_t>(round_up(ceil_div(tile, p_.bytes_per_thread), kWarpThreads), kWarpThreads, p_.threads));
+    r.slices = slices(r.tile_channels, r.tile_positions, chosen.threads);
+    const int64_t maps = kSavedMaps + (backward_ ? kBackwardScratchMaps : kForwardScratchMaps);
+    SharedLayout& shared = chosen.arguments.shared;
+    shared = layout(r.tile_channels, r.tile_positions, r.slices, maps * r.owned_stride, chosen.threads);
+
+    // As many clusters as the device holds at once; each takes the same number of samples, give or take one.
+    const int64_t by_memory = device_.shared_bytes / (int64_t{shared.bytes} + kBlockOverhead);
+    const int64_t by_registers = blocks_for(kResidentBlocks, element_) * kResidentThreads / chosen.threads;
+    const int64_t at_once = std::clamp<int64_t>(std::min(by_memory, by_registers), 1, kMostBlocks);
+    const int64_t clusters = std::max<int64_t>(1, device_.multiprocessors * at_once / r.blocks / shape_.groups);
+    const int64_t rounds = ceil_div(shape_.batch, std::min(clusters, shape_.batch));
+    r.parts = static_cast<int>(ceil_div(shape_.batch, rounds));
+    chosen.blocks = int64_t{shape_.groups} * r.parts * r.blocks;
+
+    Scratch& scratch = chosen.scratch;
+    scratch.affine_slots = shape_.per_position ? r.parts : int64_t{r.parts} * r.position_blocks;
+    scratch.sigma_slots = int64_t{r.parts} * r.blocks;
+    scratch.l1_slots = chosen.blocks;
+    ScratchPlan plan;
+    add_partials(plan, scratch);
+    return chosen;
+  }
+
+  Strategy staged() const {
+    Strategy chosen;
+    chosen.arguments.shape = shape_;
+    Staged& s = chosen.arguments.staged;
+    chosen.threads = p_.staged_threads;
+    const int64_t n = shape_.group_channels, positions = shape_.positions, tensors = backward_ ? 2 : 1;
+    const int64_t elements = p_.tile_bytes / element_ / tensors;
+    const int64_t shortest = shape_.channels_last ? 1 : p_.stretch_bytes / element_;
+    s.tile_positions = static_cast<int>(aligned_positions(std::clamp<int64_t>(
+        elements / n, std::min<int64_t>(shortest, positions), std::min<int64_t>(p_.tile_positions, positions))));
+    s.tile_channels = static_cast<int>(std::clamp<int64_t>(elements / s.tile_positions, 1, n));
+    s.slices = slices(s.tile_channels, s.tile_positions, chosen.threads);
+    const int64_t tiles = ceil_div(positions, s.tile_positions), channel_tiles = ceil_div(n, s.tile_channels);
+    const int64_t wanted_items = int64_t{device_.multiprocessors} * p_.items;
+
+    const int64_t sample_bytes = shape_.channels * positions * element_ * tensors;
+    const auto cached = static_cast<int64_t>(p_.cache_share * static_cast<double>(device_.cache_bytes));
+    const bool two_passes = shape_.pass_count > 0;
+    const bool chunked = two_passes && !shape_.over_batch;
+    const int64_t most_samples = chunked ? std::max<int64_t>(1, cached / sample_bytes) : shape_.batch;
+    s.chunks = static_cast<int>(ceil_div(shape_.batch, most_samples));
+    s.chunk_samples = ceil_div(shape_.batch, s.chunks);
+    s.chunks = static_cast<int>(ceil_div(shape_.batch, s.chunk_samples));
+
+    const int64_t units = shape_.over_batch
+                              ? std::clamp<int64_t>(wanted_items / (tiles * shape_.groups), 1, shape_.batch)
+                              : s.chunk_samples;
+    s.unit_samples = ceil_div(s.chunk_samples, units);
+    s.units = static_cast<int>(ceil_div(s.chunk_samples, s.unit_samples));
+    // The features' gradients are summed over samples: a slot each would be as large as x.
+    const int64_t spans =
+        shape_.per_position ? std::clamp<int64_t>(wanted_items / tiles, 1, s.chunk_samples) : s.chunk_samples;
+    s.span_samples = ceil_div(s.chunk_samples, spans);
+    s.spans = static_cast<int>(ceil_div(s.chunk_samples, s.span_samples));
+
+    const int64_t rows_of_chunk = shape_.over_batch ? shape_.groups : s.chunk_samples * shape_.groups;
+    s.row_items = positions <= p_.row_positions
+                      ? 1
+                      : static_cast<int>(ceil_div(positions, std::max(p_.row_positions / 4, chosen.threads)));
+    s.map_rows = (shape_.over_batch ? 1 : shape_.batch) * shape_.groups;
+    const auto add = [&](StageKind kind, int64_t items, int lag, int first_pass = 0, int end_pass = 0) {
+      s.stage[s.stages++] = {kind, static_cast<int>(items), s.chunks > 1 ? lag : 0, first_pass, end_pass};
+      s.items += static_cast<int>(items);
+    };
+    if (two_passes) {
+      add(StageKind::statistics, s.units * shape_.groups * tiles, 0);
+      if (shape_.over_batch) add(StageKind::merge, shape_.groups * tiles, 0);
+      if (s.row_items == 1)
+        add(StageKind::passes, rows_of_chunk, 1, 0, shape_.pass_count);
+      else
+        for (int i = 0; i < shape_.pass_count; ++i) add(StageKind::passes, rows_of_chunk * s.row_items, 1, i, i + 1);
+    }
+    add(StageKind::apply, s.spans * shape_.groups * channel_tiles * tiles, 2);
+    const int steps = s.chunks + s.stage[s.stages - 1].lag;
+    chosen.blocks = int64_t{s.items} * steps;
+
+    const int64_t pitch = pitch_of(s.tile_positions);
+    chosen.arguments.shared = layout(s.tile_channels, s.tile_positions, s.slices, statistics() * pitch, chosen.threads);
+
+    Scratch& scratch = chosen.scratch;
+    ScratchPlan plan;
+    scratch.counter_bytes = (1 + int64_t{s.stages} * s.chunks) * static_cast<int64_t>(sizeof(int));
+    scratch.counters = plan.add(scratch.counter_bytes);
+    if (two_passes)
+      scratch.maps = plan.add((backward_ ? kBackwardScratchMaps : kForwardScratchMaps) * s.map_rows * positions * sum_);
+    if (two_passes && shape_.over_batch)
+      scratch.merged = plan.add(statistics() * int64_t{s.units} * shape_.groups * positions * sum_);
+    scratch.affine_slots = int64_t{s.chunks} * s.spans * (shape_.per_position ? 1 : tiles);
+    scratch.sigma_slots = (shape_.over_batch ? 1 : int64_t{s.chunks} * s.units) * tiles;
+    scratch.l1_slots = int64_t{s.chunks} * s.stage[s.stages - 1].items;
+    add_partials(plan, scratch);
+    return chosen;
+  }
+
+  void add_partials(ScratchPlan& plan, Scratch& scratch) const {
+    if (backward_) {
+      scratch.dweight = plan.add(scratch.affine_slots * affine_size() * sum_);
+      scratch.dbias = plan.add(scratch.affine_slots * affine_size() * sum_);
+      scratch.dsigma = plan.add(scratch.sigma_slots * shape_.groups * sum_);
+    } else {
+      scratch.l1 = plan.add(scratch.l1_slots * sum_);
+    }
+    scratch.bytes = plan.bytes();
+  }
+
+  Preferences p_;
+  Device device_;
+  bool backward_;
+  int element_, sum_;
+  Shape shape_;
+};
+
+}  // namespace
+
+Shape shape_of(const Problem& problem, Direction direction) {
+  Shape shape;
+  shape.batch = problem.batch;
+  shape.channels = problem.channels;
+  shape.groups = static_cast<int>(problem.groups);
+  shape.group_channels = static_cast<int>(problem.group_channels());
+  shape.positions = static_cast<int>(problem.positions());
+  for (int a = 0; a < kAxes; ++a) shape.extent[a] = static_cast<int>(problem.extent[a]);
+  shape.over_batch = problem.over_batch;
+  shape.per_position = problem.affine_per_position;
+  shape.channels_last = problem.channels_last;
+  shape.summation = window_of(problem.summation);
+  shape.suppression = window_of(problem.suppression);
+  if (direction == Direction::forward) {
+    using namespace forward_map;
+    add_passes(shape, shape.summation, false, false, mean_of_channels, mean, spare);
+    add_passes(shape, shape.suppression, true, false, squares, rstd, spare);
+  } else {
+    using namespace backward_map;
+    add_passes(shape, shape.suppression, true, true, scale, slope, spare);
+    add_passes(shape, shape.summation, false, true, shift, offset, spare);
+  }
+  return shape;
+}
+
+Strategy choose(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device) {
+  if (problem.positions() >= kMostPositions || problem.channels >= kMostPositions)
+    throw std::invalid_argument("the CUDA kernels take fewer than 2^30 positions and channels");
+  return Chooser(problem, direction, preferences, device).choose();
+}
+
+}  // namespace divnorm::cuda

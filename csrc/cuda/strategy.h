@@ -1,0 +1,56 @@
+// How a call is cut for a device: which strategy, which tiles, how much shared memory and scratch. No CUDA here.
+#pragma once
+
+#include <string>
+
+#include "program.h"
+
+namespace divnorm::cuda {
+
+struct Device {
+  int multiprocessors = 1;
+  int64_t cache_bytes = 0;     // of the second level
+  int shared_bytes = 0;        // of a multiprocessor
+  int block_shared_bytes = 0;  // the most a block can have
+  bool clusters = false;
+};
+
+// A row of the table (backends/cuda/strategies.json), which says what each number means.
+struct Preferences {
+  int cluster = 1;
+  int blocks = 1;
+  int threads = 0, bytes_per_thread = 0;
+  int slice_channels = 0, stretch_bytes = 0;
+  int staged_threads = 0, tile_bytes = 0, tile_positions = 0;
+  int row_positions = 0, items = 0;
+  double cache_share = 0;
+};
+
+enum class Direction { forward, backward };
+
+// Offsets into the scratch memory of a call, -1: not there.
+struct Scratch {
+  int64_t counters = -1, maps = -1, merged = -1;
+  int64_t dweight = -1, dbias = -1, dsigma = -1, l1 = -1;
+  int64_t counter_bytes = 0, bytes = 0;
+  int64_t affine_slots = 0, sigma_slots = 0, l1_slots = 0;  // of sigma: for each group
+};
+
+struct Strategy {
+  Arguments arguments;  // all but the tensors
+  Scratch scratch;
+  bool resident = false;
+  int64_t blocks = 0;
+  int cluster = 1, threads = 0;
+
+  // "cluster-resident", "single-block" or "two-pass".
+  std::string name() const { return !resident ? "two-pass" : cluster > 1 ? "cluster-resident" : "single-block"; }
+};
+
+constexpr int64_t kMostPositions = 1 << 30;  // and channels: they are counted in int
+
+Shape shape_of(const Problem& problem, Direction direction);
+
+Strategy choose(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device);
+
+}  // namespace divnorm::cuda

@@ -1,0 +1,167 @@
+// A tile: channels x positions of one sample, held in shared memory as it lies in global memory.
+#pragma once
+
+#include <type_traits>
+
+#include "maps.h"
+
+namespace divnorm::cuda {
+
+struct Tile {
+  int64_t first = 0;  // offset of its first element in the tensor
+  int64_t pitch = 0;  // between its rows there
+  int channel = 0, channels = 0;
+  int position = 0, positions = 0;
+  int rows = 0, row = 0;  // contiguous stretches and their length; one behind the other in shared memory
+};
+
+__device__ inline Tile tile_at(const Shape& shape, int64_t sample, int group, int channel, int channels, int position,
+                               int positions) {
+  Tile tile;
+  tile.channel = channel;
+  tile.position = position;
+  tile.channels = clamped(shape.group_channels - channel, 0, channels);
+  tile.positions = clamped(shape.positions - position, 0, positions);
+  const int64_t first_channel = static_cast<int64_t>(group) * shape.group_channels + channel;
+  if (shape.channels_last) {
+    tile.first = (sample * shape.positions + position) * shape.channels + first_channel;
+    tile.rows = tile.positions;
+    tile.row = tile.channels;
+    tile.pitch = shape.channels;
+  } else {
+    tile.first = (sample * shape.channels + first_channel) * shape.positions + position;
+    tile.rows = tile.channels;
+    tile.row = tile.positions;
+    tile.pitch = shape.positions;
+  }
+  if (tile.pitch == tile.row) {
+    tile.row *= tile.rows;
+    tile.rows = 1;
+  }
+  return tile;
+}
+
+// Calls body(in shared memory, in global memory) for every run of Bytes of the tile, both as addresses of bytes.
+template <int Bytes, class Body>
+__device__ void for_each_run(unsigned char* tile, unsigned char* global, int rows, int row_bytes, int64_t pitch_bytes,
+                             Body&& body) {
+  const int runs = row_bytes / Bytes;
+  if (runs == 0) return;
+  const int row_step = device::threads() / runs, step = device::threads() - row_step * runs;
+  int row = device::thread() / runs, run = device::thread() - row * runs;
+#pragma unroll 4
+  for (int i = device::thread(); i < rows * runs; i += device::threads()) {
+    body(tile + i * Bytes, global + row * pitch_bytes + run * Bytes);
+    row += row_step;
+    run += step;
+    if (run >= runs) {
+      run -= runs;
+      ++row;
+    }
+  }
+}
+
+// Calls body(Bytes as a constant) with the widest access that the tile's addresses allow.
+template <class T, class Body>
+__device__ void with_access(const Tile& tile, const T* global, Body&& body) {
+  const uint64_t together = reinterpret_cast<uint64_t>(global + tile.first) |
+                            static_cast<uint64_t>(tile.row) * sizeof(T) |
+                            (tile.rows > 1 ? static_cast<uint64_t>(tile.pitch) * sizeof(T) : 0);
+  if (together % 16 == 0)
+    body(std::integral_constant<int, 16>());
+  else if (together % 4 == 0)
+    body(std::integral_constant<int, 4>());
+  else
+    body(std::integral_constant<int, sizeof(T)>());
+}
+
+template <class T>
+__device__ void copy_in(const Tile& tile, const void* tensor, T* to) {
+  const T* global = static_cast<const T*>(tensor);
+  with_access(tile, global, [&](auto bytes) {
+    constexpr int kBytes = decltype(bytes)::value;
+    for_each_run<kBytes>(reinterpret_cast<unsigned char*>(to),
+                         reinterpret_cast<unsigned char*>(const_cast<T*>(global + tile.first)), tile.rows,
+                         tile.row * static_cast<int>(sizeof(T)), tile.pitch * static_cast<int64_t>(sizeof(T)),
+                         [](unsigned char* shared, const unsigned char* from) {
+                           if constexpr (kBytes >= kWordBytes)
+                             device::copy_async<kBytes>(shared, from);
+                           else
+                             *reinterpret_cast<T*>(shared) = device::load(reinterpret_cast<const T*>(from));
+                         });
+  });
+}
+
+template <class T>
+__device__ void copy_out(const Tile& tile, const T* from, void* tensor) {
+  T* global = static_cast<T*>(tensor);
+  with_access(tile, global, [&](auto bytes) {
+    using Run = Pack<unsigned char, decltype(bytes)::value>;
+    for_each_run<sizeof(Run)>(reinterpret_cast<unsigned char*>(const_cast<T*>(from)),
+                              reinterpret_cast<unsigned char*>(global + tile.first), tile.rows,
+                              tile.row * static_cast<int>(sizeof(T)), tile.pitch * static_cast<int64_t>(sizeof(T)),
+                              [](const unsigned char* shared, unsigned char* to) {
+                                device::store(reinterpret_cast<Run*>(to), *reinterpret_cast<const Run*>(shared));
+                              });
+  });
+}
+
+// Calls body(Count as a constant) with the numbers of Bytes together where `length` is a multiple of them, else with
+// those of a word, else with one.
+template <class T, int Bytes, class Body>
+__device__ void with_vectors(int length, Body&& body) {
+  constexpr int kSize = sizeof(T), kMost = Bytes < kSize ? 1 : Bytes / kSize;
+  if constexpr (kMost > 1) {
+    if (length % kMost != 0) return with_vectors<T, (Bytes > kWordBytes ? kWordBytes : 0)>(length, body);
+  }
+  body(std::integral_constant<int, kMost>());
+}
+
+template <int Count, class T>
+__device__ Pack<T, Count> read_pack(const T* address) {
+  return *reinterpret_cast<const Pack<T, Count>*>(address);
+}
+template <int Count, class T>
+__device__ void write_pack(T* address, const Pack<T, Count>& pack) {
+  *reinterpret_cast<Pack<T, Count>*>(address) = pack;
+}
+
+// What a block needs of a position or a channel to compute the output, in shared memory. Maps are local to the tile.
+template <class A>
+struct Local {
+  A *mean, *rstd;     // of forward and backward
+  A *slope, *offset;  // of backward
+};
+
+// Weight and bias of a tile, and where their gradients are collected.
+template <class A>
+struct Affine {
+  A *weight, *bias;
+  A *dweight, *dbias;
+  bool per_position;
+};
+
+// Weight and bias of a tile into shared memory, ones and zeros where there are none.
+template <class A>
+__device__ void load_affine(const Shape& shape, const Tensors& tensors, int group, int channel, int channels,
+                            int position, int positions, const Affine<A>& to) {
+  const int64_t first = shape.per_position ? position : static_cast<int64_t>(group) * shape.group_channels + channel;
+  for (int i = device::thread(); i < (shape.per_position ? positions : channels); i += device::threads()) {
+    to.weight[i] = tensors.weight.data == nullptr ? A(1) : read<A>(tensors.weight, first + i);
+    if (to.bias != nullptr) to.bias[i] = tensors.bias.data == nullptr ? A(0) : read<A>(tensors.bias, first + i);
+  }
+}
+
+// value with the sign of x; 0 where x is 0.
+template <class A>
+__device__ A signed_as(A value, A x) {
+  return x > A(0) ? value : x < A(0) ? -value : x;
+}
+
+// The residual of a mean, where it is one: sums of large numbers round, sums of their differences do not.
+template <class A>
+__device__ A corrected(A mean, A residual) {
+  return finite(residual) ? mean + residual : mean;
+}
+
+}  // namespace divnorm::cuda

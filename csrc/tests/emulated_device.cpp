@@ -1,0 +1,310 @@
+#include "emulated_device.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#ifdef DIVNORM_EMULATED_THREADS
+#include <pthread.h>
+
+#include <thread>
+#else
+#include <ucontext.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+#endif
+
+namespace divnorm::cuda {
+namespace {
+
+// Everybody who takes part arrives before anybody goes on.
+class Barrier {
+ public:
+  explicit Barrier(int count);
+  ~Barrier();
+  void wait();
+
+ private:
+#ifdef DIVNORM_EMULATED_THREADS
+  pthread_barrier_t barrier_;
+#else
+  int count_, arrived_ = 0;
+  int64_t generation_ = 0;
+#endif
+};
+
+struct Block {
+  Block(int threads, int shared_bytes)
+      : barrier(threads), shared(new unsigned char[shared_bytes]), bytes(shared_bytes) {
+    std::memset(shared.get(), 0xff, shared_bytes);  // NaN in every type
+    for (int warp = 0; warp < threads / device::kWarp; ++warp)
+      warps.push_back(std::make_unique<Barrier>(device::kWarp));
+    exchange.resize(2 * threads);
+  }
+  Barrier barrier;
+  std::unique_ptr<unsigned char[]> shared;
+  int bytes;
+  std::vector<std::unique_ptr<Barrier>> warps;
+  std::vector<double> exchange;  // of shuffles, two rounds deep
+};
+
+struct Cluster {
+  Cluster(int blocks, int threads, int shared_bytes) : barrier(blocks * threads) {
+    for (int i = 0; i < blocks; ++i) this->blocks.push_back(std::make_unique<Block>(threads, shared_bytes));
+  }
+  Barrier barrier;
+  std::vector<std::unique_ptr<Block>> blocks;
+};
+
+struct Thread {
+  device::Self self;
+  Cluster* cluster;
+  int shuffles = 0, barriers = 0;
+  Block& block() const { return *cluster->blocks[self.rank]; }
+};
+
+int left_out_launch = -1, left_out_barrier = -1;
+std::vector<int> met;
+
+#ifdef DIVNORM_EMULATED_THREADS
+
+thread_local Thread* current = nullptr;
+
+Barrier::Barrier(int count) { pthread_barrier_init(&barrier_, nullptr, count); }
+Barrier::~Barrier() { pthread_barrier_destroy(&barrier_); }
+void Barrier::wait() { pthread_barrier_wait(&barrier_); }
+
+void run_together(std::vector<Thread>& threads, const std::function<void()>& kernel) {
+  std::vector<std::thread> running;
+  for (Thread& thread : threads)
+    running.emplace_back([&thread, &kernel] {
+      current = &thread;
+      kernel();
+    });
+  for (std::thread& thread : running) thread.join();
+}
+
+#else
+
+Thread* current = nullptr;
+
+// Fibers take turns; one that waits at a barrier gives its turn away.
+class Fibers {
+ public:
+  void run(std::vector<Thread>& threads, const std::function<void()>& kernel) {
+    kernel_ = &kernel;
+    while (fibers_.size() < threads.size()) {
+      fibers_.push_back(std::make_unique<Fiber>());
+      fibers_.back()->stack.reset(new char[kStackBytes]);
+    }
+    for (size_t i = 0; i < threads.size(); ++i) {
+      Fiber& fiber = *fibers_[i];
+      fiber.thread = &threads[i];
+      fiber.done = false;
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStackBytes;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, &Fibers::enter, 0);
+    }
+    for (size_t left = threads.size(); left > 0;)
+      for (size_t i = 0; i < threads.size(); ++i) {
+        if (fibers_[i]->done) continue;
+        turn_ = fibers_[i].get();
+        current = turn_->thread;
+        switch_to(turn_->context, home_, turn_->stack.get(), kStackBytes, &home_fake_);
+        if (turn_->done) --left;
+      }
+  }
+  void yield() {
+    Fiber* fiber = turn_;
+    switch_to(home_, fiber->context, home_stack_, home_bytes_, &fiber->fake);
+  }
+
+ private:
+  static constexpr size_t kStackBytes = 128 << 10;
+  struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    Thread* thread = nullptr;
+    void* fake = nullptr;
+    bool done = false;
+  };
+
+  static void enter();
+
+  // AddressSanitizer is told of every change of stacks.
+  void switch_to(ucontext_t& to, ucontext_t& from, const void* stack, size_t bytes, void** fake) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(fake, stack, bytes);
+    swapcontext(&from, &to);
+    __sanitizer_finish_switch_fiber(*fake, nullptr, nullptr);
+#else
+    static_cast<void>(stack), static_cast<void>(bytes), static_cast<void>(fake);
+    swapcontext(&from, &to);
+#endif
+  }
+
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  const std::function<void()>* kernel_ = nullptr;
+  Fiber* turn_ = nullptr;
+  ucontext_t home_;
+  void* home_fake_ = nullptr;
+  const void* home_stack_ = nullptr;
+  size_t home_bytes_ = 0;
+} fibers;
+
+void Fibers::enter() {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(nullptr, &fibers.home_stack_, &fibers.home_bytes_);
+#endif
+  (*fibers.kernel_)();
+  Fiber* fiber = fibers.turn_;
+  fiber->done = true;
+  fibers.switch_to(fibers.home_, fiber->context, fibers.home_stack_, fibers.home_bytes_, nullptr);
+}
+
+Barrier::Barrier(int count) : count_(count) {}
+Barrier::~Barrier() = default;
+void Barrier::wait() {
+  if (++arrived_ == count_) {
+    arrived_ = 0;
+    ++generation_;
+    return;
+  }
+  for (const int64_t generation = generation_; generation == generation_;) fibers.yield();
+}
+
+void run_together(std::vector<Thread>& threads, const std::function<void()>& kernel) { fibers.run(threads, kernel); }
+
+#endif
+
+struct Watched {
+  int64_t bytes;
+  emulation::Traffic traffic;
+};
+std::map<uintptr_t, Watched> watched;  // by address
+emulation::Traffic elsewhere;
+
+bool left_out_now() {
+  return current->barriers++ == left_out_barrier && static_cast<int>(met.size()) - 1 == left_out_launch;
+}
+
+}  // namespace
+
+namespace device {
+
+const Self& self() { return current->self; }
+unsigned char* shared_memory() { return current->block().shared.get(); }
+void sync_block() {
+  if (!left_out_now()) current->block().barrier.wait();
+}
+void sync_cluster(int size) {
+  if (size != static_cast<int>(current->cluster->blocks.size())) throw std::logic_error("not the cluster's size");
+  if (!left_out_now()) current->cluster->barrier.wait();
+}
+
+unsigned char* in_block(unsigned char* address, int rank) {
+  const Block& here = current->block();
+  const int64_t offset = address - here.shared.get();
+  if (offset < 0 || offset >= here.bytes) throw std::logic_error("not an address in this block's shared memory");
+  return current->cluster->blocks.at(rank)->shared.get() + offset;
+}
+
+double shuffle_xor(double value, int mask) {
+  Block& block = current->block();
+  const int thread = current->self.thread, threads = current->self.threads;
+  double* round = block.exchange.data() + current->shuffles++ % 2 * threads;
+  round[thread] = value;
+  block.warps[thread / kWarp]->wait();
+  return round[thread ^ mask];
+}
+
+#ifdef DIVNORM_EMULATED_THREADS  // a lock around the counts would put the threads in an order and hide their races
+void count_read(const void*, int) {}
+void count_write(const void*, int) {}
+#else
+static emulation::Traffic& traffic_at(const void* address) {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  auto found = watched.upper_bound(at);
+  if (found == watched.begin()) return elsewhere;
+  --found;
+  return at < found->first + found->second.bytes ? found->second.traffic : elsewhere;
+}
+void count_read(const void* address, int bytes) { traffic_at(address).read += bytes; }
+void count_write(const void* address, int bytes) { traffic_at(address).written += bytes; }
+#endif
+
+int take_ticket(int* counter) { return (*counter)++; }
+void signal(int* counter) { ++*counter; }
+void wait_for(int* counter, int count) {
+  if (*counter >= count) return;
+  std::fprintf(stderr, "an item waits for one of a higher number: %d of %d are done\n", *counter, count);
+  std::abort();
+}
+
+float float_of_half(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  float magnitude = exponent == 31  ? (fraction == 0 ? INFINITY : NAN)
+                    : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                                    : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+  return bits >> 15 ? -magnitude : magnitude;
+}
+
+uint16_t half_of(float value) {
+  const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  const float magnitude = std::fabs(value);
+  if (std::isnan(value)) return 0x7fff;
+  if (magnitude >= 65520.0f) return sign | 0x7c00;
+  int exponent = 0;
+  std::frexp(magnitude, &exponent);
+  if (magnitude == 0) exponent = -14;
+  exponent = exponent - 1 < -14 ? -14 : exponent - 1;
+  const auto units = static_cast<uint16_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));  // to even
+  return sign | static_cast<uint16_t>(units + ((exponent + 14) << 10));
+}
+
+uint16_t bfloat16_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (std::isnan(value)) return 0x7fff;
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+}  // namespace device
+
+namespace emulation {
+
+void run(int64_t blocks, int cluster, int threads, int shared_bytes, const std::function<void()>& kernel) {
+  if (blocks % cluster != 0 || threads % device::kWarp != 0) throw std::logic_error("a grid of broken clusters");
+  met.push_back(0);
+  for (int64_t first = 0; first < blocks; first += cluster) {
+    Cluster together(cluster, threads, shared_bytes);
+    std::vector<Thread> all;
+    for (int rank = 0; rank < cluster; ++rank)
+      for (int t = 0; t < threads; ++t) all.push_back({{t, threads, rank, first + rank}, &together});
+    run_together(all, kernel);
+    met.back() = std::max(met.back(), all.front().barriers);
+  }
+}
+
+void watch(const void* address, int64_t bytes) { watched[reinterpret_cast<uintptr_t>(address)] = {bytes, {}}; }
+Traffic traffic_of(const void* address) { return watched.at(reinterpret_cast<uintptr_t>(address)).traffic; }
+Traffic traffic_elsewhere() { return elsewhere; }
+void forget_traffic() {
+  watched.clear();
+  elsewhere = {};
+}
+void leave_out_barrier(int launch, int barrier) {
+  left_out_launch = launch;
+  left_out_barrier = barrier;
+}
+const std::vector<int>& barriers_met() { return met; }
+
+}  // namespace emulation
+}  // namespace divnorm::cuda

@@ -1,0 +1,102 @@
+// The kernels' words (cuda/device.h) on the CPU: a thread of a kernel is a fiber, or a thread of the system where races
+// are looked for (DIVNORM_EMULATED_THREADS). The blocks of a cluster run together, clusters one after the other. Every
+// access to global memory is counted, for the tensor that it falls into.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+namespace divnorm::cuda::device {
+
+constexpr int kWarp = 32;
+
+// What a thread is told of itself; the emulation sets it before the thread goes on.
+struct Self {
+  int thread, threads, rank;
+  int64_t block;
+};
+const Self& self();
+
+inline int thread() { return self().thread; }
+inline int threads() { return self().threads; }
+inline int64_t block() { return self().block; }
+
+unsigned char* shared_memory();
+void sync_block();
+void sync_cluster(int size);
+unsigned char* in_block(unsigned char* address, int rank);
+double shuffle_xor(double value, int mask);
+
+template <class V>
+V* in_block(V* address, int rank) {
+  return reinterpret_cast<V*>(in_block(reinterpret_cast<unsigned char*>(address), rank));
+}
+inline float shuffle_xor(float value, int mask) {
+  return static_cast<float>(shuffle_xor(static_cast<double>(value), mask));
+}
+
+void count_read(const void* address, int bytes);
+void count_write(const void* address, int bytes);
+
+template <class V>
+V load(const V* address) {
+  count_read(address, sizeof(V));
+  return *address;
+}
+template <class V>
+void store(V* address, V value) {
+  count_write(address, sizeof(V));
+  *address = value;
+}
+template <int Bytes>
+void copy_async(void* shared, const void* global) {
+  count_read(global, Bytes);
+  std::memcpy(shared, global, Bytes);
+}
+inline void copies_done() {}
+
+int take_ticket(int* counter);
+void signal(int* counter);
+void wait_for(int* counter, int count);  // of work that must be done by then
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+float float_of_half(uint16_t bits);
+uint16_t half_of(float value);
+uint16_t bfloat16_of(float value);
+
+}  // namespace divnorm::cuda::device
+
+namespace divnorm::cuda::emulation {
+
+// Runs a grid of clusters of `cluster` blocks.
+void run(int64_t blocks, int cluster, int threads, int shared_bytes, const std::function<void()>& kernel);
+
+// Counts bytes read and written from here on: of each tensor that is watched, and of everything else together.
+struct Traffic {
+  int64_t read = 0, written = 0;
+};
+void watch(const void* address, int64_t bytes);
+Traffic traffic_of(const void* address);
+Traffic traffic_elsewhere();
+void forget_traffic();
+
+// Of the launch of this number, the barrier of this number is left out, counted by every thread from the start of its
+// kernel; -1: none is.
+void leave_out_barrier(int launch, int barrier);
+// The most barriers that a thread met, of every launch so far.
+const std::vector<int>& barriers_met();
+
+}  // namespace divnorm::cuda::emulation

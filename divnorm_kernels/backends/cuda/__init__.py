@@ -1,0 +1,165 @@
+"""The CUDA backend: hands addresses and the current stream to the compiled module's kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...fields import Geometry
+from ...layout import channels_last_strides, dense
+from ..native import COMPUTE, DTYPES, gradient, module, packed, parameter, plan_for
+from ..native import missing as module_missing
+from .table import Device, device, row_for
+
+library: Any = module
+"""The compiled module whose kernels are called; tests put the emulated device's in its place."""
+DEVICE_TYPE = "cuda"
+OLDEST = (8, 0)
+"""The least compute capability."""
+
+
+def missing() -> str | None:
+    """Why the backend cannot run here, or ``None``."""
+    if library is None:
+        return module_missing()
+    if not hasattr(library, "CudaCalls"):
+        return "the compiled module was built without CUDA (no nvcc, or DIVNORM_CUDA=off)"
+    if DEVICE_TYPE == "cuda" and (not torch.cuda.is_available() or torch.version.hip is not None):
+        return "there is no NVIDIA GPU"
+    return None
+
+
+def refusal(g: Geometry, x: Tensor) -> str | None:
+    """Why this call cannot be served, or ``None``."""
+    if x.device.type != DEVICE_TYPE:
+        return missing() or f"x is on {x.device}, this backend computes on {DEVICE_TYPE} devices"
+    if not hasattr(library, "CudaCalls") or torch.version.hip is not None:
+        return missing()
+    if x.dtype not in DTYPES:
+        return f"x has dtype {x.dtype}"
+    capability = device_of(x).capability
+    if capability < OLDEST:
+        return f"{x.device} has compute capability {capability}, these kernels need {OLDEST}"
+    if max(g.channels, g.numel // max(1, g.batch * g.channels)) >= library.cuda_most_positions:
+        return f"x has {library.cuda_most_positions} channels or positions, or more"
+    return None
+
+
+def description() -> str:
+    """What a benchmark names this backend's kernels."""
+    return "CUDA"
+
+
+def maps_shape(g: Geometry) -> tuple[int, ...]:
+    """The shape of the maps: one number per position."""
+    return g.maps_shape
+
+
+def device_of(x: Tensor) -> Device:
+    """What the strategies depend on of x's device."""
+    return device(x.device.index)
+
+
+def calls_for(g: Geometry, x: Tensor) -> Any:
+    """The compiled calls for a geometry, made once per dtype, memory format and device."""
+    key = ("cuda", x.dtype, channels_last_strides(x), x.device.index)
+    calls = g.cache.get(key)
+    if calls is None:
+        found = device_of(x)
+        rows = (row_for(found, direction, x.element_size()) for direction in ("forward", "backward"))
+        calls = g.cache[key] = library.CudaCalls(plan_for(g, x), x.device.index or 0, found.facts(), *rows)
+    return calls
+
+
+def strategies(g: Geometry, x: Tensor) -> tuple[str, str]:
+    """The names of the strategies that forward and backward of a call take."""
+    return calls_for(g, x).strategies
+
+
+def _stream(x: Tensor) -> tuple[int, int]:
+    """Device and current stream."""
+    if not x.is_cuda:
+        return 0, 0
+    index = x.device.index
+    return index, torch._C._cuda_getCurrentRawStream(index)
+
+
+def _sigma(sigma: Tensor | float | None) -> tuple[Any, ...]:
+    """Address, dtype, count and value."""
+    if isinstance(sigma, Tensor):
+        return *parameter(sigma), sigma.numel(), 0.0
+    return 0, 0, 0, float(sigma)
+
+
+def forward(
+    g: Geometry, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float, with_l1: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``(y, maps, l1)``; maps, of ``g.maps_shape``, holds mean and rstd."""
+    x = dense(x)
+    compute = COMPUTE[x.dtype]
+    y = torch.empty_like(x)
+    maps = x.new_empty(g.maps_shape, dtype=compute)
+    if g.numel == 0:
+        return y, maps, x.new_zeros((), dtype=compute) if with_l1 else None
+    l1 = x.new_empty((), dtype=compute) if with_l1 else None
+    calls = calls_for(g, x)
+    scratch = x.new_empty(calls.scratch_bytes[0], dtype=torch.uint8)
+    weight, bias = packed(weight), packed(bias)
+    sigma = packed(sigma) if isinstance(sigma, Tensor) else sigma
+    calls.forward(
+        *_stream(x),
+        x.data_ptr(),
+        *parameter(weight),
+        *parameter(bias),
+        *_sigma(sigma),
+        y.data_ptr(),
+        maps.data_ptr(),
+        0 if l1 is None else l1.data_ptr(),
+        scratch.data_ptr(),
+    )
+    return y, maps, l1
+
+
+def backward(
+    g: Geometry,
+    dy: Tensor | None,
+    dl1: Tensor | None,
+    x: Tensor,
+    maps: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients for (x, weight, bias, sigma) from those of y and l1 (``None``: zero); ``None`` where not needed."""
+    x = dense(x)
+    dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
+    dx = torch.empty_like(x)
+    dweight = gradient(weight, needs[1])
+    dbias = gradient(bias, needs[2])
+    dsigma = gradient(sigma, needs[3])
+    for parameter_gradient in (dweight, dbias, dsigma):
+        if parameter_gradient is not None and (g.numel == 0 or (parameter_gradient is dsigma and not g.suppression)):
+            parameter_gradient.zero_()
+    if g.numel > 0:
+        calls = calls_for(g, x)
+        scratch = x.new_empty(calls.scratch_bytes[1], dtype=torch.uint8)
+        weight = packed(weight)
+        sigma = packed(sigma) if isinstance(sigma, Tensor) else sigma
+        calls.backward(
+            *_stream(x),
+            x.data_ptr(),
+            dy.data_ptr(),
+            maps.data_ptr(),
+            *parameter(weight),
+            *_sigma(sigma),
+            0 if dl1 is None else dl1.data_ptr(),
+            dx.data_ptr(),
+            parameter(dweight)[0],
+            *parameter(dbias),
+            parameter(dsigma)[0],
+            scratch.data_ptr(),
+        )
+    return dx if needs[0] else None, dweight, dbias, dsigma

@@ -1,0 +1,78 @@
+"""Which strategy and tiles a call takes: a table kept as data (``strategies.json``).
+
+The first row that matches the device, the direction and the size of an element decides. The compiled module does the
+arithmetic (``csrc/cuda/strategy.cpp``): a row of x (a group of a sample) goes to the smallest cluster of blocks whose
+shared memory holds it, to a single block where that is enough, and through the two-pass kernels where none does.
+
+- ``cluster``: the most blocks of a cluster; 0 sends every call through the two-pass kernels;
+- ``blocks``: the blocks that are to share a multiprocessor, so that one loads while another computes;
+- ``threads``: the most threads of a block, and ``bytes_per_thread`` the bytes of x that make it one thread more;
+- ``slice_channels``: a contiguous row is split by channels while each block has this many left, then by positions;
+- ``stretch_bytes``: the shortest run of neighbouring bytes that a split by positions leaves;
+- ``staged_threads``, ``tile_bytes``, ``tile_positions``: the blocks and the largest tiles of the two-pass kernels;
+- ``row_positions``: the largest map that one block sums by itself in them;
+- ``items``: the pieces per multiprocessor that their work is split into at least, where it can be;
+- ``cache_share``: the part of the second-level cache for the chunk of x (and dy) between its two passes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import torch
+
+ROWS: list[dict[str, Any]] = json.loads((files(__package__) / "strategies.json").read_text())["rows"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU: compute capability, multiprocessors, bytes of second-level cache and of shared memory."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    cache_bytes: int
+    shared_bytes: int
+    """Of a multiprocessor."""
+    block_shared_bytes: int
+    """The most that a block can have."""
+
+    @property
+    def arch(self) -> str:
+        """The table's name of the device, as the compiler's: ``sm_90``."""
+        return "sm_{}{}".format(*self.capability)
+
+    def facts(self) -> dict[str, Any]:
+        """What the compiled module is told."""
+        return {
+            "multiprocessors": self.multiprocessors,
+            "cache_bytes": self.cache_bytes,
+            "shared_bytes": self.shared_bytes,
+            "block_shared_bytes": self.block_shared_bytes,
+            "clusters": self.capability >= (9, 0),
+        }
+
+
+@cache
+def device(index: int) -> Device:
+    """The GPU of this number."""
+    properties = torch.cuda.get_device_properties(index)
+    return Device(
+        (properties.major, properties.minor),
+        properties.multi_processor_count,
+        properties.L2_cache_size,
+        properties.shared_memory_per_multiprocessor,
+        properties.shared_memory_per_block_optin,
+    )
+
+
+def row_for(device: Device, direction: str, element_size: int) -> dict[str, Any]:
+    """The first matching row of the table."""
+    wanted = {"arch": device.arch, "direction": direction, "bytes": element_size}
+    for row in ROWS:
+        if all(row[key] in ("any", value) for key, value in wanted.items()):
+            return row
+    raise LookupError(f"strategies.json has no row for {device.arch}, {direction}, {element_size} bytes")

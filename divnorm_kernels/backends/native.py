@@ -1,0 +1,79 @@
+"""The compiled module, and how tensors become what it takes: plans, addresses, dtypes. Shared by its backends."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..fields import Axis, Geometry
+from ..layout import channels_last_strides
+
+import_error: str | None = None
+try:
+    from .. import _native as module
+except ImportError as error:
+    module = None
+    import_error = str(error)
+    warnings.warn(
+        "divnorm_kernels: the compiled module is missing, so CPU tensors are served by the slow reference; "
+        "`python -m divnorm_kernels` says why, an install with a C++17 compiler brings it",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+COMPUTE = {dtype: torch.float64 if dtype is torch.float64 else torch.float32 for dtype in DTYPES}
+"""The dtype of the sums and the maps."""
+_UNIT_AXIS = (0, 0, 1)
+
+
+def missing() -> str | None:
+    """Why the compiled module is not there, or ``None``."""
+    return None if module is not None else f"the compiled module does not import ({import_error})"
+
+
+def _three(entries: tuple[Any, ...], missing: Any) -> tuple[Any, Any, Any]:
+    """Entries per spatial dimension for the kernels' three axes: they walk the first and want the last contiguous."""
+    return (*entries[:-1], *(missing,) * (3 - len(entries)), entries[-1])
+
+
+def _field(axes: tuple[Axis, ...] | None) -> tuple[tuple[int, int, int], ...] | None:
+    return None if axes is None else _three(tuple((a.lo, a.hi, a.divisor) for a in axes), _UNIT_AXIS)
+
+
+def plan_for(g: Geometry, x: Tensor) -> module.Plan:
+    """The compiled module's plan for a call, made once per geometry, dtype and memory format."""
+    key = (x.dtype, channels_last_strides(x))
+    plan = g.cache.get(key)
+    if plan is None:
+        plan = g.cache[key] = module.Plan(
+            DTYPES[x.dtype],
+            key[1],
+            g.over_batch,
+            g.features,
+            g.batch,
+            g.channels,
+            g.groups,
+            _three(g.spatial, 1),
+            _field(g.summation),
+            _field(g.suppression),
+        )
+    return plan
+
+
+def packed(t: Tensor | None) -> Tensor | None:
+    """A parameter without gaps; the caller keeps it alive while its address is in use."""
+    return t if t is None or t.is_contiguous() else t.contiguous()
+
+
+def parameter(t: Tensor | None) -> tuple[int, int]:
+    """Address and dtype of a parameter without gaps; address 0 where there is none."""
+    return (0, 0) if t is None else (t.data_ptr(), DTYPES[t.dtype])
+
+
+def gradient(parameter: Tensor, needed: bool) -> Tensor | None:
+    """Room for a parameter's gradient, where it is needed."""
+    return torch.empty_like(parameter, memory_format=torch.contiguous_format) if needed else None

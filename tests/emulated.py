@@ -1,0 +1,60 @@
+"""The CUDA backend for the tests: on the GPU where there is one, else its kernels on the emulated device.
+
+The emulated device (``csrc/tests/emulated_device.h``) runs the very sources of the kernels on CPU tensors and counts
+what they read and write of global memory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import pybind11
+import torch
+from process import ROOT, run
+
+from divnorm_kernels import fields
+from divnorm_kernels.backends import cuda
+from divnorm_kernels.backends.cuda import table
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HOPPER = table.Device((9, 0), 132, 60 << 20, 228 << 10, 227 << 10)
+"""An H200, for choices that nothing is launched for."""
+TINY = table.Device((9, 0), 3, 1 << 14, 228 << 10, 227 << 10)
+"""The emulated device: few multiprocessors and a small cache, so that small tensors take several rounds and chunks."""
+BUILD = ROOT / "build" / "emulated"
+
+
+@cache
+def module() -> ModuleType:
+    """The kernels compiled for the emulated device."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes
+        options = (f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
+        run("cmake", "-S", ROOT, "-B", BUILD, "-DDIVNORM_EMULATED=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", *options)
+        run("cmake", "--build", BUILD, "--target", "_emulated", "--parallel")
+    (built,) = BUILD.glob("_emulated*.so")
+    spec = importlib.util.spec_from_file_location("_emulated", built)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@contextmanager
+def backend(**row: Any) -> Iterator[None]:
+    """The CUDA backend for `DEVICE`, with entries of the table replaced, for calls that have not been planned yet."""
+    saved = cuda.library, cuda.DEVICE_TYPE, cuda.device_of, table.ROWS
+    table.ROWS = [{**entry, **row} for entry in saved[3]]
+    if DEVICE == "cpu":
+        cuda.library, cuda.DEVICE_TYPE, cuda.device_of = module(), "cpu", lambda x: TINY
+    fields._built.cache_clear()
+    yield
+    cuda.library, cuda.DEVICE_TYPE, cuda.device_of, table.ROWS = saved
+    fields._built.cache_clear()

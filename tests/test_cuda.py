@@ -1,0 +1,256 @@
+"""The CUDA kernels: on the GPU where there is one, else on the emulated device."""
+
+import dataclasses
+
+import pytest
+import torch
+from emulated import DEVICE, HOPPER, backend, module
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import Call, check, evaluate
+from strategies import DTYPES, calls
+
+from divnorm_kernels import divisive_norm, fields
+from divnorm_kernels.backends import cuda, native
+from divnorm_kernels.backends.cuda import table
+from divnorm_kernels.reference import divisive_norm as reference
+
+SMALL = {0: 200, 1: 200, 2: 24, 3: 7}
+EXAMPLES = settings(max_examples=150)
+
+
+def on_cuda(*args, **kwargs):
+    return divisive_norm(*args, backend="cuda", **kwargs)
+
+
+def on_device(call: Call) -> Call:
+    moved = {f.name: getattr(call, f.name) for f in dataclasses.fields(call)}
+    return Call(**{name: t.to(DEVICE) if isinstance(t, torch.Tensor) else t for name, t in moved.items()})
+
+
+SINGLE = {"blocks": 2}
+CLUSTER = {"blocks": 42, "threads": 64, "bytes_per_thread": 32, "slice_channels": 2, "stretch_bytes": 8}
+"""4.4 KB for a block."""
+TWO_PASS = {"cluster": 0, "staged_threads": 64, "tile_bytes": 2048, "tile_positions": 32, "row_positions": 100}
+"""Several tiles along every axis, several blocks to a map."""
+NAMES = {"single-block": SINGLE, "cluster-resident": CLUSTER, "two-pass": TWO_PASS}
+
+CASES = {
+    "windows": ((5, 18, 9, 10), {"window": 3}),
+    "rectangles": ((2, 18, 9, 8), {"window": (5, 2), "norm_window": (1, 8)}),
+    "groups": ((3, 36, 8, 11), {"window": (2, 4), "norm_window": 3, "groups": 3, "edges": "zero"}),
+    "channel by channel": ((2, 3, 24, 25), {"window": 5, "groups": 3}),
+    "volume": ((2, 16, 4, 5, 6), {"window": (3, 2, "all"), "norm_window": 2}),
+    "line": ((2, 4, 160), {"window": 101, "norm_window": 150}),
+    "mean only": ((2, 24, 8, 6), {"window": 3, "norm_window": None}),
+    "no mean": ((2, 24, 8, 6), {"window": None, "norm_window": 4}),
+    "neither": ((3, 24, 8, 6), {"window": None}),
+    "one position": ((4, 1500, 1, 1), {"window": 2, "edges": "zero"}),
+    "mixed extents": ((2, 24, 8, 5), {"window": "all", "norm_window": 3}),
+    "whole": ((2, 24, 8, 9), {"window": "all", "groups": 2}),
+    "whole, no mean": ((2, 24, 8, 6), {"window": None, "norm_window": "all"}),
+    "features": ((23, 520), {"window": 60, "norm_window": 7}),
+    "features, whole": ((7, 520), {"window": "all"}),
+}
+OVER_BATCH = {
+    "windows": ((5, 12, 9, 8), {"window": 3, "norm_window": 4, "groups": 2, "over_batch": True}),
+    "mean only": ((4, 6, 3, 5), {"window": 3, "norm_window": None, "over_batch": True}),
+    "whole": ((3, 12, 7, 9), {"window": "all", "groups": 12, "over_batch": True}),
+    "features": ((7, 70), {"window": 5, "over_batch": True}),
+}
+
+
+def case(shape, options, dtype, channels_last=False) -> Call:
+    x, dy = (torch.randn(shape).to(dtype) for _ in range(2))
+    if channels_last:
+        x, dy = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, dy))
+    wide = torch.promote_types(dtype, torch.float32)
+    weight, bias = torch.randn(shape[1]).to(wide), torch.randn(shape[1]).to(dtype)
+    sigma = (torch.rand(options.get("groups", 1)) + 0.5).to(wide)
+    return on_device(Call(x, weight, bias, sigma, dy, 2.0, options))
+
+
+def geometry_of(call: Call) -> fields.Geometry:
+    options = {"norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False, **call.options}
+    return fields.geometry(tuple(call.x.shape), **options)
+
+
+LAYOUTS = [
+    pytest.param(
+        strategy, name, channels_last, id=f"{strategy}, {name}, {'channels last' if channels_last else 'contiguous'}"
+    )
+    for strategy in NAMES
+    for name, (shape, _) in CASES.items()
+    for channels_last in ((False, True) if len(shape) > 2 else (False,))
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("strategy", "name", "channels_last"), LAYOUTS)
+def test_every_strategy(strategy, name, channels_last, dtype):
+    call = case(*CASES[name], dtype, channels_last)
+    with backend(**NAMES[strategy]):
+        got = check(on_cuda, call)
+        taken = cuda.strategies(geometry_of(call), call.x)
+    if DEVICE == "cpu" and dtype == torch.float32:
+        assert taken == (strategy, strategy)
+    if channels_last and call.x.dim() == 4 and not call.x.is_contiguous():
+        assert got["y"].is_contiguous(memory_format=torch.channels_last)
+        assert got["dx"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", OVER_BATCH)
+def test_over_the_batch(name, channels_last, dtype):
+    shape, options = OVER_BATCH[name]
+    with backend(**TWO_PASS):
+        check(on_cuda, case(shape, options, dtype, channels_last and len(shape) > 2))
+
+
+@EXAMPLES
+@given(calls(extents=SMALL).map(on_device), st.sampled_from(sorted(NAMES)))
+def test_values_and_gradients(call: Call, strategy: str):
+    with backend(**NAMES[strategy]):
+        check(on_cuda, call)
+
+
+@pytest.mark.parametrize("strategy", NAMES)
+def test_parameters_and_gradients_that_are_not_there(strategy):
+    """Without weight, bias, a sigma that learns, and a gradient of l1; and with some gradients not wanted."""
+    call = case(*CASES["windows"], torch.float32)
+    with backend(**NAMES[strategy]):
+        check(on_cuda, dataclasses.replace(call, weight=None, bias=None, sigma=0.7))
+        x, weight = call.x.clone().requires_grad_(), call.weight.clone().requires_grad_()
+        y = on_cuda(x, weight, call.bias, sigma=call.sigma, **call.options)
+        (alone,) = torch.autograd.grad(y, weight, call.dy, retain_graph=True)
+        (dx,) = torch.autograd.grad(y, x, call.dy, retain_graph=True)
+        both = torch.autograd.grad(y, (x, weight), call.dy)
+        _, l1 = on_cuda(x, weight, call.bias, sigma=call.sigma, return_l1=True, **call.options)
+        (of_l1,) = torch.autograd.grad(l1, x)
+        expected = reference(x.double(), sigma=call.sigma.double(), return_l1=True, **call.options)[1]
+    assert torch.equal(alone, both[1])
+    assert torch.equal(dx, both[0])
+    torch.testing.assert_close(of_l1, torch.autograd.grad(expected, x)[0], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("strategy", NAMES)
+def test_same_bits_on_every_run(strategy):
+    call = case(*CASES["groups"], torch.float32)
+    with backend(**NAMES[strategy]):
+        first, again = evaluate(on_cuda, call), evaluate(on_cuda, call)
+    for key in first:
+        assert torch.equal(first[key], again[key]), key
+
+
+@pytest.mark.parametrize("options", [{"window": 5}, {"window": "all"}, {"window": 1}], ids=str)
+@pytest.mark.parametrize("strategy", NAMES)
+def test_offset_costs_no_accuracy(strategy, options):
+    """With x = 1e4 + unit variance in float32, the only loss is the rounding of x, which the oracle sees too."""
+    x, dy = torch.randn(2, 64, 8, 8) + 1e4, torch.randn(2, 64, 8, 8)
+    call = on_device(Call(x, None, None, 0.5, dy, 1.0, options))
+    with backend(**NAMES[strategy]):
+        got = evaluate(on_cuda, call)
+    expected = evaluate(reference, call.in_double())
+    for name in expected:
+        error = (got[name].double() - expected[name]).abs().max().item()
+        assert error < 8 * 2**-11, f"{name}: {error}"
+
+
+@EXAMPLES
+@given(
+    calls(extents=SMALL).map(on_device),
+    st.sampled_from((float("inf"), -float("inf"), float("nan"))),
+    st.integers(0, 2**31),
+    st.sampled_from(sorted(NAMES)),
+)
+def test_non_finite_values_reach_exactly_the_reference_set(call: Call, value: float, where: int, strategy: str):
+    x = call.x.clone(memory_format=torch.preserve_format)
+    x[tuple(int(i) for i in torch.unravel_index(torch.tensor(where % x.numel()), x.shape))] = value
+    with backend(**NAMES[strategy]):
+        got = on_cuda(x, call.weight, call.bias, sigma=call.sigma, **call.options)
+    want = reference(x, call.weight, call.bias, sigma=call.sigma, **call.options)
+    assert torch.equal(want.isfinite(), got.isfinite())
+    assert torch.equal(want.isnan(), got.isnan())
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5, 5), (2, 4, 0, 5), (0, 7), (3, 0)], ids=str)
+def test_empty(shape):
+    x, affine, sigma = torch.zeros(shape), torch.ones(shape[1]), torch.ones(())
+    with backend():
+        call = on_device(Call(x, affine, affine, sigma, torch.zeros(shape), 1.0, {"window": 3}))
+        results = evaluate(on_cuda, call)
+    assert results["y"].shape == results["dx"].shape == shape
+    assert all(not results[name].any() for name in ("l1", "dweight", "dbias", "dsigma"))
+
+
+@pytest.mark.parametrize("shift", [1, 2, 4])
+@pytest.mark.parametrize("strategy", NAMES)
+def test_addresses_that_are_not_aligned(strategy, shift):
+    memory = torch.randn(2 * 8 * 6 * 8 + 8, device=DEVICE).bfloat16()
+    x = memory[shift : shift + 2 * 8 * 6 * 8].view(2, 8, 6, 8)
+    with backend(**NAMES[strategy]):
+        check(on_cuda, Call(x, None, None, 1.0, x.clone(), 1.0, {"window": 3}))
+
+
+def test_through_the_dispatcher():
+    """Compilers and dispatch modes see the same numbers through the raw operators."""
+    x = torch.randn(2, 6, 5, 4, device=DEVICE)
+    arguments = (x, None, None, None, 0.5, [3, 3], [3, 3], 2, "valid", False, True, "cuda")
+    with backend():
+        y, maps, l1 = torch.ops.divnorm_kernels.forward(*arguments)
+        expected, l1_expected = on_cuda(x, window=3, groups=2, sigma=0.5, return_l1=True)
+        torch.library.opcheck(
+            torch.ops.divnorm_kernels.forward, arguments, test_utils=("test_schema", "test_faketensor")
+        )
+    assert torch.equal(y, expected)
+    assert torch.equal(l1, l1_expected)
+    assert maps.shape == (2, 2, 2, 5, 4)
+
+
+def test_refusals(monkeypatch):
+    with backend():
+        with pytest.raises(RuntimeError, match="'cuda', which cannot serve this call: x is on meta"):
+            on_cuda(torch.empty(2, 4, 5, 5, device="meta"), window=3)
+        x = torch.randn(2, 4, 5, 5, device=DEVICE)
+        old = dataclasses.replace(HOPPER, capability=(7, 5))
+        monkeypatch.setattr(cuda, "device_of", lambda x: old)
+        with pytest.raises(RuntimeError, match=r"compute capability \(7, 5\), these kernels need \(8, 0\)"):
+            on_cuda(x, window=3)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="'cuda', which cannot serve this call: "):
+            on_cuda(x, window=3)
+
+
+def chosen(shape, dtype, direction, device=HOPPER, channels_last=False, **options):
+    """The strategy for a call on a device that need not be here."""
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    options = {"window": 5, "norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
+    plan = native.plan_for(fields.geometry(tuple(shape), **options), x)
+    row = table.row_for(device, direction, x.element_size())
+    return module().cuda_strategy(plan, direction == "backward", device.facts(), row)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_choices_for_an_h200(channels_last):
+    """ResNet-50's stages are held on chip, two blocks to a multiprocessor where they can be."""
+    half, single = torch.bfloat16, torch.float32
+    for shape in ((64, 256, 56, 56), (64, 512, 28, 28), (64, 1024, 14, 14), (64, 2048, 7, 7), (64, 64, 56, 56)):
+        for dtype in (half, single):
+            for direction in ("forward", "backward"):
+                found = chosen(shape, dtype, direction, channels_last=channels_last)
+                bytes_held = shape[1] * shape[2] * shape[3] * dtype.itemsize * (2 if direction == "backward" else 1)
+                if bytes_held < 16 * 100_000:
+                    assert found["name"] != "two-pass", (shape, dtype, direction)
+                    assert 2 * (found["shared_bytes"] + 1024) <= HOPPER.shared_bytes
+                elif bytes_held < 16 * 200_000:
+                    assert found["name"] == "cluster-resident", (shape, dtype, direction)
+                assert found["shared_bytes"] <= HOPPER.block_shared_bytes
+                assert found["cluster"] <= 16
+    assert chosen((64, 16, 32, 32), half, "forward", channels_last=channels_last)["name"] == "single-block"
+    assert chosen((1, 64, 1000, 1000), half, "forward", channels_last=channels_last)["name"] == "two-pass"
+    ampere = table.Device((8, 0), 108, 40 << 20, 164 << 10, 163 << 10)
+    assert chosen((64, 256, 56, 56), half, "forward", ampere, channels_last)["name"] == "two-pass"
+    assert chosen((64, 16, 32, 32), half, "forward", ampere, channels_last)["name"] == "single-block"
