@@ -111,8 +111,12 @@ void backward(const Calls& calls, int device, Address stream, Address x, Address
 
 void bind_cuda(py::module_& module) {
   module.attr("cuda_most_positions") = cuda::kMostPositions;
+  py::dict compiled_for;  // most threads of a block, blocks of a multiprocessor
+  compiled_for["resident"] = py::make_tuple(cuda::kResidentThreads, cuda::kResidentBlocks);
+  compiled_for["staged"] = py::make_tuple(cuda::kStagedThreads, cuda::kStagedBlocks);
+  module.attr("cuda_compiled_for") = compiled_for;
   module.def("cuda_strategy", &strategy_of);
-  py::class_<Calls>(module, "CudaCalls")
+  py::class_<Calls>(module, "CudaCalls", py::module_local())
       .def(py::init(&make_calls), py::keep_alive<1, 2>())
       .def_property_readonly("scratch_bytes",
                              [](const Calls& calls) {

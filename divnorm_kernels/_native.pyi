@@ -66,6 +66,7 @@ class Plan:
 # Only where the module was built with CUDA.
 
 cuda_most_positions: int
+cuda_compiled_for: dict[str, tuple[int, int]]
 
 def cuda_strategy(plan: Plan, backward: bool, device: dict[str, Any], row: dict[str, Any], /) -> dict[str, Any]: ...
 

@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from emulated import DEVICE, HOPPER, backend, module
+from emulated import DEVICE, HOPPER, TINY, backend, module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Call, check, evaluate
 from strategies import DTYPES, calls
+from traffic import moved
 
 from divnorm_kernels import divisive_norm, fields
 from divnorm_kernels.backends import cuda, native
@@ -254,3 +255,26 @@ def test_choices_for_an_h200(channels_last):
     ampere = table.Device((8, 0), 108, 40 << 20, 164 << 10, 163 << 10)
     assert chosen((64, 256, 56, 56), half, "forward", ampere, channels_last)["name"] == "two-pass"
     assert chosen((64, 16, 32, 32), half, "forward", ampere, channels_last)["name"] == "single-block"
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="only the emulated device counts")
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("strategy", NAMES)
+def test_bytes_moved(strategy, dtype, channels_last):
+    """The activations are read once where a row is held on chip, twice in two passes; results are written once."""
+    row = NAMES[strategy] if strategy != "cluster-resident" else {"cluster": 8, "blocks": 12, "slice_channels": 8}
+    with backend(**row):
+        forward, backward = moved(case((3, 64, 12, 12), {}, dtype, channels_last).x, window=5)
+    assert forward.strategy == backward.strategy == strategy
+    passes = 2 if strategy == "two-pass" else 1
+    assert forward.activations / forward.least == (passes + 1) / 2
+    assert backward.activations / backward.least == (2 * passes + 1) / 3
+    if passes == 1:
+        assert forward.maps == backward.maps == 2 * 3 * 12 * 12 * 4
+        with backend(**row):
+            cut = [chosen((3, 64, 12, 12), dtype, d, TINY, channels_last) for d in ("forward", "backward")]
+        # once for a block: the parameters and a slot of their partial sums, which is read again; sigma for a thread
+        vectors, thread = (2 * 64, 5 * 64), 4
+        for m, c, numbers in zip((forward, backward), cut, vectors, strict=True):
+            assert m.elsewhere <= c["blocks"] * (4 * numbers + thread * c["threads"] + 16) + 3 * 4 * 64

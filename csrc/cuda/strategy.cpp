@@ -104,11 +104,13 @@ class Chooser {
     const int most = device_.clusters ? p_.cluster : std::min(p_.cluster, 1);
     // As many blocks to a multiprocessor as the table wants; where a row is too large for that, a whole one.
     for (const int limit : {device_.shared_bytes / p_.blocks - kBlockOverhead, device_.block_shared_bytes})
-      for (int blocks = 1; blocks <= most; blocks *= 2) {
-        const Strategy tried = resident(blocks);
-        if (tried.cluster <= most && tried.arguments.shared.bytes <= std::min(limit, device_.block_shared_bytes))
-          return tried;
-      }
+      for (int blocks = 1; blocks <= most; blocks *= 2)
+        for (int64_t by_channels = channel_slices(blocks); by_channels >= 1; by_channels /= 2) {
+          if (by_channels < channel_slices(blocks) && stretch(by_channels, blocks) < p_.stretch_bytes) break;
+          const Strategy tried = resident(blocks, by_channels);
+          if (tried.cluster <= most && tried.arguments.shared.bytes <= std::min(limit, device_.block_shared_bytes))
+            return tried;
+        }
     return chosen;
   }
 
@@ -153,21 +155,26 @@ class Chooser {
     return std::min<int64_t>(positions, shape_.positions);
   }
 
-  Strategy resident(int blocks) const {
+  // Bytes of a contiguous channel that a block holds.
+  int64_t stretch(int64_t by_channels, int blocks) const { return shape_.positions * by_channels / blocks * element_; }
+
+  // Slices of the channels that a row is split into, the rest of the split being by positions: contiguous by channels
+  // while there are enough of them; channels_last by positions, whose channels lie side by side.
+  int64_t channel_slices(int blocks) const {
+    const int64_t n = shape_.group_channels;
+    if (shape_.channels_last) return blocks / power_of_two_below(std::min<int64_t>(blocks, shape_.positions));
+    int64_t slices = 1;
+    while (slices < blocks && n / (2 * slices) >= p_.slice_channels) slices *= 2;
+    while (slices < blocks && 2 * slices <= n && stretch(slices, blocks) < p_.stretch_bytes) slices *= 2;
+    return slices;
+  }
+
+  Strategy resident(int blocks, int64_t by_channels) const {
     Strategy chosen;
     chosen.resident = true;
     chosen.arguments.shape = shape_;
     Resident& r = chosen.arguments.resident;
     const int64_t n = shape_.group_channels, positions = shape_.positions;
-    int64_t by_channels = 1;
-    if (shape_.channels_last) {
-      by_channels = blocks / power_of_two_below(std::min<int64_t>(blocks, positions));
-    } else {
-      while (by_channels < blocks && n / (2 * by_channels) >= p_.slice_channels) by_channels *= 2;
-      while (by_channels < blocks && 2 * by_channels <= n &&
-             positions * by_channels / blocks * element_ < p_.stretch_bytes)
-        by_channels *= 2;
-    }
     r.tile_channels = static_cast<int>(ceil_div(n, by_channels));
     r.tile_positions = static_cast<int>(aligned_positions(ceil_div(positions, blocks / by_channels)));
     r.channel_blocks = static_cast<int>(ceil_div(n, r.tile_channels));
@@ -324,6 +331,8 @@ Shape shape_of(const Problem& problem, Direction direction) {
 Strategy choose(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device) {
   if (problem.positions() >= kMostPositions || problem.channels >= kMostPositions)
     throw std::invalid_argument("the CUDA kernels take fewer than 2^30 positions and channels");
+  if (preferences.threads > kResidentThreads || preferences.staged_threads > kStagedThreads)
+    throw std::invalid_argument("the table asks for more threads than the CUDA kernels are compiled for");
   return Chooser(problem, direction, preferences, device).choose();
 }
 

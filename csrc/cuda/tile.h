@@ -49,7 +49,7 @@ __device__ void for_each_run(unsigned char* tile, unsigned char* global, int row
   if (runs == 0) return;
   const int row_step = device::threads() / runs, step = device::threads() - row_step * runs;
   int row = device::thread() / runs, run = device::thread() - row * runs;
-#pragma unroll 4
+#pragma unroll 2
   for (int i = device::thread(); i < rows * runs; i += device::threads()) {
     body(tile + i * Bytes, global + row * pitch_bytes + run * Bytes);
     row += row_step;

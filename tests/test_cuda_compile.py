@@ -1,0 +1,90 @@
+"""The compiled CUDA kernels, read back from the installed module: registers, spills and how they move memory.
+
+Skips where the module was built without CUDA. The disassembler is the one that Triton's package carries.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+from process import run
+
+from divnorm_kernels.backends import native
+
+CUOBJDUMP = Path(pytest.importorskip("triton").__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+pytestmark = pytest.mark.skipif(
+    not hasattr(native.module, "CudaCalls") or not CUOBJDUMP.exists(), reason="needs a module with CUDA, and cuobjdump"
+)
+KERNELS = ("resident_forward", "resident_backward", "staged_forward", "staged_backward")
+TYPES = {"d": 8, "f": 4, "NS0_8bfloat16E": 2, "NS0_7float16E": 2}
+REGISTERS = 1 << 16
+
+
+@pytest.fixture(scope="module")
+def usage():
+    """What the compiler gave every kernel, by architecture and name."""
+    printed = run(CUOBJDUMP, "--dump-resource-usage", native.module.__file__).stdout
+    found, arch = {}, None
+    for line in printed.splitlines():
+        if match := re.match(r"arch = (sm_\d+)", line):
+            arch = match[1]
+        if match := re.match(r" Function (\S+):", line):
+            name = match[1]
+        if line.lstrip().startswith("REG:"):
+            found[arch, name] = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
+    return found
+
+
+def archs(usage):
+    return {arch for arch, _ in usage}
+
+
+def kernel_of(name):
+    """Kernel, dtype and layout of a mangled name, or None for the small one that finishes the sums."""
+    match = re.search(rf"\d+({'|'.join(KERNELS)})I({'|'.join(TYPES)})Lb([01])E", name)
+    return match and match.groups()
+
+
+def test_every_kernel_for_every_architecture(usage):
+    wanted = {(kernel, dtype, layout) for kernel in KERNELS for dtype in TYPES for layout in "01"}
+    assert archs(usage)
+    for arch in archs(usage):
+        assert {kernel_of(name) for a, name in usage if a == arch} - {None} == wanted, arch
+
+
+def test_nothing_spills_and_the_launches_find_their_registers(usage):
+    for (arch, name), used in usage.items():
+        assert used["STACK"] == used["LOCAL"] == 0, (arch, name, used)
+        assert used["SHARED"] <= 1024, (arch, name, used)  # all of it is asked for at launch; 1 KB is the driver's
+        if found := kernel_of(name):
+            threads, blocks = native.module.cuda_compiled_for[found[0].split("_")[0]]
+            if TYPES[found[1]] == 8:  # float64 has room for half as many
+                blocks = (blocks + 1) // 2
+            assert used["REG"] * threads * blocks <= REGISTERS, (arch, name, used)
+
+
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory):
+    """The machine code for sm_90, by kernel."""
+    printed = run(CUOBJDUMP, "--dump-sass", "--gpu-architecture", "sm_90", native.module.__file__).stdout
+    functions = re.split(r"Function : (\S+)", printed)[1:]
+    return dict(zip(functions[::2], functions[1::2], strict=True))
+
+
+def test_activations_move_sixteen_bytes_at_a_time(instructions):
+    for name, code in instructions.items():
+        found = kernel_of(name)
+        if not found:
+            continue
+        assert "LDGSTS.E.BYPASS.128" in code or "LDGSTS.E.BYPASS.LTC128B.128" in code, name
+        assert "STG.E.128" in code, name
+        assert not re.search(r"\b(STL|LDL)\b", code), name
+        if found[0].startswith("staged"):  # what another block has written must not come from a cache that misses it
+            assert not re.search(r"LDG\S*\.CONSTANT", code), name
+
+
+def test_clusters_exchange_sums_through_shared_memory(instructions):
+    for name, code in instructions.items():
+        found = kernel_of(name)
+        if found and found[0].startswith("resident"):
+            assert "UCGABAR" in code, name
