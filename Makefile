@@ -17,11 +17,14 @@ test: $(VENV)/.installed
 gpu-check:
 	PYTHON="$(PYTHON)" bench/gpu_check.sh
 
-# The kernels without Python, under AddressSanitizer and UBSan.
+# The kernels without Python: under AddressSanitizer and UBSan, and for their barriers under ThreadSanitizer.
 native-test:
 	cmake -S . -B build/native-tests -DDIVNORM_NATIVE_TESTS=ON -DDIVNORM_SANITIZE=address,undefined
 	cmake --build build/native-tests --parallel
 	ctest --test-dir build/native-tests --output-on-failure
+	cmake -S . -B build/race-tests -DDIVNORM_NATIVE_TESTS=ON -DDIVNORM_SANITIZE=thread
+	cmake --build build/race-tests --parallel --target divnorm_race_tests
+	ctest --test-dir build/race-tests --output-on-failure
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
-# Everything that takes a GPU: the tests on the device, compute-sanitizer, the benchmark. Needs no network.
+# Everything that takes a GPU: a build for it, the tests on the device, compute-sanitizer, the benchmark. Needs no
+# network: Python must have torch, setuptools and pybind11, and cmake and nvcc be there.
 # Usage: bench/gpu_check.sh [FOLDER]; logs, JSON and plots go to FOLDER. Steps: STEPS="tests memcheck ... bench".
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-bench/out/gpu}
 python=${PYTHON:-python3}
-steps=${STEPS:-tests memcheck racecheck synccheck initcheck bench}
+steps=${STEPS:-build tests memcheck racecheck synccheck initcheck bench}
 suite=${SUITE:-gpu-targets}
 mkdir -p "$out"
 export PYTHONPATH=.:tests PYTHONUNBUFFERED=1 HYPOTHESIS_PROFILE=${HYPOTHESIS_PROFILE:-quick}
+export DIVNORM_REQUIRE_NATIVE=1
 failed=0
+
+# For the GPU at hand alone, which takes a minute where all architectures take several.
+build() {
+    local arch
+    arch=$("$python" -c 'import torch; print("".join(map(str, torch.cuda.get_device_capability())))') || return
+    CMAKE_ARGS="-DDIVNORM_CUDA=on -DDIVNORM_CUDA_ARCHS=$arch" "$python" setup.py build_ext --inplace
+}
 
 run() {
     local name=$1
@@ -24,7 +33,8 @@ run() {
 
 for step in $steps; do
     case $step in
-    tests) run tests "$python" -m pytest -p no:cacheprovider tests/test_gpu.py tests/test_triton.py ;;
+    build) run build build ;;
+    tests) run tests "$python" -m pytest -p no:cacheprovider tests/test_gpu.py tests/test_cuda.py tests/test_triton.py ;;
     bench) run bench "$python" -m bench run --device cuda --suite "$suite" --seconds "${SECONDS_A_SETTING:-0.5}" --out "$out" ;;
     *) PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$step" compute-sanitizer --tool "$step" --error-exitcode 1 "$python" -m bench.sanitized ;;
     esac

@@ -16,6 +16,8 @@ CALLS = (
     ((3, 8, 6, 7), {"window": 3}),
     ((4, 32, 28, 28), {"window": 5}),
     ((2, 64, 33, 35), {"window": 13, "groups": 4}),
+    ((3, 64, 40, 41), {"window": 5}),
+    ((1, 8, 400, 400), {"window": 7}),
     ((3, 6, 40, 40), {"window": 3, "over_batch": True}),
     ((3, 64, 20, 20), {"window": "all", "groups": 8}),
     ((3, 16, 20, 20), {"window": "all", "groups": 16, "over_batch": True}),

@@ -1,5 +1,6 @@
 #include "call.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace divnorm::cuda {
@@ -81,9 +82,10 @@ void Calls::finish(Direction direction, const Call& call) const {
   const Scratch& scratch = strategy.scratch;
   const Shape& shape = strategy.arguments.shape;
   FinishArguments all;
-  int64_t columns = 0;
+  int64_t columns = 0, rows = 1;
   const auto add = [&](Reduction reduction) {
     columns += (reduction.columns + kFinishColumns - 1) / kFinishColumns * kFinishColumns;
+    rows = std::max(rows, reduction.rows);
     all.reduction[all.count++] = reduction;
   };
   if (direction == Direction::forward) {
@@ -106,7 +108,8 @@ void Calls::finish(Direction direction, const Call& call) const {
   }
   if (all.count == 0) return;
   const int each = problem_.dtype == Dtype::float64 ? 8 : 4;
-  start({columns / kFinishColumns, 1, kFinishThreads, kFinishThreads * each}, call.stream, kernels_.finish, all);
+  const int threads = static_cast<int>(std::min<int64_t>(rows * kFinishColumns, kFinishThreads));  // a warp to a row
+  start({columns / kFinishColumns, 1, threads, threads * each}, call.stream, kernels_.finish, all);
 }
 
 }  // namespace divnorm::cuda

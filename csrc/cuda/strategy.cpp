@@ -329,11 +329,13 @@ Shape shape_of(const Problem& problem, Direction direction) {
 }
 
 Strategy choose(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device) {
-  if (problem.positions() >= kMostPositions || problem.channels >= kMostPositions)
-    throw std::invalid_argument("the CUDA kernels take fewer than 2^30 positions and channels");
+  if (problem.positions() >= kMostPositions || problem.channels >= kMostPositions || problem.batch >= kMostPositions)
+    throw std::invalid_argument("the CUDA kernels take fewer than 2^30 samples, channels and positions");
   if (preferences.threads > kResidentThreads || preferences.staged_threads > kStagedThreads)
     throw std::invalid_argument("the table asks for more threads than the CUDA kernels are compiled for");
-  return Chooser(problem, direction, preferences, device).choose();
+  const Strategy chosen = Chooser(problem, direction, preferences, device).choose();
+  if (chosen.blocks > std::numeric_limits<int>::max()) throw std::invalid_argument("too many blocks for one launch");
+  return chosen;
 }
 
 }  // namespace divnorm::cuda

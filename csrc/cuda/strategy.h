@@ -47,7 +47,7 @@ struct Strategy {
   std::string name() const { return !resident ? "two-pass" : cluster > 1 ? "cluster-resident" : "single-block"; }
 };
 
-constexpr int64_t kMostPositions = 1 << 30;  // and channels: they are counted in int
+constexpr int64_t kMostPositions = 1 << 30;  // and channels, and samples: they are counted in int
 
 Shape shape_of(const Problem& problem, Direction direction);
 

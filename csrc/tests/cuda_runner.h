@@ -25,7 +25,7 @@ inline Setting setting(int cluster, int shared_bytes) {
   s.preferences.cluster = cluster;
   s.preferences.blocks = 1;
   s.preferences.threads = s.preferences.staged_threads = 64;
-  s.preferences.bytes_per_thread = 64;
+  s.preferences.bytes_per_thread = 16;
   s.preferences.slice_channels = 2;
   s.preferences.stretch_bytes = 16;
   s.preferences.tile_bytes = 1024;
@@ -40,11 +40,11 @@ inline Setting setting(int cluster, int shared_bytes) {
   return s;
 }
 
-// The setting that brings both directions of a case to the named strategy, where there is one.
-inline std::optional<Setting> setting_for(const std::string& strategy, const Case& c, Dtype dtype) {
+// The smallest device that brings both directions of a case to the named strategy, where there is one.
+inline std::optional<Setting> setting_for(const std::string& strategy, const Case& c, Dtype dtype, int cluster) {
   const auto plan = plan_of(c, dtype);
-  for (int shared_bytes = 1 << 20; shared_bytes > 256; shared_bytes -= shared_bytes / 8) {
-    const Setting s = setting(strategy == "two-pass" ? 0 : strategy == "single-block" ? 1 : 4, shared_bytes);
+  for (int shared_bytes = 2048; shared_bytes < 1 << 20; shared_bytes += shared_bytes / 8) {
+    const Setting s = setting(strategy == "two-pass" ? 0 : strategy == "single-block" ? 1 : cluster, shared_bytes);
     const auto named = [&](cuda::Direction direction) {
       return cuda::choose(plan->problem(), direction, s.preferences, s.device).name() == strategy;
     };

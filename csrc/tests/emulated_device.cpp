@@ -1,6 +1,5 @@
 #include "emulated_device.h"
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -22,16 +21,17 @@
 namespace divnorm::cuda {
 namespace {
 
-// Everybody who takes part arrives before anybody goes on.
+// Everybody who takes part arrives before anybody goes on. round: how often the caller has waited here before.
 class Barrier {
  public:
   explicit Barrier(int count);
   ~Barrier();
-  void wait();
+  void wait(int round);
 
  private:
 #ifdef DIVNORM_EMULATED_THREADS
-  pthread_barrier_t barrier_;
+  // Two in turns: ThreadSanitizer takes one that leaves late to have seen whoever has come again by then.
+  pthread_barrier_t barriers_[2];
 #else
   int count_, arrived_ = 0;
   int64_t generation_ = 0;
@@ -64,20 +64,25 @@ struct Cluster {
 struct Thread {
   device::Self self;
   Cluster* cluster;
-  int shuffles = 0, barriers = 0;
+  int barriers = 0;  // met, left out or not
+  int block_rounds = 0, cluster_rounds = 0, shuffles = 0;
   Block& block() const { return *cluster->blocks[self.rank]; }
 };
 
 int left_out_launch = -1, left_out_barrier = -1;
-std::vector<int> met;
+int launches = 0;
 
 #ifdef DIVNORM_EMULATED_THREADS
 
 thread_local Thread* current = nullptr;
 
-Barrier::Barrier(int count) { pthread_barrier_init(&barrier_, nullptr, count); }
-Barrier::~Barrier() { pthread_barrier_destroy(&barrier_); }
-void Barrier::wait() { pthread_barrier_wait(&barrier_); }
+Barrier::Barrier(int count) {
+  for (pthread_barrier_t& barrier : barriers_) pthread_barrier_init(&barrier, nullptr, count);
+}
+Barrier::~Barrier() {
+  for (pthread_barrier_t& barrier : barriers_) pthread_barrier_destroy(&barrier);
+}
+void Barrier::wait(int round) { pthread_barrier_wait(&barriers_[round % 2]); }
 
 void run_together(std::vector<Thread>& threads, const std::function<void()>& kernel) {
   std::vector<std::thread> running;
@@ -171,7 +176,7 @@ void Fibers::enter() {
 
 Barrier::Barrier(int count) : count_(count) {}
 Barrier::~Barrier() = default;
-void Barrier::wait() {
+void Barrier::wait(int) {
   if (++arrived_ == count_) {
     arrived_ = 0;
     ++generation_;
@@ -191,9 +196,7 @@ struct Watched {
 std::map<uintptr_t, Watched> watched;  // by address
 emulation::Traffic elsewhere;
 
-bool left_out_now() {
-  return current->barriers++ == left_out_barrier && static_cast<int>(met.size()) - 1 == left_out_launch;
-}
+bool left_out_now() { return current->barriers++ == left_out_barrier && launches - 1 == left_out_launch; }
 
 }  // namespace
 
@@ -202,11 +205,11 @@ namespace device {
 const Self& self() { return current->self; }
 unsigned char* shared_memory() { return current->block().shared.get(); }
 void sync_block() {
-  if (!left_out_now()) current->block().barrier.wait();
+  if (!left_out_now()) current->block().barrier.wait(current->block_rounds++);
 }
 void sync_cluster(int size) {
   if (size != static_cast<int>(current->cluster->blocks.size())) throw std::logic_error("not the cluster's size");
-  if (!left_out_now()) current->cluster->barrier.wait();
+  if (!left_out_now()) current->cluster->barrier.wait(current->cluster_rounds++);
 }
 
 unsigned char* in_block(unsigned char* address, int rank) {
@@ -219,10 +222,11 @@ unsigned char* in_block(unsigned char* address, int rank) {
 double shuffle_xor(double value, int mask) {
   Block& block = current->block();
   const int thread = current->self.thread, threads = current->self.threads;
-  double* round = block.exchange.data() + current->shuffles++ % 2 * threads;
-  round[thread] = value;
-  block.warps[thread / kWarp]->wait();
-  return round[thread ^ mask];
+  const int round = current->shuffles++;
+  double* values = block.exchange.data() + round % 2 * threads;
+  values[thread] = value;
+  block.warps[thread / kWarp]->wait(round);
+  return values[thread ^ mask];
 }
 
 #ifdef DIVNORM_EMULATED_THREADS  // a lock around the counts would put the threads in an order and hide their races
@@ -282,14 +286,13 @@ namespace emulation {
 
 void run(int64_t blocks, int cluster, int threads, int shared_bytes, const std::function<void()>& kernel) {
   if (blocks % cluster != 0 || threads % device::kWarp != 0) throw std::logic_error("a grid of broken clusters");
-  met.push_back(0);
+  ++launches;
   for (int64_t first = 0; first < blocks; first += cluster) {
     Cluster together(cluster, threads, shared_bytes);
     std::vector<Thread> all;
     for (int rank = 0; rank < cluster; ++rank)
       for (int t = 0; t < threads; ++t) all.push_back({{t, threads, rank, first + rank}, &together});
     run_together(all, kernel);
-    met.back() = std::max(met.back(), all.front().barriers);
   }
 }
 
@@ -304,7 +307,6 @@ void leave_out_barrier(int launch, int barrier) {
   left_out_launch = launch;
   left_out_barrier = barrier;
 }
-const std::vector<int>& barriers_met() { return met; }
 
 }  // namespace emulation
 }  // namespace divnorm::cuda

@@ -96,7 +96,5 @@ void forget_traffic();
 // Of the launch of this number, the barrier of this number is left out, counted by every thread from the start of its
 // kernel; -1: none is.
 void leave_out_barrier(int launch, int barrier);
-// The most barriers that a thread met, of every launch so far.
-const std::vector<int>& barriers_met();
 
 }  // namespace divnorm::cuda::emulation

@@ -42,8 +42,8 @@ def refusal(g: Geometry, x: Tensor) -> str | None:
     capability = device_of(x).capability
     if capability < OLDEST:
         return f"{x.device} has compute capability {capability}, these kernels need {OLDEST}"
-    if max(g.channels, g.numel // max(1, g.batch * g.channels)) >= library.cuda_most_positions:
-        return f"x has {library.cuda_most_positions} channels or positions, or more"
+    if max(g.batch, g.channels, g.numel // max(1, g.batch * g.channels)) >= library.cuda_most_positions:
+        return f"x has {library.cuda_most_positions} or more samples, channels or positions"
     return None
 
 
