@@ -5,7 +5,7 @@ import torch
 from process import run_python
 
 from divnorm_kernels import __version__, divisive_norm
-from divnorm_kernels.backends import availability, cpu
+from divnorm_kernels.backends import KERNELS, availability, cpu, preference
 
 
 def test_command_line_report():
@@ -81,3 +81,23 @@ def test_triton_is_not_imported_before_its_first_call():
 def test_importing_touches_no_accelerator():
     code = "import torch, divnorm_kernels; print(torch.cuda.is_initialized())"
     assert run_python("-c", code).strip() == "False"
+
+
+def test_order_on_a_gpu_follows_the_table(monkeypatch):
+    monkeypatch.setattr(preference, "ROWS", [{**row} for row in preference.ROWS])
+    preference._order.cache_clear()
+    assert preference._order("sm_90", 2, "windows") == ("cuda", "triton")
+    assert preference._order("sm_90", 2, "whole") == ("triton", "cuda")
+    measured = {"arch": "sm_90", "bytes": 2, "fields": "windows", "order": ["triton", "cuda"], "measured": True}
+    preference.ROWS.insert(0, measured)
+    preference._order.cache_clear()
+    assert preference._order("sm_90", 2, "windows") == ("triton", "cuda")
+    assert preference._order("sm_90", 4, "windows") == preference._order("sm_80", 2, "windows") == ("cuda", "triton")
+    preference._order.cache_clear()
+
+
+def test_tables_name_backends_and_rows_for_every_gpu():
+    for row in preference.ROWS:
+        assert set(row["order"]) <= set(KERNELS)
+    for fields in ("whole", "windows"):
+        assert preference._order("sm_123", 8, fields)

@@ -278,3 +278,11 @@ def test_bytes_moved(strategy, dtype, channels_last):
         vectors, thread = (2 * 64, 5 * 64), 4
         for m, c, numbers in zip((forward, backward), cut, vectors, strict=True):
             assert m.elsewhere <= c["blocks"] * (4 * numbers + thread * c["threads"] + 16) + 3 * 4 * 64
+
+
+def test_a_table_that_the_kernels_are_not_compiled_for():
+    row = {**table.ROWS[-1], "threads": 2 * module().cuda_compiled_for["resident"][0]}
+    x = torch.empty(2, 4, 5, 5)
+    plan = native.plan_for(fields.geometry(tuple(x.shape), 3, "same", 1, "valid", False), x)
+    with pytest.raises(ValueError, match="more threads than the CUDA kernels are compiled for"):
+        module().cuda_strategy(plan, False, HOPPER.facts(), row)

@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from emulated import HOPPER
 from process import run
 
+from divnorm_kernels import fields
 from divnorm_kernels.backends import native
+from divnorm_kernels.backends.cuda import table
 
 CUOBJDUMP = Path(pytest.importorskip("triton").__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 pytestmark = pytest.mark.skipif(
@@ -88,3 +92,15 @@ def test_clusters_exchange_sums_through_shared_memory(instructions):
         found = kernel_of(name)
         if found and found[0].startswith("resident"):
             assert "UCGABAR" in code, name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_errors_name_the_kernel_and_the_shape():
+    """What the CUDA runtime says where there is no driver comes back as an exception."""
+    x = torch.empty(2, 8, 5, 6)
+    plan = native.plan_for(fields.geometry(tuple(x.shape), 3, "same", 1, "valid", False), x)
+    rows = [table.row_for(HOPPER, direction, 4) for direction in ("forward", "backward")]
+    with pytest.raises(
+        RuntimeError, match=r"CUDA, single-block forward of \(2, 8, 5, 1, 6\): cudaGetDevice: cudaError"
+    ):
+        native.module.CudaCalls(plan, 0, HOPPER.facts(), *rows)

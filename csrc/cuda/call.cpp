@@ -29,14 +29,25 @@ void* within(const Call& call, int64_t offset) { return static_cast<unsigned cha
 
 }  // namespace
 
+// Errors of the runtime say which kernel they met, and on what.
+template <class Body>
+void Calls::naming(Direction direction, Body&& body) const {
+  try {
+    body();
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error("CUDA, " + described(direction) + ": " + error.what());
+  }
+}
+
 Calls::Calls(const Plan& plan, int device, const Device& facts, const Preferences& forward, const Preferences& backward)
     : problem_(plan.problem()), kernels_(kernels_for(problem_.dtype)) {
   forward_ = choose(problem_, Direction::forward, forward, facts);
   backward_ = choose(problem_, Direction::backward, backward, facts);
-  for (const Direction direction : {Direction::forward, Direction::backward}) {
-    const Strategy& strategy = of(direction);
-    prepare(launch_of(strategy), device, kernel_of(kernels_, direction, strategy.resident, problem_.channels_last));
-  }
+  for (const Direction direction : {Direction::forward, Direction::backward})
+    naming(direction, [&] {
+      prepare(device, facts.block_shared_bytes,
+              kernel_of(kernels_, direction, of(direction).resident, problem_.channels_last));
+    });
 }
 
 std::string Calls::described(Direction direction) const {
@@ -62,7 +73,7 @@ void Calls::run(Direction direction, const Call& call) const {
     if (call.dsigma.data != nullptr && problem_.suppression.present)
       arguments.partials.dsigma = within(call, scratch.dsigma);
   }
-  try {
+  naming(direction, [&] {
     if (!strategy.resident) {
       arguments.staged.counters = static_cast<int*>(within(call, scratch.counters));
       arguments.staged.maps = scratch.maps < 0 ? nullptr : within(call, scratch.maps);
@@ -72,9 +83,7 @@ void Calls::run(Direction direction, const Call& call) const {
     start(launch_of(strategy), call.stream, kernel_of(kernels_, direction, strategy.resident, problem_.channels_last),
           arguments);
     finish(direction, call);
-  } catch (const std::runtime_error& error) {
-    throw std::runtime_error("CUDA, " + described(direction) + ": " + error.what());
-  }
+  });
 }
 
 void Calls::finish(Direction direction, const Call& call) const {

@@ -29,6 +29,8 @@ class Calls {
   const Strategy& of(Direction direction) const { return direction == Direction::forward ? forward_ : backward_; }
   void finish(Direction direction, const Call& call) const;
   std::string described(Direction direction) const;
+  template <class Body>
+  void naming(Direction direction, Body&& body) const;
 
   const Problem& problem_;
   const KernelSet& kernels_;

@@ -8,7 +8,7 @@
 namespace divnorm::cuda {
 namespace {
 
-constexpr int kPortableCluster = 8;
+constexpr int kFirstWithClusters = 9;  // compute capability
 
 void check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
@@ -54,12 +54,17 @@ void start(const Launch& launch, Stream stream, const void* kernel, const void* 
 
 }  // namespace
 
-void prepare(const Launch& launch, int device, Kernel kernel) {
+// The same for every plan: these belong to the kernel, and another plan may be at work.
+void prepare(int device, int most_shared_bytes, Kernel kernel) {
   const Current current(device);
   const auto* function = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes),
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes),
         "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
-  if (launch.cluster > kPortableCluster)
+  check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        "cudaFuncSetAttribute(PreferredSharedMemoryCarveout)");
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  if (major >= kFirstWithClusters)
     check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
           "cudaFuncSetAttribute(NonPortableClusterSizeAllowed)");
 }

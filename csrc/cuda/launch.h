@@ -18,8 +18,8 @@ struct Stream {
   uintptr_t handle = 0;
 };
 
-// Once for a kernel and a device, before its first launch.
-void prepare(const Launch& launch, int device, Kernel kernel);
+// Before a kernel's first launch on a device, of which a block can have most_shared_bytes of shared memory.
+void prepare(int device, int most_shared_bytes, Kernel kernel);
 
 void start(const Launch& launch, Stream stream, Kernel kernel, const Arguments& arguments);
 void start(const Launch& launch, Stream stream, FinishKernel kernel, const FinishArguments& arguments);

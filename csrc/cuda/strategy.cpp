@@ -249,9 +249,10 @@ class Chooser {
                       ? 1
                       : static_cast<int>(ceil_div(positions, std::max(p_.row_positions / 4, chosen.threads)));
     s.map_rows = (shape_.over_batch ? 1 : shape_.batch) * shape_.groups;
+    int64_t all_items = 0;
     const auto add = [&](StageKind kind, int64_t items, int lag, int first_pass = 0, int end_pass = 0) {
       s.stage[s.stages++] = {kind, static_cast<int>(items), s.chunks > 1 ? lag : 0, first_pass, end_pass};
-      s.items += static_cast<int>(items);
+      all_items += items;
     };
     if (two_passes) {
       add(StageKind::statistics, s.units * shape_.groups * tiles, 0);
@@ -263,7 +264,8 @@ class Chooser {
     }
     add(StageKind::apply, s.spans * shape_.groups * channel_tiles * tiles, 2);
     const int steps = s.chunks + s.stage[s.stages - 1].lag;
-    chosen.blocks = int64_t{s.items} * steps;
+    chosen.blocks = all_items * steps;
+    s.items = static_cast<int>(std::min<int64_t>(all_items, std::numeric_limits<int>::max()));
 
     const int64_t pitch = pitch_of(s.tile_positions);
     chosen.arguments.shared = layout(s.tile_channels, s.tile_positions, s.slices, statistics() * pitch, chosen.threads);

@@ -6,7 +6,7 @@
 
 namespace divnorm::cuda {
 
-void prepare(const Launch&, int, Kernel) {}
+void prepare(int, int, Kernel) {}
 
 void start(const Launch& launch, Stream, Kernel kernel, const Arguments& arguments) {
   emulation::run(launch.blocks, launch.cluster, launch.threads, launch.shared_bytes, [&] { kernel(arguments); });
