@@ -6,7 +6,7 @@ The oracle is the reference in float64 on the very numbers the implementation re
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ class Call:
     dy: Tensor
     dl1: float
     options: dict[str, Any]
+
+    def to(self, device: str) -> Call:
+        """The same call on a device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Call(**{name: t.to(device) if isinstance(t, Tensor) else t for name, t in moved.items()})
 
     def in_double(self) -> Call:
         """The same numbers in float64."""

@@ -28,8 +28,7 @@ def triton(*args, **kwargs):
 
 
 def on_device(call: Call) -> Call:
-    moved = {f.name: getattr(call, f.name) for f in dataclasses.fields(call)}
-    return Call(**{name: t.to(DEVICE) if isinstance(t, torch.Tensor) else t for name, t in moved.items()})
+    return call.to(DEVICE)
 
 
 @contextmanager
