@@ -12,6 +12,7 @@ bench: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses auto
+	$(MAKE) native-test
 
 # On a machine with a GPU: tests, sanitizers and benchmark, with its own Python ($(PYTHON)) and no network.
 gpu-check:

@@ -113,6 +113,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"));
   py::class_<Plan>(m, "Plan").def(py::init(&make_plan)).def("forward", &forward).def("backward", &backward);
 #ifdef DIVNORM_CUDA
+  m.attr("cuda_archs") = DIVNORM_CUDA;
   bind_cuda(m);
 #endif
 }

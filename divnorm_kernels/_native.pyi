@@ -65,6 +65,8 @@ class Plan:
 
 # Only where the module was built with CUDA.
 
+cuda_archs: str
+"""The architectures it was built for: ``sm_80 sm_90``."""
 cuda_most_positions: int
 cuda_compiled_for: dict[str, tuple[int, int]]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..fields import Geometry
 from ..layout import dense
-from .native import COMPUTE, DTYPES, gradient, missing, module, packed, parameter, plan_for
+from .native import COMPUTE, DTYPES, backward_tensors, missing, module, packed, parameter, plan_for
 
 if module is not None and "DIVNORM_INSTRUCTION_SET" in os.environ:
     module.use_instruction_set(os.environ["DIVNORM_INSTRUCTION_SET"])
@@ -90,16 +90,8 @@ def backward(
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for (x, weight, bias, sigma) from those of y and l1 (``None``: zero); ``None`` where not needed."""
-    x = dense(x)
-    dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
-    dx = torch.empty_like(x)
-    dweight = gradient(weight, needs[1])
-    dbias = gradient(bias, needs[2])
-    dsigma = gradient(sigma, needs[3])
+    x, dy, dx, dweight, dbias, dsigma = backward_tensors(g, dy, x, weight, bias, sigma, needs)
     if g.numel == 0:
-        for unused in (dweight, dbias, dsigma):
-            if unused is not None:
-                unused.zero_()
         return dx if needs[0] else None, dweight, dbias, dsigma
     weight, sigma = packed(weight), packed(sigma) if isinstance(sigma, Tensor) else None
     plan_for(g, x).backward(

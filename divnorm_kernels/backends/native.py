@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..fields import Axis, Geometry
-from ..layout import channels_last_strides
+from ..layout import channels_last_strides, dense
 
 import_error: str | None = None
 try:
@@ -74,6 +74,27 @@ def parameter(t: Tensor | None) -> tuple[int, int]:
     return (0, 0) if t is None else (t.data_ptr(), DTYPES[t.dtype])
 
 
-def gradient(parameter: Tensor, needed: bool) -> Tensor | None:
-    """Room for a parameter's gradient, where it is needed."""
-    return torch.empty_like(parameter, memory_format=torch.contiguous_format) if needed else None
+def backward_tensors(
+    g: Geometry,
+    dy: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """``(x, dy, dx, dweight, dbias, dsigma)``: inputs as the kernels take them, and room for the gradients needed.
+
+    Those of an empty call are zero already.
+    """
+    x = dense(x)
+    dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
+    rooms = [
+        torch.empty_like(t, memory_format=torch.contiguous_format) if need else None
+        for t, need in zip((weight, bias, sigma), needs[1:], strict=True)
+    ]
+    if g.numel == 0:
+        for room in rooms:
+            if room is not None:
+                room.zero_()
+    return x, dy, torch.empty_like(x), *rooms

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...fields import Geometry
 from ...layout import channels_last_strides, dense
-from ..native import COMPUTE, DTYPES, gradient, module, packed, parameter, plan_for
+from ..native import COMPUTE, DTYPES, backward_tensors, module, packed, parameter, plan_for
 from ..native import missing as module_missing
 from .table import Device, device, row_for
 
@@ -134,15 +134,9 @@ def backward(
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for (x, weight, bias, sigma) from those of y and l1 (``None``: zero); ``None`` where not needed."""
-    x = dense(x)
-    dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
-    dx = torch.empty_like(x)
-    dweight = gradient(weight, needs[1])
-    dbias = gradient(bias, needs[2])
-    dsigma = gradient(sigma, needs[3])
-    for parameter_gradient in (dweight, dbias, dsigma):
-        if parameter_gradient is not None and (g.numel == 0 or (parameter_gradient is dsigma and not g.suppression)):
-            parameter_gradient.zero_()
+    x, dy, dx, dweight, dbias, dsigma = backward_tensors(g, dy, x, weight, bias, sigma, needs)
+    if dsigma is not None and g.suppression is None:
+        dsigma.zero_()  # sigma is not used
     if g.numel > 0:
         calls = calls_for(g, x)
         scratch = x.new_empty(calls.scratch_bytes[1], dtype=torch.uint8)
