@@ -45,12 +45,13 @@ Axes axes_of(const std::array<std::array<int64_t, 3>, kAxes>& numbers) {
 
 using FieldArgs = std::optional<std::array<std::array<int64_t, 3>, kAxes>>;
 
-std::unique_ptr<Plan> make_plan(int dtype, bool channels_last, bool over_batch, bool affine_per_position, int64_t batch,
-                                int64_t channels, int64_t groups, std::array<int64_t, kAxes> extent,
-                                const FieldArgs& summation, const FieldArgs& suppression) {
+std::unique_ptr<Plan> make_plan(int dtype, bool channels_last, bool over_batch, bool affine_per_position, bool relu,
+                                bool whole, int64_t batch, int64_t channels, int64_t groups,
+                                std::array<int64_t, kAxes> extent, const FieldArgs& summation,
+                                const FieldArgs& suppression) {
   const auto axes = [](const FieldArgs& field) { return field ? std::optional<Axes>(axes_of(*field)) : std::nullopt; };
-  return std::make_unique<Plan>(static_cast<Dtype>(dtype), channels_last, over_batch, affine_per_position, batch,
-                                channels, groups, extent, axes(summation), axes(suppression));
+  return std::make_unique<Plan>(static_cast<Dtype>(dtype), channels_last, over_batch, affine_per_position, relu, whole,
+                                batch, channels, groups, extent, axes(summation), axes(suppression));
 }
 
 size_t bytes_of(const Problem& problem) {
@@ -79,9 +80,9 @@ double forward(const Plan& plan, Address x, Address weight, int weight_dtype, Ad
   return l1;
 }
 
-void backward(const Plan& plan, Address x, Address dy, Address maps, Address weight, int weight_dtype, Address sigma,
-              int sigma_dtype, int64_t sigma_count, double dl1, Address dx, Address dweight, Address dbias,
-              int dbias_dtype, Address dsigma, int threads) {
+void backward(const Plan& plan, Address x, Address dy, Address maps, Address weight, int weight_dtype, Address bias,
+              int bias_dtype, Address sigma, int sigma_dtype, int64_t sigma_count, double dl1, Address dx,
+              Address dweight, Address dbias, Address dsigma, int threads) {
   const Problem& problem = plan.problem();
   BackwardTensors tensors;
   tensors.x = at<const void>(x);
@@ -90,11 +91,12 @@ void backward(const Plan& plan, Address x, Address dy, Address maps, Address wei
   tensors.mean = both.mean;
   tensors.rstd = both.rstd;
   tensors.weight = parameter(weight, weight_dtype, problem.affine_size());
+  tensors.bias = parameter(bias, bias_dtype, problem.affine_size());
   tensors.sigma = parameter(sigma, sigma_dtype, sigma_count);
   tensors.dl1 = dl1;
   tensors.dx = at<void>(dx);
   tensors.dweight = parameter(dweight, weight_dtype, problem.affine_size());
-  tensors.dbias = parameter(dbias, dbias_dtype, problem.affine_size());
+  tensors.dbias = parameter(dbias, bias_dtype, problem.affine_size());
   tensors.dsigma = parameter(dsigma, sigma_dtype, sigma_count);
   py::gil_scoped_release release;
   prefer_huge_pages(tensors.dx, bytes_of(problem));

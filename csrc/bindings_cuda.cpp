@@ -84,8 +84,9 @@ void forward(const Calls& calls, int device, Address stream, Address x, Address 
 }
 
 void backward(const Calls& calls, int device, Address stream, Address x, Address dy, Address maps, Address weight,
-              int weight_dtype, Address sigma, int sigma_dtype, int64_t sigma_count, double sigma_value, Address dl1,
-              Address dx, Address dweight, Address dbias, int dbias_dtype, Address dsigma, Address scratch) {
+              int weight_dtype, Address bias, int bias_dtype, Address sigma, int sigma_dtype, int64_t sigma_count,
+              double sigma_value, Address dl1, Address dx, Address dweight, Address dbias, Address dsigma,
+              Address scratch) {
   const Problem& problem = calls.problem();
   const Maps both(problem, maps);
   Call call;
@@ -93,13 +94,14 @@ void backward(const Calls& calls, int device, Address stream, Address x, Address
   call.tensors.dy = at<void>(dy);
   call.tensors.out = at<void>(dx);
   call.tensors.weight = parameter(weight, weight_dtype, problem.affine_size());
+  call.tensors.bias = parameter(bias, bias_dtype, problem.affine_size());
   call.tensors.sigma = parameter(sigma, sigma_dtype, sigma_count);
   call.tensors.sigma_value = sigma_value;
   call.tensors.mean = both.mean;
   call.tensors.rstd = both.rstd;
   call.tensors.dl1 = at<void>(dl1);
   call.dweight = parameter(dweight, weight_dtype, problem.affine_size());
-  call.dbias = parameter(dbias, dbias_dtype, problem.affine_size());
+  call.dbias = parameter(dbias, bias_dtype, problem.affine_size());
   call.dsigma = parameter(dsigma, sigma_dtype, sigma_count);
   call.scratch = at<void>(scratch);
   call.stream = {device, stream};

@@ -5,15 +5,17 @@
 
 namespace divnorm {
 
-Plan::Plan(Dtype dtype, bool channels_last, bool over_batch, bool affine_per_position, int64_t batch, int64_t channels,
-           int64_t groups, std::array<int64_t, kAxes> extent, std::optional<Axes> summation,
-           std::optional<Axes> suppression) {
+Plan::Plan(Dtype dtype, bool channels_last, bool over_batch, bool affine_per_position, bool relu, bool whole,
+           int64_t batch, int64_t channels, int64_t groups, std::array<int64_t, kAxes> extent,
+           std::optional<Axes> summation, std::optional<Axes> suppression) {
   if (groups < 1 || channels % groups != 0) throw std::invalid_argument("groups must divide channels");
   if (affine_per_position && channels != 1) throw std::invalid_argument("the feature form has one channel");
   problem_.dtype = dtype;
   problem_.channels_last = channels_last;
   problem_.over_batch = over_batch;
   problem_.affine_per_position = affine_per_position;
+  problem_.relu = relu;
+  problem_.whole = whole;
   problem_.batch = batch;
   problem_.channels = channels;
   problem_.groups = groups;

@@ -17,8 +17,8 @@ using Axes = std::array<Axis, kAxes>;
 
 class Plan {
  public:
-  Plan(Dtype dtype, bool channels_last, bool over_batch, bool affine_per_position, int64_t batch, int64_t channels,
-       int64_t groups, std::array<int64_t, kAxes> extent, std::optional<Axes> summation,
+  Plan(Dtype dtype, bool channels_last, bool over_batch, bool affine_per_position, bool relu, bool whole, int64_t batch,
+       int64_t channels, int64_t groups, std::array<int64_t, kAxes> extent, std::optional<Axes> summation,
        std::optional<Axes> suppression);
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;

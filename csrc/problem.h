@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 namespace divnorm {
 
@@ -25,6 +26,8 @@ struct Problem {
   bool channels_last = false;
   bool over_batch = false;
   bool affine_per_position = false;  // the (N, F) form: one weight per position of the single channel
+  bool relu = false;                 // y is never below zero
+  bool whole = false;                // every field covers all positions: a row of the maps is one number
   int64_t batch = 0;
   int64_t channels = 0;
   int64_t groups = 1;
@@ -38,7 +41,13 @@ struct Problem {
   int64_t group_channels() const { return channels / groups; }
   int64_t numel() const { return batch * channels * positions(); }
   int64_t map_batch() const { return over_batch ? 1 : batch; }
-  int64_t map_bytes() const { return map_batch() * groups * positions() * (dtype == Dtype::float64 ? 8 : 4); }
+  int64_t map_rows() const { return map_batch() * groups; }
+  int64_t map_bytes() const { return map_rows() * (whole ? 1 : positions()) * (dtype == Dtype::float64 ? 8 : 4); }
+  // Below it y ends; a NaN, below which nothing is, where y has no end.
+  template <class A>
+  A floor() const {
+    return relu ? A(0) : std::numeric_limits<A>::quiet_NaN();
+  }
   int64_t affine_size() const { return affine_per_position ? positions() : channels; }
 };
 
@@ -49,8 +58,8 @@ struct Parameter {
   int64_t count = 0;
 };
 
-// Maps (mean, rstd) have shape (map_batch, groups, positions) in float64 for float64 input and float32 otherwise;
-// a map whose field is absent is null.
+// Maps (mean, rstd) have shape (map_batch, groups, positions), one position where fields are whole, in float64 for
+// float64 input and float32 otherwise; a map whose field is absent is null.
 struct ForwardTensors {
   const void* x = nullptr;
   Parameter weight, bias, sigma;
@@ -65,7 +74,7 @@ struct BackwardTensors {
   const void* dy = nullptr;
   const void* mean = nullptr;
   const void* rstd = nullptr;
-  Parameter weight, sigma;
+  Parameter weight, bias, sigma;  // bias: of use where there is a ReLU
   double dl1 = 0.0;
   void* dx = nullptr;
   Parameter dweight, dbias, dsigma;  // data null: not wanted

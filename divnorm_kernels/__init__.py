@@ -1,17 +1,51 @@
 """Divisive normalization for PyTorch: one operator for windowed, layer, group, instance and batch normalization."""
 
 from .autograd import DivisiveNormFunction
+from .convert import convert_norm
 from .functional import divisive_norm
-from .modules import DivisiveNorm1d, DivisiveNorm2d, DivisiveNorm3d, DivisiveNormFeatures, l1_penalty
+from .modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    DivisiveNorm1d,
+    DivisiveNorm2d,
+    DivisiveNorm3d,
+    DivisiveNormFeatures,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    LocalContrastNorm2d,
+    NormalizationLayer,
+    PositionalNorm2d,
+    RMSNorm,
+    convert_sync,
+    l1_penalty,
+)
 from .version import __version__
 
 __all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "DivisiveNorm1d",
     "DivisiveNorm2d",
     "DivisiveNorm3d",
     "DivisiveNormFeatures",
     "DivisiveNormFunction",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LocalContrastNorm2d",
+    "NormalizationLayer",
+    "PositionalNorm2d",
+    "RMSNorm",
     "__version__",
+    "convert_norm",
+    "convert_sync",
     "divisive_norm",
     "l1_penalty",
 ]

@@ -14,7 +14,7 @@ from .reference import gradients
 
 
 class DivisiveNormFunction(torch.autograd.Function):
-    """``apply(x, weight, bias, sigma, geometry, backend, with_l1)`` -> ``(y, l1)``; l1 is ``None`` unless asked for.
+    """``apply(x, weight, bias, sigma, geometry, backend, with_l1)`` -> ``(y, l1, maps)``; l1 ``None`` unless asked for.
 
     Most users want `divnorm_kernels.divisive_norm`, which checks its arguments and finds geometry and backend. Here
     ``sigma`` is a float or a tensor, ``geometry`` comes from `divnorm_kernels.fields.geometry` and ``backend`` from
@@ -32,7 +32,7 @@ class DivisiveNormFunction(torch.autograd.Function):
         g: Geometry,
         backend: ModuleType,
         with_l1: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Computes y and l1 and saves x, the maps and the parameters."""
         y, maps, l1 = backend.forward(g, x, weight, bias, sigma, with_l1)
         sigma_tensor = sigma if isinstance(sigma, Tensor) else None
@@ -40,10 +40,11 @@ class DivisiveNormFunction(torch.autograd.Function):
         ctx.sigma = None if sigma_tensor is not None else sigma
         ctx.geometry, ctx.backend = g, backend
         ctx.set_materialize_grads(False)
-        return y, l1
+        ctx.mark_non_differentiable(maps)
+        return y, l1, maps
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None, dmaps: None) -> tuple[Tensor | None, ...]:
         """Gradients for x, weight, bias and sigma."""
         x, weight, bias, sigma, maps = ctx.saved_tensors
         sigma = ctx.sigma if sigma is None else sigma

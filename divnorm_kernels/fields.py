@@ -48,13 +48,18 @@ class Geometry:
     summation: tuple[Axis, ...] | None
     suppression: tuple[Axis, ...] | None
     over_batch: bool
+    activation: str | None
+    """What follows the affine map: ``"relu"`` or nothing."""
     features: bool
     affine_size: int
     """The number of elements of weight and bias."""
     maps_shape: tuple[int, ...]
-    """The shape of the maps mean and rstd in one tensor; a map whose field is absent is left out."""
+    """The shape of the maps mean and rstd in one tensor; a map whose field is absent is left out. Where the fields are
+    `whole` a map has one position."""
     numel: int
     """The number of elements of x."""
+    whole: bool
+    """Whether every field that is there averages over all positions, so that a row of statistics is one number."""
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What backends keep per geometry."""
 
@@ -64,10 +69,9 @@ class Geometry:
         return (self.batch, self.channels, *self.spatial)
 
     @property
-    def whole(self) -> bool:
-        """Whether every field that is there averages over all positions, so that a row of the maps is one number."""
-        axes = (axis for field in (self.summation, self.suppression) if field is not None for axis in field)
-        return all(axis.whole and axis.divisor in (0, axis.extent) for axis in axes)
+    def relu(self) -> bool:
+        """Whether a ReLU follows."""
+        return self.activation == "relu"
 
 
 def _is_int(value: object) -> bool:
@@ -99,7 +103,13 @@ def _axes(name: str, window: Window, spatial: tuple[int, ...], edges: str) -> tu
 
 
 def geometry(
-    shape: tuple[int, ...], window: Window, norm_window: Window, groups: int, edges: str, over_batch: bool
+    shape: tuple[int, ...],
+    window: Window,
+    norm_window: Window,
+    groups: int,
+    edges: str,
+    over_batch: bool,
+    activation: str | None = None,
 ) -> Geometry:
     """The geometry of a call on ``x`` of ``shape``, (N, C, *S) or (N, F); built once per set of arguments.
 
@@ -107,15 +117,21 @@ def geometry(
         TypeError, ValueError: on an argument out of its domain, naming it, what it got and what was expected.
     """
     if torch.compiler.is_compiling():
-        return _build(shape, window, norm_window, groups, edges, over_batch)
+        return _build(shape, window, norm_window, groups, edges, over_batch, activation)
     try:
-        return _built(shape, window, norm_window, groups, edges, over_batch)
+        return _built(shape, window, norm_window, groups, edges, over_batch, activation)
     except TypeError:  # a bad type, which raises again, or under tracing a symbolic size, which has no hash
-        return _build(shape, window, norm_window, groups, edges, over_batch)
+        return _build(shape, window, norm_window, groups, edges, over_batch, activation)
 
 
 def _build(
-    shape: tuple[int, ...], window: Window, norm_window: Window, groups: int, edges: str, over_batch: bool
+    shape: tuple[int, ...],
+    window: Window,
+    norm_window: Window,
+    groups: int,
+    edges: str,
+    over_batch: bool,
+    activation: str | None,
 ) -> Geometry:
     dims = len(shape)
     if not 2 <= dims <= 2 + MAX_SPATIAL_DIMS:
@@ -129,6 +145,10 @@ def _build(
         raise ValueError(f'edges: got {edges!r}, expected "valid" or "zero"')
     if not isinstance(over_batch, bool):
         raise TypeError(f"over_batch: got {over_batch!r} of type {type(over_batch).__name__}, expected a bool")
+    if activation is not None and not isinstance(activation, str):
+        raise TypeError(f'activation: got {activation!r} of type {type(activation).__name__}, expected None or "relu"')
+    if activation not in (None, "relu"):
+        raise ValueError(f'activation: got {activation!r}, expected None or "relu"')
     if not _is_int(groups):
         raise TypeError(f"groups: got {groups!r} of type {type(groups).__name__}, expected a positive int")
     features = dims == 2
@@ -138,18 +158,24 @@ def _build(
         raise ValueError(f"groups: got {groups}, expected {what}")
     if norm_window == "same":
         norm_window = window
+    summation, suppression = _axes("window", window, spatial, edges), _axes("norm_window", norm_window, spatial, edges)
+    axes = (axis for field in (summation, suppression) if field is not None for axis in field)
+    whole = all(axis.whole and axis.divisor in (0, axis.extent) for axis in axes)
+    maps = (window is not None) + (norm_window is not None), 1 if over_batch else batch, groups
     return Geometry(
         batch,
         channels,
         spatial,
         groups,
-        _axes("window", window, spatial, edges),
-        _axes("norm_window", norm_window, spatial, edges),
+        summation,
+        suppression,
         over_batch,
+        activation,
         features,
         affine_size=spatial[0] if features else channels,
-        maps_shape=((window is not None) + (norm_window is not None), 1 if over_batch else batch, groups, *spatial),
+        maps_shape=(*maps, *([1] * len(spatial) if whole else spatial)),
         numel=batch * channels * prod(spatial),
+        whole=whole,
     )
 
 

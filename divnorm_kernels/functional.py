@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from .autograd import DivisiveNormFunction
@@ -11,9 +12,9 @@ from .backends import select
 from .checks import check_activation, check_affine, check_flag, check_sigma
 from .fields import Window, geometry
 from .ops import encode
-from .reference import evaluate
+from .reference import evaluate, statistics
 
-# Function.apply without its test for torch.func, which _in_functorch() has made already.
+# Function.apply without its test for torch.func, which _transformed() has made already.
 _apply = super(torch.autograd.Function, DivisiveNormFunction).apply
 _PLAIN = (Tensor, torch.nn.Parameter, type(None), float, int)
 
@@ -29,6 +30,7 @@ def divisive_norm(
     groups: int = 1,
     edges: str = "valid",
     over_batch: bool = False,
+    activation: str | None = None,
     return_l1: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -51,6 +53,7 @@ def divisive_norm(
         groups: number of equal groups the channels form.
         edges: ``"valid"`` divides an average by the positions inside the image, ``"zero"`` by the full window.
         over_batch: also average the statistics over N (the batch-norm family).
+        activation: ``"relu"``: y is never below zero, and where it would be its gradient is zero; costs no pass.
         return_l1: also return the mean of abs(v), the paper's sparse regulariser before its coefficient.
         backend: ``None`` (the best for x), ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
@@ -75,51 +78,80 @@ def divisive_norm(
             groups=groups,
             edges=edges,
             over_batch=over_batch,
+            activation=activation,
             return_l1=return_l1,
             backend=backend,
         )
+    y, l1, _ = normalize(
+        x, weight, bias, sigma, window, norm_window, groups, edges, over_batch, activation, return_l1, backend
+    )
+    return (y, l1) if return_l1 else y
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    window: Window,
+    norm_window: Window,
+    groups: int,
+    edges: str,
+    over_batch: bool,
+    activation: str | None,
+    with_l1: bool,
+    backend: str | None,
+    with_maps: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`divisive_norm` with every argument in its place: ``(y, l1, maps)``, the latter two where they are asked for.
+
+    ``maps`` holds mean and 1/s, those that there are, in the shape ``geometry(...).maps_shape``. They have no gradient.
+    """
     check_activation(x)
-    g = geometry(x.shape, window, norm_window, groups, edges, over_batch)
+    g = geometry(x.shape, window, norm_window, groups, edges, over_batch, activation)
     check_affine("weight", weight, g, x)
     check_affine("bias", bias, g, x)
     check_sigma(sigma, g, x)
-    check_flag("return_l1", return_l1)
+    check_flag("return_l1", with_l1)
 
     kernels = select(backend, g, x)
-    if kernels is not None and _in_functorch():
+    if kernels is not None and _transformed():
         if backend is not None:
             raise RuntimeError(
-                f'backend: got {backend!r}, which torch.func cannot transform; expected None or "reference"'
+                f"backend: got {backend!r}, which neither torch.func nor forward-mode differentiation can transform; "
+                'expected None or "reference"'
             )
         kernels = None
     if kernels is None or torch.compiler.is_exporting():
         y, l1 = evaluate(g, x, weight, bias, sigma)
-    elif _plain_eager(x, weight, bias, sigma):
+        return y, l1, statistics(g, x, sigma) if with_maps else None
+    if _plain_eager(x, weight, bias, sigma):
         if torch.is_grad_enabled():
-            y, l1 = _apply(x, weight, bias, sigma, g, kernels, return_l1)
-        else:
-            y, _, l1 = kernels.forward(g, x, weight, bias, sigma, return_l1)
-    else:
-        dims = len(g.spatial)
-        y, _, l1 = torch.ops.divnorm_kernels.forward(
-            x,
-            weight,
-            bias,
-            sigma if isinstance(sigma, Tensor) else None,
-            0.0 if isinstance(sigma, Tensor) else float(sigma),
-            encode(window, dims),
-            encode(window if norm_window == "same" else norm_window, dims),
-            groups,
-            edges,
-            over_batch,
-            return_l1,
-            backend,
-        )
-    return (y, l1) if return_l1 else y
+            return _apply(x, weight, bias, sigma, g, kernels, with_l1)
+        y, maps, l1 = kernels.forward(g, x, weight, bias, sigma, with_l1)
+        return y, l1, maps
+    dims = len(g.spatial)
+    y, maps, l1 = torch.ops.divnorm_kernels.forward(
+        x,
+        weight,
+        bias,
+        sigma if isinstance(sigma, Tensor) else None,
+        0.0 if isinstance(sigma, Tensor) else float(sigma),
+        encode(window, dims),
+        encode(window if norm_window == "same" else norm_window, dims),
+        groups,
+        edges,
+        over_batch,
+        activation,
+        with_l1,
+        backend,
+    )
+    return y, l1, maps
 
 
-def _in_functorch() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which see through plain PyTorch alone."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def _plain_eager(*arguments: object) -> bool:

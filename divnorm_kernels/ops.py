@@ -17,7 +17,7 @@ from .backends import select
 from .fields import Geometry, Window, geometry
 from .layout import dense
 
-_GEOMETRY = "int[]? window, int[]? norm_window, int groups, str edges, bool over_batch"
+_GEOMETRY = "int[]? window, int[]? norm_window, int groups, str edges, bool over_batch, str? activation"
 
 _library = torch.library.Library("divnorm_kernels", "DEF")
 _library.define(
@@ -43,8 +43,8 @@ def _decode(window: list[int] | None) -> Window:
     return None if window is None else tuple("all" if entry == 0 else entry for entry in window)
 
 
-def _geometry(x: Tensor, window: Any, norm_window: Any, groups: int, edges: str, over_batch: bool) -> Geometry:
-    return geometry(tuple(x.shape), _decode(window), _decode(norm_window), groups, edges, over_batch)
+def _geometry(x: Tensor, window: Any, norm_window: Any, *options: Any) -> Geometry:
+    return geometry(tuple(x.shape), _decode(window), _decode(norm_window), *options)
 
 
 def _kernels(backend: str | None, g: Geometry, x: Tensor) -> ModuleType:
@@ -62,8 +62,10 @@ def _filled(t: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if t is None else t
 
 
-def _forward(x, weight, bias, sigma, sigma_value, window, norm_window, groups, edges, over_batch, with_l1, backend):
-    g = _geometry(x, window, norm_window, groups, edges, over_batch)
+def _forward(
+    x, weight, bias, sigma, sigma_value, window, norm_window, groups, edges, over_batch, activation, with_l1, backend
+):
+    g = _geometry(x, window, norm_window, groups, edges, over_batch, activation)
     sigma = sigma_value if sigma is None else sigma
     y, maps, l1 = _kernels(backend, g, x).forward(g, x, weight, bias, sigma, with_l1)
     return y, maps, l1 if with_l1 else maps.new_empty(0)
@@ -83,19 +85,20 @@ def _backward(
     groups,
     edges,
     over_batch,
+    activation,
     needs,
     backend,
 ):
-    g = _geometry(x, window, norm_window, groups, edges, over_batch)
+    g = _geometry(x, window, norm_window, groups, edges, over_batch, activation)
     sigma = sigma_value if sigma is None else sigma
     found = _kernels(backend, g, x).backward(g, dy, dl1, x, maps, weight, bias, sigma, tuple(needs))
     return tuple(_filled(t, x) for t in found)
 
 
 def _forward_fake(
-    x, weight, bias, sigma, sigma_value, window, norm_window, groups, edges, over_batch, with_l1, backend
+    x, weight, bias, sigma, sigma_value, window, norm_window, groups, edges, over_batch, activation, with_l1, backend
 ):
-    g = _geometry(x, window, norm_window, groups, edges, over_batch)
+    g = _geometry(x, window, norm_window, groups, edges, over_batch, activation)
     compute = _compute_dtype(x)
     maps = x.new_empty(_kernels(backend, g, x).maps_shape(g), dtype=compute)
     return torch.empty_like(dense(x)), maps, x.new_empty(() if with_l1 else (0,), dtype=compute)
@@ -112,7 +115,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, maps, _ = output
     ctx.mark_non_differentiable(maps)
     ctx.save_for_backward(x, weight, bias, sigma, maps)
-    ctx.sigma_value, ctx.geometry_args, (ctx.with_l1, ctx.backend_name) = inputs[4], inputs[5:10], inputs[10:12]
+    ctx.sigma_value, ctx.geometry_args, (ctx.with_l1, ctx.backend_name) = inputs[4], inputs[5:11], inputs[11:13]
     ctx.set_materialize_grads(False)
 
 
@@ -123,7 +126,7 @@ def _autograd(ctx: Any, dy: Tensor | None, dmaps: None, dl1: Tensor | None) -> t
     found = torch.ops.divnorm_kernels.backward(
         dy, dl1, x, maps, weight, bias, sigma, ctx.sigma_value, *ctx.geometry_args, needs, ctx.backend_name
     )
-    return (*(t if need else None for t, need in zip(found, needs, strict=True)), *(None,) * 8)
+    return (*(t if need else None for t, need in zip(found, needs, strict=True)), *(None,) * 9)
 
 
 for _name, _implementation, _fake in (

@@ -69,7 +69,34 @@ def evaluate(
         y = y * weight.to(compute).reshape(affine)
     if bias is not None:
         y = y + bias.to(compute).reshape(affine)
+    if g.relu:
+        y = y.relu()
     return y.to(x.dtype), v.abs().sum() / max(v.numel(), 1)
+
+
+@torch.no_grad()
+def statistics(g: Geometry, x: Tensor, sigma: Tensor | float) -> Tensor:
+    """Mean and 1/s of ``x``, those that there are, in the geometry's ``maps_shape``; without gradients."""
+    compute = x.dtype if x.dtype == torch.float64 else torch.float32
+    xg = x.to(compute).reshape(g.batch, g.groups, g.channels // g.groups, *g.spatial)
+    maps = []
+
+    def averaged(values: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+        m = _mean(values, 2)
+        return field_average(_mean(m, 0, keepdim=True) if g.over_batch else m, axes)
+
+    if g.summation is not None:
+        mean = averaged(xg, g.summation)
+        xg = xg - mean.unsqueeze(2)
+        maps.append(mean)
+    if g.suppression is not None:
+        if isinstance(sigma, Tensor):
+            sigma = sigma.to(compute).reshape(-1, *[1] * len(g.spatial))
+        maps.append((sigma * sigma + averaged(xg.square(), g.suppression)).rsqrt())
+    if not maps:
+        return x.new_empty(g.maps_shape, dtype=compute)
+    stacked = torch.stack(maps)
+    return stacked.flatten(3)[..., :1].reshape(g.maps_shape) if g.whole else stacked
 
 
 def gradients(
@@ -121,9 +148,10 @@ def divisive_norm(
     groups: int = 1,
     edges: str = "valid",
     over_batch: bool = False,
+    activation: str | None = None,
     return_l1: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`divnorm_kernels.divisive_norm`, from its definition. Same arguments (but ``backend``), same results."""
-    g = geometry(tuple(x.shape), window, norm_window, groups, edges, over_batch)
+    g = geometry(tuple(x.shape), window, norm_window, groups, edges, over_batch, activation)
     y, l1 = evaluate(g, x, weight, bias, sigma)
     return (y, l1) if return_l1 else y

@@ -35,6 +35,7 @@ TARGETS = {
 }
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+ARGUMENTS = ("window", "norm_window", "groups", "edges", "over_batch", "activation")
 STAGE, SMALL = (64, 64, 56, 56), (128, 16, 16, 16)
 """Rows that take several programs, and rows that take one."""
 DTYPES_AND_LAYOUTS = [
@@ -69,7 +70,9 @@ SPECIALIZATIONS = [
     Specialization("whole", STAGE, {"window": "all"}, F32, True),
     Specialization("whole, one program", (64, 512, 4, 4), {"window": "all", "groups": 32}, F32),
     Specialization("whole, one program", (64, 512, 4, 4), {"window": "all", "groups": 32}, BF16, True),
-    Specialization("batch norm", STAGE, {"window": "all", "groups": 64, "over_batch": True}, BF16),
+    Specialization(
+        "batch norm", STAGE, {"window": "all", "groups": 64, "over_batch": True, "activation": "relu"}, BF16
+    ),
     Specialization("over the batch", STAGE, {"window": 5, "over_batch": True}, F16, True),
     Specialization("features", (64, 1024), {"window": 60}, BF16),
     Specialization("long features", (256, 65536), {"window": 60}),
@@ -80,8 +83,8 @@ SPECIALIZATIONS = [
     Specialization("odd", (64, 99, 9, 9), {"window": 3}, F32, True, even=False),
     Specialization("no parameters, launches", STAGE, {"window": 5}, BF16, affine=False, launches=True),
     Specialization("wide", STAGE, {"window": 5}, F32, wide=True),
-    Specialization("mean only", STAGE, {"window": 5, "norm_window": None}),
-    Specialization("no mean", SMALL, {"window": None, "norm_window": 5}),
+    Specialization("mean only, ReLU", STAGE, {"window": 5, "norm_window": None, "activation": "relu"}),
+    Specialization("no mean, ReLU", SMALL, {"window": None, "norm_window": 5, "activation": "relu"}),
     Specialization("neither", STAGE, {"window": None}, BF16),
 ]
 
@@ -126,8 +129,9 @@ def compiled(arch: str, call: Specialization) -> list[tuple[Any, dict[str, Any]]
     launch._INT32 = 1 if call.wide else before[2]
     tiles.ROWS = [{**row, "ordered": row["ordered"] and not call.launches} for row in before[3]]
 
-    options = {"norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | call.options
-    g = geometry(call.shape, *(options[key] for key in ("window", "norm_window", "groups", "edges", "over_batch")))
+    options = {"norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False, "activation": None}
+    options |= call.options
+    g = geometry(call.shape, *(options[key] for key in ARGUMENTS))
     g.cache.clear()
     x = torch.empty(call.shape, dtype=call.dtype, device="meta")
     if call.channels_last:

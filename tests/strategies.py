@@ -55,6 +55,7 @@ def calls(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES, extents: di
         "groups": groups,
         "edges": draw(st.sampled_from(("valid", "zero"))),
         "over_batch": draw(st.booleans()),
+        "activation": draw(st.sampled_from((None, None, "relu"))),
     }
     torch.manual_seed(draw(st.integers(0, 2**32 - 1)))
     parameter = dtype if dtype == torch.float64 or draw(st.booleans()) else torch.float32

@@ -37,6 +37,7 @@ NAMES = {"single-block": SINGLE, "cluster-resident": CLUSTER, "two-pass": TWO_PA
 
 CASES = {
     "windows": ((5, 18, 9, 10), {"window": 3}),
+    "ReLU": ((5, 18, 9, 10), {"window": 3, "activation": "relu"}),
     "rectangles": ((2, 18, 9, 8), {"window": (5, 2), "norm_window": (1, 8)}),
     "groups": ((3, 36, 8, 11), {"window": (2, 4), "norm_window": 3, "groups": 3, "edges": "zero"}),
     "channel by channel": ((2, 3, 24, 25), {"window": 5, "groups": 3}),
@@ -49,7 +50,7 @@ CASES = {
     "mixed extents": ((2, 24, 8, 5), {"window": "all", "norm_window": 3}),
     "whole": ((2, 24, 8, 9), {"window": "all", "groups": 2}),
     "whole, no mean": ((2, 24, 8, 6), {"window": None, "norm_window": "all"}),
-    "features": ((23, 520), {"window": 60, "norm_window": 7}),
+    "features": ((23, 520), {"window": 60, "norm_window": 7, "activation": "relu"}),
     "features, whole": ((7, 520), {"window": "all"}),
 }
 OVER_BATCH = {
@@ -196,10 +197,10 @@ def test_addresses_that_are_not_aligned(strategy, shift):
 def test_through_the_dispatcher():
     """Compilers and dispatch modes see the same numbers through the raw operators."""
     x = torch.randn(2, 6, 5, 4, device=DEVICE)
-    arguments = (x, None, None, None, 0.5, [3, 3], [3, 3], 2, "valid", False, True, "cuda")
+    arguments = (x, None, None, None, 0.5, [3, 3], [3, 3], 2, "valid", False, "relu", True, "cuda")
     with backend():
         y, maps, l1 = torch.ops.divnorm_kernels.forward(*arguments)
-        expected, l1_expected = on_cuda(x, window=3, groups=2, sigma=0.5, return_l1=True)
+        expected, l1_expected = on_cuda(x, window=3, groups=2, sigma=0.5, activation="relu", return_l1=True)
         torch.library.opcheck(
             torch.ops.divnorm_kernels.forward, arguments, test_utils=("test_schema", "test_faketensor")
         )
@@ -228,7 +229,7 @@ def chosen(shape, dtype, direction, device=HOPPER, channels_last=False, **option
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
     options = {"window": 5, "norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
-    plan = native.plan_for(fields.geometry(tuple(shape), **options), x)
+    plan = native.plan_for(fields.geometry(tuple(shape), **options), x, False)
     row = table.row_for(device, direction, x.element_size())
     return module().cuda_strategy(plan, direction == "backward", device.facts(), row)
 
@@ -282,6 +283,6 @@ def test_bytes_moved(strategy, dtype, channels_last):
 def test_a_table_that_the_kernels_are_not_compiled_for():
     row = {**table.ROWS[-1], "threads": 2 * module().cuda_compiled_for["resident"][0]}
     x = torch.empty(2, 4, 5, 5)
-    plan = native.plan_for(fields.geometry(tuple(x.shape), 3, "same", 1, "valid", False), x)
+    plan = native.plan_for(fields.geometry(tuple(x.shape), 3, "same", 1, "valid", False), x, False)
     with pytest.raises(ValueError, match="more threads than the CUDA kernels are compiled for"):
         module().cuda_strategy(plan, False, HOPPER.facts(), row)

@@ -29,6 +29,9 @@ def test_values_and_gradients(call: Call):
         ((2, 16, 300, 301), {"window": (31, 4), "norm_window": (2, 45), "edges": "zero"}),
         ((3, 512, 7, 7), {"window": 11}),
         ((600, 130, 3, 3), {"window": 3, "norm_window": "all"}),
+        ((1, 64, 224, 224), {"window": "all", "activation": "relu"}),
+        ((9, 96, 61, 83), {"window": "all", "groups": 48}),
+        ((300, 64, 9, 9), {"window": "all", "groups": 64, "over_batch": True, "activation": "relu"}),
     ],
     ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else "",
 )
@@ -43,7 +46,10 @@ def test_large_activations(shape, options, dtype, memory_format):
 
 def test_large_features():
     x, dy = torch.randn(3000, 250), torch.randn(3000, 250)
-    check(cpu, Call(x, torch.randn(250), torch.randn(250), 1.0, dy, 1.0, {"window": 60}))
+    for options in ({"window": 60}, {"window": "all"}, {"window": "all", "over_batch": True}):
+        check(cpu, Call(x, torch.randn(250), torch.randn(250), 1.0, dy, 1.0, options | {"activation": "relu"}))
+    x, dy = torch.randn(3, 50000), torch.randn(3, 50000)
+    check(cpu, Call(x, torch.randn(50000), torch.randn(50000), 1.0, dy, 1.0, {"window": "all"}))
 
 
 def test_large_volume():

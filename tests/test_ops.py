@@ -12,12 +12,12 @@ forward = torch.ops.divnorm_kernels.forward
 backward = torch.ops.divnorm_kernels.backward
 
 
-def geometry_arguments(window, norm_window, dims, groups=1, edges="valid", over_batch=False):
-    return encode(window, dims), encode(norm_window, dims), groups, edges, over_batch
+def geometry_arguments(window, norm_window, dims, groups=1, edges="valid", over_batch=False, activation=None):
+    return encode(window, dims), encode(norm_window, dims), groups, edges, over_batch, activation
 
 
 CASES = {
-    "image": ((2, 4, 5, 6), geometry_arguments(3, 3, 2)),
+    "image": ((2, 4, 5, 6), geometry_arguments(3, 3, 2, activation="relu")),
     "features": ((3, 7), geometry_arguments(4, None, 1)),
     "volume": ((2, 4, 3, 4, 5), geometry_arguments((3, "all", 2), 2, 3, groups=2, edges="zero")),
     "no mean, over the batch": ((3, 4, 6), geometry_arguments(None, "all", 1, groups=4, over_batch=True)),

@@ -50,13 +50,20 @@ SMALL_TILES = {**STAGED, "tile": 64, "apply": 64, "window": 32, "programs": 4, "
 CASES = {
     "one program a row": (SINGLE, (3, 5, 6, 7), {"window": 3}),
     "one program a row, groups": (SINGLE, (3, 6, 5, 7), {"window": (2, 4), "norm_window": 3, "groups": 3}),
+    "one program a row, ReLU": (SINGLE, (3, 4, 5, 7), {"window": "all", "activation": "relu"}),
     "one program a row, blocks": (SINGLE, (2, 2, 50), {"window": 17, "norm_window": 40}),
-    "one program a row, features": (SINGLE, (7, 23), {"window": 6, "norm_window": 13, "edges": "zero"}),
+    "one program a row, features": (
+        SINGLE,
+        (7, 23),
+        {"window": 6, "norm_window": 13, "edges": "zero", "activation": "relu"},
+    ),
     "one program a row, whole": (SINGLE, (5, 6, 3, 5), {"window": "all", "groups": 2}),
     "one program a row, whole features": (SINGLE, (7, 23), {"window": "all"}),
     "one program a row, one position": (SINGLE, (1, 1, 1, 1), {"window": 2, "edges": "zero"}),
     "one program a row, launches": (UNORDERED, (3, 4, 5, 6), {"window": 3}),
     "staged": (STAGED, (2, 9, 9, 10), {"window": 3}),
+    "staged, ReLU": (STAGED, (2, 9, 9, 10), {"window": 3, "activation": "relu"}),
+    "staged, features, ReLU": (STAGED, (3, 300), {"window": 9, "activation": "relu"}),
     "staged, small tiles": (SMALL_TILES, (3, 10, 5, 7), {"window": (5, 2), "norm_window": (1, 8)}),
     "staged, launches": (SMALL_TILES | UNORDERED, (2, 4, 5, 7), {"window": 3, "edges": "zero", "groups": 2}),
     "staged, volume": (SMALL_TILES, (2, 3, 3, 5, 4), {"window": (3, 2, "all"), "norm_window": 2}),
@@ -233,15 +240,15 @@ def test_through_the_dispatcher():
     """Compilers and dispatch modes see the same numbers through the raw operators."""
     x = torch.randn(2, 6, 5, 4, device=DEVICE)
     y, maps, l1 = torch.ops.divnorm_kernels.forward(
-        x, None, None, None, 0.5, [0, 0], [0, 0], 2, "valid", False, True, "triton"
+        x, None, None, None, 0.5, [0, 0], [0, 0], 2, "valid", False, "relu", True, "triton"
     )
-    expected, l1_expected = triton(x, window="all", groups=2, sigma=0.5, return_l1=True)
+    expected, l1_expected = triton(x, window="all", groups=2, sigma=0.5, activation="relu", return_l1=True)
     assert torch.equal(y, expected)
     assert torch.equal(l1, l1_expected)
     assert maps.shape == (2, 2, 2, 1, 1)
     torch.library.opcheck(
         torch.ops.divnorm_kernels.forward,
-        (x, None, None, None, 0.5, [0, 0], [0, 0], 2, "valid", False, True, "triton"),
+        (x, None, None, None, 0.5, [0, 0], [0, 0], 2, "valid", False, "relu", True, "triton"),
         test_utils=("test_schema", "test_faketensor"),
     )
 

@@ -50,12 +50,12 @@ def moved(x: Tensor, **options: Any) -> tuple[Moved, Moved]:
     weight, bias, dweight, dbias = (torch.ones(x.shape[1], dtype=compute) for _ in range(4))
     sigma, dsigma, l1, dl1 = (torch.ones((), dtype=compute) for _ in range(4))
     y, dy, dx = torch.empty_like(x), torch.randn_like(x), torch.empty_like(x)
-    maps = torch.empty(g.maps_shape, dtype=compute)
+    maps = torch.empty(cuda.maps_shape(g), dtype=compute)
     scratch = [torch.empty(count, dtype=torch.uint8) for count in calls.scratch_bytes]
     parameters = (*parameter(weight), *parameter(bias), *parameter(sigma), 1, 0.0)
     forward = (x.data_ptr(), *parameters, y.data_ptr(), maps.data_ptr(), l1.data_ptr(), scratch[0].data_ptr())
-    backward = (x.data_ptr(), dy.data_ptr(), maps.data_ptr(), *parameter(weight), *parameter(sigma), 1, 0.0)
-    backward += (dl1.data_ptr(), dx.data_ptr(), dweight.data_ptr(), *parameter(dbias), dsigma.data_ptr())
+    backward = (x.data_ptr(), dy.data_ptr(), maps.data_ptr(), *parameters)
+    backward += (dl1.data_ptr(), dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), dsigma.data_ptr())
     backward += (scratch[1].data_ptr(),)
     return (
         Moved(calls.strategies[0], 2 * size, *_count(calls.forward, forward, (x, y), maps)),

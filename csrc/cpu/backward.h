@@ -16,7 +16,7 @@ struct BackwardShared {
   const Problem& problem;
   const BackwardTensors& tensors;
   const Traversal& traversal;
-  const A* weight;
+  const A *weight, *bias;
   const A *zeros, *ones;  // neutral rows of one tile
   bool stream;
   A l1_scale;           // dl1 / numel
@@ -71,13 +71,13 @@ class BackwardPass {
     A* dbias = s_.dbias_partials + row * p.affine_size();
     double* sigma = s_.sigma_partials + (block_ * s_.traversal.reduce_tiles + index) * p.groups + unit_.group;
     if (fresh_) clear_partials(tile, dweight, dbias, sigma);
-    const auto run = [&](auto signs) {
+    const auto run = [&](auto kinks) {
       // e is free until its rows are filtered: it carries the signs to the end of this function
-      Layout::template gradient_sums<signs.value>(p, unit_, static_cast<const T*>(s_.tensors.x),
+      Layout::template gradient_sums<kinks.value>(p, unit_, static_cast<const T*>(s_.tensors.x),
                                                   static_cast<const T*>(s_.tensors.dy), tile, mean_, rstd_, s_.weight,
-                                                  d_, t_, a_, e_, dweight, dbias);
+                                                  s_.bias, d_, t_, a_, e_, dweight, dbias);
     };
-    if (s_.l1_scale != 0)
+    if (kinks())
       run(std::true_type{});
     else
       run(std::false_type{});
@@ -123,14 +123,14 @@ class BackwardPass {
     const Map<const A> e = s_.problem.summation.present ? Map<const A>(e_) : zero;
     T* dx = static_cast<T*>(s_.tensors.dx);
     const bool stream = s_.stream && Layout::streamable(s_.problem, unit_, dx, tile);
-    const auto run = [&](auto stream, auto signs) {
-      Layout::template gradient_input<stream.value, signs.value>(s_.problem, unit_, static_cast<const T*>(s_.tensors.x),
+    const auto run = [&](auto stream, auto kinks) {
+      Layout::template gradient_input<stream.value, kinks.value>(s_.problem, unit_, static_cast<const T*>(s_.tensors.x),
                                                                  static_cast<const T*>(s_.tensors.dy), tile, mean_,
-                                                                 rstd_, a, e, s_.weight, s_.l1_scale, dx);
+                                                                 rstd_, a, e, s_.weight, s_.bias, s_.l1_scale, dx);
     };
     const std::true_type yes;
     const std::false_type no;
-    if (s_.l1_scale != 0)
+    if (kinks())
       stream ? run(yes, yes) : run(no, yes);
     else
       stream ? run(yes, no) : run(no, no);
@@ -138,6 +138,8 @@ class BackwardPass {
   }
 
  private:
+  bool kinks() const { return s_.l1_scale != 0 || s_.problem.relu; }
+
   // This tile's share: all the unit's channels, or in the (N, F) form the tile's own positions.
   void clear_partials(Tile tile, A* dweight, A* dbias, double* sigma) const {
     const Problem& p = s_.problem;

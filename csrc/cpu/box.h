@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "../problem.h"
-#include "simd.h"
+#include "lanes.h"
 
 namespace divnorm::DIVNORM_ISA {
 
@@ -55,17 +55,6 @@ void sum_strided(int64_t terms, const A* source, int64_t stride, int64_t count, 
 inline int64_t block_length(int64_t window) {
   if (window <= kDirect) return 1;
   return static_cast<int64_t>(std::sqrt(static_cast<double>(window)));
-}
-
-// Sum of a whole line, kept in eight lanes of double.
-template <class A>
-double sum_line(const A* line, int64_t count) {
-  double lanes[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8)
-    for (int j = 0; j < 8; ++j) lanes[j] += line[i + j];
-  for (int j = 0; i < count; ++i, ++j) lanes[j] += line[i];
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
 // Box sums of a field over maps of shape extent. Chunks of outer rows are laid out with zeros between their lines and

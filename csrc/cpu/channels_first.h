@@ -116,7 +116,7 @@ struct ChannelsFirst {
                                            Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias, T* y) {
     const InLaneOrder<Wide, A> means(mean.at(0, tile.begin), tile.size());
     const InLaneOrder<Wide, A> scales(rstd.at(0, tile.begin), tile.size());
-    const A *mean_row = means.data(), *rstd_row = scales.data();
+    const A *mean_row = means.data(), *rstd_row = scales.data(), floor = problem.template floor<A>();
     const int64_t stride = problem.positions();
     double l1 = 0;
     each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
@@ -130,7 +130,8 @@ struct ChannelsFirst {
         const V average = load<V>(mean_row + i), scale = load<V>(rstd_row + i);
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(block + r * stride + i) - average;
-          write<Stream>(out + r * stride + i, centred * scale * w.template at<V>(r, i) + b.template at<V>(r, i));
+          const V result = centred * scale * w.template at<V>(r, i) + b.template at<V>(r, i);
+          write<Stream>(out + r * stride + i, rectified<V>(result, floor));
           if constexpr (L1) absolutes.add(0, absolute(centred));
         }
       });
@@ -140,24 +141,27 @@ struct ChannelsFirst {
   }
 
   // p1 = sum of g, p2 = sum of g * v, v = sum of v (and signs = sum of sign(v)) over the unit's samples and channels,
-  // with v = x - mean and g = weight * dy; dweight and dbias receive this tile's share.
-  template <bool Signs>
+  // with v = x - mean and g = weight * dy; dweight and dbias receive this tile's share. Kinks: there are l1's signs or
+  // a ReLU, where dy counts only above its floor.
+  template <bool Kinks>
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                              Tile tile, Map<const A> mean, Map<const A> rstd, const A* weight,
-                                             Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs, A* dweight, A* dbias) {
+                                             const A* bias, Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs, A* dweight,
+                                             A* dbias) {
     const InLaneOrder<Wide, A> means(mean.at(0, tile.begin), tile.size());
     const InLaneOrder<Wide, A> scales(rstd.at(0, tile.begin), tile.size());
     const A *mean_row = means.data(), *rstd_row = scales.data();
     A* p1_row = p1.at(0, tile.begin);
     A* p2_row = p2.at(0, tile.begin);
     A* v_row = v.at(0, tile.begin);
-    A* signs_row = Signs ? signs.at(0, tile.begin) : nullptr;
+    const A floor = problem.template floor<A>();
+    A* signs_row = Kinks ? signs.at(0, tile.begin) : nullptr;
     for (A* row : {p1_row, p2_row, v_row, signs_row})
       for (int64_t i = 0; row != nullptr && i < tile.size(); ++i) row[i] = 0;
     const int64_t stride = problem.positions();
     each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
       constexpr int R = rows.value;
-      const Affine<R> weights(weight, channel, tile);
+      const Affine<R> weights(weight, channel, tile), biases(bias, channel, tile);
       const T* dy_block = dy + (block - x);
       Totals<A, R> for_weight, for_bias;
       for_lanes<Wide>(tile.size(), [=, &for_weight, &for_bias](auto lane, int64_t i) {
@@ -168,14 +172,15 @@ struct ChannelsFirst {
         V sum_g = load<V>(p1_row + i), sum_gv = load<V>(p2_row + i), sum_v = load<V>(v_row + i);
         V sum_sign = splat<V>(0);
         for (int r = 0; r < R; ++r) {
-          const V grad = load<V>(dy_block + r * stride + i);
+          V grad = load<V>(dy_block + r * stride + i);
           const V centred = load<V>(block + r * stride + i) - average;
           const V w = weights.template at<V>(r, i);
+          if constexpr (Kinks) grad = passed(grad, V(centred * scale * w + biases.template at<V>(r, i)), floor);
           const V product = grad * centred;
           sum_g += w * grad;
           sum_gv += w * product;
           sum_v += centred;
-          if constexpr (Signs) sum_sign += sign(centred);
+          if constexpr (Kinks) sum_sign += sign(centred);
           if constexpr (PerPosition) {
             const int64_t at = tile.begin + i;
             store(dweight + at, load<V>(dweight + at) + product * scale);
@@ -188,7 +193,7 @@ struct ChannelsFirst {
         store(p1_row + i, sum_g);
         store(p2_row + i, sum_gv);
         store(v_row + i, sum_v);
-        if constexpr (Signs) store(signs_row + i, load<V>(signs_row + i) + sum_sign);
+        if constexpr (Kinks) store(signs_row + i, load<V>(signs_row + i) + sum_sign);
       });
       if constexpr (!PerPosition)
         for (int r = 0; r < R; ++r) {
@@ -200,21 +205,21 @@ struct ChannelsFirst {
       if (row != nullptr) restore_order<Wide>(row, tile.size());
   }
 
-  // dx = g * rstd - a * (x - mean) - e (+ l1_scale * sign(x - mean) when Signs is set).
-  template <bool Stream, bool Signs>
+  // dx = g * rstd - a * (x - mean) - e (+ l1_scale * sign(x - mean) with Kinks).
+  template <bool Stream, bool Kinks>
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                               Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
-                                              Map<const A> e, const A* weight, A l1_scale, T* dx) {
+                                              Map<const A> e, const A* weight, const A* bias, A l1_scale, T* dx) {
     const InLaneOrder<Wide, A> means(mean.at(0, tile.begin), tile.size());
     const InLaneOrder<Wide, A> scales(rstd.at(0, tile.begin), tile.size());
     const InLaneOrder<Wide, A> slopes(a.at(0, tile.begin), tile.size());
     const InLaneOrder<Wide, A> shifts(e.at(0, tile.begin), tile.size());
     const A *mean_row = means.data(), *rstd_row = scales.data();
-    const A *a_row = slopes.data(), *e_row = shifts.data();
+    const A *a_row = slopes.data(), *e_row = shifts.data(), floor = problem.template floor<A>();
     const int64_t stride = problem.positions();
     each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
       constexpr int R = rows.value;
-      const Affine<R> w(weight, channel, tile);
+      const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
       const T* dy_block = dy + (block - x);
       T* out = dx + (block - x);
       for_lanes_writing<Wide, Stream>(out, tile.size(), [=](auto lane, int64_t i) {
@@ -225,9 +230,14 @@ struct ChannelsFirst {
         const V slope = load<V>(a_row + i), shift = load<V>(e_row + i);
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(block + r * stride + i) - average;
-          const V scaled = w.template at<V>(r, i) * load<V>(dy_block + r * stride + i) * scale;
+          V grad = load<V>(dy_block + r * stride + i);
+          if constexpr (Kinks) {
+            const V result = centred * scale * w.template at<V>(r, i) + b.template at<V>(r, i);
+            grad = passed(grad, result, floor);
+          }
+          const V scaled = w.template at<V>(r, i) * grad * scale;
           V result = scaled - slope * centred - shift;
-          if constexpr (Signs) result += splat<V>(l1_scale) * sign(centred);
+          if constexpr (Kinks) result += splat<V>(l1_scale) * sign(centred);
           write<Stream>(out + r * stride + i, result);
         }
       });

@@ -85,6 +85,7 @@ struct ChannelsLast {
   [[gnu::flatten]] static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile,
                                            Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias, T* y) {
     const int64_t n = problem.group_channels(), stride = problem.channels;
+    const A floor = problem.template floor<A>();
     double l1 = 0;
     each_written_block<Stream>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
@@ -97,7 +98,7 @@ struct ChannelsLast {
         const V weights = load<V>(w + i), biases = load<V>(b + i);
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
-          write<Stream>(out + r * stride + i, centred * splat<V>(scale[r]) * weights + biases);
+          write<Stream>(out + r * stride + i, rectified<V>(centred * splat<V>(scale[r]) * weights + biases, floor));
           if constexpr (L1) absolutes.add(0, absolute(centred));
         }
       });
@@ -106,16 +107,18 @@ struct ChannelsLast {
     return l1;
   }
 
-  template <bool Signs>
+  template <bool Kinks>
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                              Tile tile, Map<const A> mean, Map<const A> rstd, const A* weight,
-                                             Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs, A* dweight, A* dbias) {
+                                             const A* bias, Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs, A* dweight,
+                                             A* dbias) {
     const int64_t n = problem.group_channels(), stride = problem.channels;
+    const A floor = problem.template floor<A>();
     each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       const Copy<R> average(mean, at, position), scale(rstd, at, position);
       const T* grads = dy + (in - x);
-      const A* w = weight + at.channel;
+      const A *w = weight + at.channel, *b = bias + at.channel;
       A *dw = dweight + at.channel, *db = dbias + at.channel;
       Totals<A, R> sum_g, sum_gv, sum_v, sum_sign;
       for_lanes<Wide>(n, [=, &sum_g, &sum_gv, &sum_v, &sum_sign](auto lane, int64_t i) {
@@ -125,13 +128,14 @@ struct ChannelsLast {
         const V weights = load<V>(w + i);
         V for_weight = load<V>(dw + i), for_bias = load<V>(db + i);
         for (int r = 0; r < R; ++r) {
-          const V grad = load<V>(grads + r * stride + i);
+          V grad = load<V>(grads + r * stride + i);
           const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
+          if constexpr (Kinks) grad = passed(grad, V(centred * splat<V>(scale[r]) * weights + load<V>(b + i)), floor);
           const V product = grad * centred;
           sum_g.add(r, weights * grad);
           sum_gv.add(r, weights * product);
           sum_v.add(r, centred);
-          if constexpr (Signs) sum_sign.add(r, sign(centred));
+          if constexpr (Kinks) sum_sign.add(r, sign(centred));
           for_weight += product * splat<V>(scale[r]);
           for_bias += grad;
         }
@@ -141,30 +145,32 @@ struct ChannelsLast {
       accumulate(sum_g, at, p1, position);
       accumulate(sum_gv, at, p2, position);
       accumulate(sum_v, at, v, position);
-      if constexpr (Signs) accumulate(sum_sign, at, signs, position);
+      if constexpr (Kinks) accumulate(sum_sign, at, signs, position);
     });
   }
 
-  template <bool Stream, bool Signs>
+  template <bool Stream, bool Kinks>
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                               Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
-                                              Map<const A> e, const A* weight, A l1_scale, T* dx) {
+                                              Map<const A> e, const A* weight, const A* bias, A l1_scale, T* dx) {
     const int64_t n = problem.group_channels(), stride = problem.channels;
+    const A floor = problem.template floor<A>();
     each_written_block<Stream>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       const Copy<R> average(mean, at, position), scale(rstd, at, position);
       const Copy<R> slope(a, at, position), shift(e, at, position);
       const T* grads = dy + (in - x);
-      const A* w = weight + at.channel;
+      const A *w = weight + at.channel, *b = bias + at.channel;
       T* out = dx + (in - x);
       for_lanes_writing<Wide, Stream>(out, n, [=](auto lane, int64_t i) {
         using V = decltype(lane);
         const V weights = load<V>(w + i);
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
-          V result = weights * load<V>(grads + r * stride + i) * splat<V>(scale[r]) - splat<V>(slope[r]) * centred -
-                     splat<V>(shift[r]);
-          if constexpr (Signs) result += splat<V>(l1_scale) * sign(centred);
+          V grad = load<V>(grads + r * stride + i);
+          if constexpr (Kinks) grad = passed(grad, V(centred * splat<V>(scale[r]) * weights + load<V>(b + i)), floor);
+          V result = weights * grad * splat<V>(scale[r]) - splat<V>(slope[r]) * centred - splat<V>(shift[r]);
+          if constexpr (Kinks) result += splat<V>(l1_scale) * sign(centred);
           write<Stream>(out + r * stride + i, result);
         }
       });

@@ -5,14 +5,14 @@
 #include "channels_first.h"
 #include "channels_last.h"
 #include "forward.h"
+#include "partials.h"
+#include "whole_calls.h"
 
 namespace divnorm::DIVNORM_ISA {
 
 namespace {
 
-constexpr int64_t kThreadGrain = 16384;             // elements that are worth waking a thread
-constexpr int64_t kStreamBytes = int64_t{8} << 20;  // outputs from here on bypass the cache, which x and dy need
-constexpr int64_t kStreamRun = 512;                 // contiguous bytes below which they do not
+constexpr int64_t kStreamRun = 512;  // contiguous bytes below which outputs do not bypass the cache
 
 template <class A>
 struct Constants {
@@ -87,27 +87,6 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
   if (tensors.l1 != nullptr) *tensors.l1 = sum_line(l1.data(), l1_count) / problem.numel();
 }
 
-// Sums the rows of (rows, count) partials into a parameter's gradient, whose number i is at place(i).
-template <class P, class Place>
-void sum_partials(const P* partials, int64_t rows, int64_t count, Place&& place, const Parameter& out) {
-  if (out.data == nullptr) return;
-  Buffer<double> sums(count, true);
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t i = 0; i < count; ++i) sums.data()[i] += partials[row * count + i];
-  for (int64_t i = 0; i < count; ++i) write_number(out, i, sums.data()[place(i)]);
-}
-
-void finish_dsigma(const Problem& problem, const BackwardTensors& tensors, const double* partials, int64_t rows) {
-  if (tensors.dsigma.data == nullptr) return;
-  const Values<double> sigma(tensors.sigma, problem.groups, 0);
-  Buffer<double> sums(problem.groups, true);
-  for (int64_t row = 0; problem.suppression.present && row < rows; ++row)
-    for (int64_t g = 0; g < problem.groups; ++g) sums.data()[g] -= sigma.data()[g] * partials[row * problem.groups + g];
-  if (tensors.dsigma.count == 1)
-    for (int64_t g = 1; g < problem.groups; ++g) sums.data()[0] += sums.data()[g];
-  for (int64_t g = 0; g < tensors.dsigma.count; ++g) write_number(tensors.dsigma, g, sums.data()[g]);
-}
-
 template <class T, class Layout>
 void backward_in(const Problem& problem, const BackwardTensors& tensors, int threads) {
   using A = Acc<T>;
@@ -117,6 +96,7 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
   const Constants<A> constants;
   const auto place = [&](int64_t i) { return Layout::parameter_place(problem, i); };
   const Values<A> weight(tensors.weight, problem.affine_size(), 1, place);
+  const Values<A> bias(tensors.bias, problem.affine_size(), 0, place);
   const int64_t rows = t.partial_rows();
   const Buffer<A> dweight(rows * problem.affine_size()), dbias(rows * problem.affine_size());
   const int64_t sigma_rows = t.blocks * t.reduce_tiles;
@@ -128,6 +108,7 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
                                  tensors,
                                  t,
                                  weight.data(),
+                                 bias.data(),
                                  constants.zeros.data(),
                                  constants.ones.data(),
                                  streams<T>(problem),
@@ -147,7 +128,9 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
 
 template <class T>
 void forward_of(const Problem& problem, const ForwardTensors& tensors, int threads) {
-  if (problem.channels_last)
+  if (problem.whole)
+    whole_forward<T>(problem, tensors, threads);
+  else if (problem.channels_last)
     forward_in<T, ChannelsLast<T>>(problem, tensors, threads);
   else if (problem.affine_per_position)
     forward_in<T, ChannelsFirst<T, true>>(problem, tensors, threads);
@@ -157,7 +140,9 @@ void forward_of(const Problem& problem, const ForwardTensors& tensors, int threa
 
 template <class T>
 void backward_of(const Problem& problem, const BackwardTensors& tensors, int threads) {
-  if (problem.channels_last)
+  if (problem.whole)
+    whole_backward<T>(problem, tensors, threads);
+  else if (problem.channels_last)
     backward_in<T, ChannelsLast<T>>(problem, tensors, threads);
   else if (problem.affine_per_position)
     backward_in<T, ChannelsFirst<T, true>>(problem, tensors, threads);

@@ -135,6 +135,17 @@ inline void lane_sums(const Vec<A> (&v)[4], A (&sums)[4]) {
   }
 }
 
+// Sum of a whole line, kept in eight lanes of double.
+template <class A>
+double sum_line(const A* line, int64_t count) {
+  double lanes[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (int j = 0; j < 8; ++j) lanes[j] += line[i + j];
+  for (int j = 0; i < count; ++i, ++j) lanes[j] += line[i];
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
 // Several running sums, each over vectors and single numbers.
 template <class A, int Count>
 struct Totals {

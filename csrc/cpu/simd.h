@@ -287,6 +287,24 @@ inline V finite_or_zero(V v) {
   return v - v == splat<V>(0) ? v : splat<V>(0);
 }
 
+// v, but floor where v is below it.
+template <class V, class A>
+inline V rectified(V v, A floor) {
+  if constexpr (is_pair<V>)
+    return {rectified(v.even, floor), rectified(v.odd, floor)};
+  else
+    return v < splat<V>(floor) ? splat<V>(floor) : v;
+}
+
+// grad, but zero where y is not above floor.
+template <class V, class A>
+inline V passed(V grad, V y, A floor) {
+  if constexpr (is_pair<V>)
+    return {passed(grad.even, y.even, floor), passed(grad.odd, y.odd, floor)};
+  else
+    return y <= splat<V>(floor) ? splat<V>(0) : grad;
+}
+
 inline Pair absolute(const Pair& v) { return {absolute(v.even), absolute(v.odd)}; }
 inline Pair sign(const Pair& v) { return {sign(v.even), sign(v.odd)}; }
 inline Pair finite_or_zero(const Pair& v) { return {finite_or_zero(v.even), finite_or_zero(v.odd)}; }

@@ -77,6 +77,10 @@ struct Member {
   // body(from, to) on this member's part of begin..end
   template <class Body>
   void share(int64_t begin, int64_t end, Body&& body) const {
+    if (size == 1) {
+      if (begin < end) body(begin, end);
+      return;
+    }
     const int64_t count = end - begin;
     const int64_t from = begin + count * rank / size, to = begin + count * (rank + 1) / size;
     if (from < to) body(from, to);

@@ -22,8 +22,8 @@ struct Memory {
         reduction(at<A>(args.shared.reduction)),
         pitch(args.shared.pitch),
         local{at<A>(args.shared.local), at<A>(args.shared.local) + pitch, partial, partial + pitch},
-        affine{at<A>(args.shared.weight), at<A>(args.shared.bias), at<A>(args.shared.dweight), at<A>(args.shared.dbias),
-               args.shape.per_position} {}
+        affine{at<A>(args.shared.weight), at<A>(args.shared.bias), at<A>(args.shared.dweight),
+               at<A>(args.shared.dbias),  args.shape.per_position, args.shape.relu} {}
 
   template <class V>
   static __device__ V* at(int offset) {

@@ -61,7 +61,8 @@ struct Pixels {
           const Pack<T, V> gradient = read_pack<V>(dy + p * tile.channels + c);
           const Pack<A, V> weight = read_pack<V>(affine.weight + c);
           for (int v = 0; v < V; ++v) {
-            const A g = widen(gradient.at[v]) * weight.at[v], deviation = widen(value.at[v]) - mean;
+            const A deviation = widen(value.at[v]) - mean;
+            const A g = affine.passed(widen(gradient.at[v]), deviation, rstd, c + v) * weight.at[v];
             scale += g * deviation;
             shift += g * rstd + signed_as(l1, deviation);
             centred += deviation;
@@ -93,7 +94,7 @@ struct Pixels {
           for (int v = 0; v < V; ++v) {
             const A deviation = widen(value.at[v]) - mean;
             sum += std::abs(deviation);
-            value.at[v] = narrow<T>(deviation * rstd * weight.at[v] + bias.at[v]);
+            value.at[v] = narrow<T>(affine.rectified(deviation * rstd * weight.at[v] + bias.at[v]));
           }
           write_pack(x + p * tile.channels + c, value);
         }
@@ -116,7 +117,8 @@ struct Pixels {
           const Pack<T, V> gradient = read_pack<V>(dy + p * tile.channels + c);
           const A mean = local.mean[p], rstd = local.rstd[p], slope = local.slope[p], offset = local.offset[p];
           for (int v = 0; v < V; ++v) {
-            const A upstream = widen(gradient.at[v]), deviation = widen(value.at[v]) - mean;
+            const A deviation = widen(value.at[v]) - mean;
+            const A upstream = affine.passed(widen(gradient.at[v]), deviation, rstd, c + v);
             value.at[v] =
                 narrow<T>(upstream * weight.at[v] * rstd + signed_as(l1, deviation) - slope * deviation - offset);
             dweight[v] += upstream * deviation * rstd;

@@ -61,8 +61,10 @@ struct Planes {
           const Pack<T, V> value = read_pack<V>(x + c * tile.positions + p);
           const Pack<T, V> gradient = read_pack<V>(dy + c * tile.positions + p);
           for (int v = 0; v < V; ++v) {
-            const A g = widen(gradient.at[v]) * affine.weight[affine.per_position ? p + v : c];
+            const int parameter = affine.per_position ? p + v : c;
             const A deviation = widen(value.at[v]) - mean[v];
+            const A upstream = affine.passed(widen(gradient.at[v]), deviation, rstd[v], parameter);
+            const A g = upstream * affine.weight[parameter];
             scale[v] += g * deviation;
             shift[v] += g * rstd[v] + signed_as(l1, deviation);
             centred[v] += deviation;
@@ -91,7 +93,8 @@ struct Planes {
             const int parameter = affine.per_position ? p + v : c;
             const A deviation = widen(value.at[v]) - mean.at[v];
             sum += std::abs(deviation);
-            value.at[v] = narrow<T>(deviation * rstd.at[v] * affine.weight[parameter] + affine.bias[parameter]);
+            const A y = deviation * rstd.at[v] * affine.weight[parameter] + affine.bias[parameter];
+            value.at[v] = narrow<T>(affine.rectified(y));
           }
           write_pack(x + c * tile.positions + p, value);
         }
@@ -114,8 +117,10 @@ struct Planes {
           const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
           const Pack<A, V> slope = read_pack<V>(local.slope + p), offset = read_pack<V>(local.offset + p);
           for (int v = 0; v < V; ++v) {
-            const A upstream = widen(gradient.at[v]), deviation = widen(value.at[v]) - mean.at[v];
-            const A g = upstream * affine.weight[affine.per_position ? p + v : c];
+            const int parameter = affine.per_position ? p + v : c;
+            const A deviation = widen(value.at[v]) - mean.at[v];
+            const A upstream = affine.passed(widen(gradient.at[v]), deviation, rstd.at[v], parameter);
+            const A g = upstream * affine.weight[parameter];
             value.at[v] = narrow<T>(g * rstd.at[v] + signed_as(l1, deviation) - slope.at[v] * deviation - offset.at[v]);
             if (affine.per_position && affine.dweight != nullptr) {
               affine.dweight[p + v] += upstream * deviation * rstd.at[v];

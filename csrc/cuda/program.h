@@ -55,6 +55,7 @@ struct Shape {
   bool over_batch = false;
   bool per_position = false;  // weight and bias have one element per position of the single channel
   bool channels_last = false;
+  bool relu = false;
   Window summation, suppression;
   Pass passes[kMaxPasses];
   int pass_count = 0;

@@ -132,7 +132,7 @@ class Chooser {
     at.partial = plan.add(statistics() * slices * pitch * sum_);
     at.owned = plan.add(owned * sum_);
     at.weight = plan.add(affine * sum_);
-    at.bias = backward_ ? -1 : plan.add(affine * sum_);
+    at.bias = backward_ && !shape_.relu ? -1 : plan.add(affine * sum_);  // backward: the ReLU's slope depends on it
     at.dweight = backward_ ? plan.add(gradients * sum_) : -1;
     at.dbias = backward_ ? plan.add(gradients * sum_) : -1;
     at.reduction = plan.add(warps * sum_);
@@ -316,6 +316,7 @@ Shape shape_of(const Problem& problem, Direction direction) {
   shape.over_batch = problem.over_batch;
   shape.per_position = problem.affine_per_position;
   shape.channels_last = problem.channels_last;
+  shape.relu = problem.relu;
   shape.summation = window_of(problem.summation);
   shape.suppression = window_of(problem.suppression);
   if (direction == Direction::forward) {

@@ -136,9 +136,16 @@ struct Local {
 // Weight and bias of a tile, and where their gradients are collected.
 template <class A>
 struct Affine {
-  A *weight, *bias;
+  A *weight, *bias;  // of backward, the bias is there with a ReLU alone
   A *dweight, *dbias;
-  bool per_position;
+  bool per_position, relu;
+
+  __device__ A rectified(A y) const { return relu && y < A(0) ? A(0) : y; }
+  // The gradient of v rstd weight + bias, given that of y.
+  __device__ A passed(A upstream, A v, A rstd, int parameter) const {
+    if (bias == nullptr) return upstream;
+    return v * rstd * weight[parameter] + bias[parameter] <= A(0) ? A(0) : upstream;
+  }
 };
 
 // Weight and bias of a tile into shared memory, ones and zeros where there are none.

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -28,6 +29,17 @@ struct Case {
   std::array<int64_t, kAxes> extent;
   std::optional<Axes> summation, suppression;
   bool l1;
+  bool relu = false;
+
+  // Whether every field averages over all positions.
+  bool whole() const {
+    const auto covers = [&](const std::optional<Axes>& axes) {
+      for (int a = 0; axes && a < kAxes; ++a)
+        if (std::min((*axes)[a].lo, (*axes)[a].hi) < extent[a] - 1 || (*axes)[a].divisor > 0) return false;
+      return true;
+    };
+    return covers(summation) && covers(suppression);
+  }
 };
 
 inline Axes window(std::array<int64_t, kAxes> sizes, bool zero_edges = false) {
@@ -37,7 +49,7 @@ inline Axes window(std::array<int64_t, kAxes> sizes, bool zero_edges = false) {
 }
 
 inline std::vector<Case> cases() {
-  const std::optional<Axes> none;
+  const std::optional<Axes> none, all = window({33001, 301, 33001});
   return {
       {"one number", false, false, false, 1, 1, 1, {1, 1, 1}, window({1, 1, 1}), window({1, 1, 1}), true},
       {"image", false, false, false, 2, 6, 1, {1, 9, 13}, window({1, 5, 5}), window({1, 3, 7}), true},
@@ -48,17 +60,18 @@ inline std::vector<Case> cases() {
       {"several tiles, pixels", true, false, false, 1, 35, 1, {1, 40, 61}, window({1, 9, 9}), window({1, 5, 5}), true},
       {"volume, zero edges", false, false, false, 2, 3, 1, {4, 5, 6}, window({3, 2, 5}, true), window({1, 3, 3}), true},
       {"larger than the image", true, false, false, 1, 8, 2, {3, 4, 5}, window({9, 30, 4}), window({2, 3, 40}), false},
-      {"whole, over the batch",
-       false,
-       true,
-       false,
-       3,
-       4,
-       4,
-       {1, 6, 7},
-       window({1, 13, 15}),
-       window({1, 13, 15}),
-       false},
+      {"ReLU", false, false, false, 2, 6, 1, {1, 9, 13}, window({1, 5, 5}), window({1, 3, 7}), false, true},
+      {"ReLU, pixels", true, false, false, 2, 12, 3, {1, 7, 11}, window({1, 4, 2}), window({1, 2, 4}), true, true},
+      {"ReLU, features", false, false, true, 3, 1, 1, {1, 1, 37}, window({1, 1, 9}), none, false, true},
+      {"whole planes", false, false, false, 3, 6, 2, {1, 5, 7}, all, all, true, true},
+      {"whole, long planes", false, false, false, 1, 2, 1, {1, 130, 131}, all, all, false},
+      {"whole planes, over the batch", false, true, false, 3, 4, 4, {1, 6, 7}, all, all, false},
+      {"whole pixels", true, false, false, 2, 19, 1, {1, 33, 31}, all, all, true, true},
+      {"whole pixels, no mean", true, false, false, 2, 12, 4, {2, 3, 5}, none, all, false},
+      {"whole pixels, over the batch", true, true, false, 5, 12, 12, {1, 6, 7}, all, all, true},
+      {"whole, one pixel", true, false, false, 70, 18, 3, {1, 1, 1}, all, all, false, true},
+      {"whole features", false, false, true, 3, 1, 1, {1, 1, 16500}, all, all, true, true},
+      {"whole features, over the batch", false, true, true, 35, 1, 1, {1, 1, 21}, all, none, true},
       {"over the batch, pixels", true, true, false, 3, 4, 2, {1, 6, 7}, window({1, 3, 3}), window({1, 5, 5}), true},
       {"features", false, false, true, 70, 1, 1, {1, 1, 37}, window({1, 1, 9}), window({1, 1, 12}), true},
       {"mean only", false, false, false, 2, 4, 1, {1, 1, 33}, window({1, 1, 5}), none, true},
@@ -69,6 +82,7 @@ inline std::vector<Case> cases() {
 
 // The average over the field around each position of one map.
 inline Numbers field_average(const Case& c, const Axes& axes, const Numbers& map) {
+  if (c.whole()) return Numbers(map.size(), std::accumulate(map.begin(), map.end(), 0.0) / map.size());
   Numbers out(map.size());
   const auto& [depth, height, width] = c.extent;
   const auto inside = [](const Axis& axis, int64_t p, int64_t extent) {
@@ -137,20 +151,29 @@ inline Numbers evaluate(const Case& c, const Inputs& in) {
         const double v = in.x[i] - mu[p];
         const int64_t parameter = c.features ? p : ch;
         y[i] = in.weight[parameter] * v / s[p] + in.bias[parameter];
+        if (c.relu) y[i] = std::max(y[i], 0.0);
         y[shape.numel] += std::fabs(v) / static_cast<double>(shape.numel);
       });
     }
   return y;
 }
 
-// The smallest |v|.
+// How far the results are from where they have no slope: the smallest |v| where it counts, and with a ReLU |y|.
 inline double smallest_deviation(Case c, Inputs in) {
+  double smallest = INFINITY;
+  const auto look = [&] {
+    const Numbers y = evaluate(c, in);  // and l1
+    for (size_t i = 0; i + 1 < y.size(); ++i) smallest = std::min(smallest, std::fabs(y[i]));
+  };
+  if (c.relu) {
+    c.relu = false;
+    look();
+  }
+  if (!c.l1) return smallest;
   c.suppression.reset();
   std::fill(in.weight.begin(), in.weight.end(), 1.0);
   std::fill(in.bias.begin(), in.bias.end(), 0.0);
-  const Numbers v = evaluate(c, in);  // and l1
-  double smallest = INFINITY;
-  for (size_t i = 0; i + 1 < v.size(); ++i) smallest = std::min(smallest, std::fabs(v[i]));
+  look();
   return smallest;
 }
 
@@ -286,8 +309,10 @@ void check_case(const std::string& who, const Case& c, const std::vector<int>& o
   const Shape shape(c);
   Inputs in{sixteenths(shape.numel, -60, 60), sixteenths(shape.affine, -30, 30), sixteenths(shape.affine, -30, 30),
             sixteenths(c.groups, 8, 32)};
+  if (c.relu)  // off the points where the ReLU has no slope
+    for (double& value : in.bias) value += 1 / 32.0;
   // Where v is 0 but for rounding, |v| has no gradient to compare. With a single number v is 0 exactly, every time.
-  for (int attempt = 0; c.l1 && attempt < 100 && smallest_deviation(c, in) < 1e-6; ++attempt)
+  for (int attempt = 0; (c.l1 || c.relu) && attempt < 100 && smallest_deviation(c, in) < 1e-6; ++attempt)
     in.x = sixteenths(shape.numel, -60, 60);
   const Numbers grad = sixteenths(shape.numel, -30, 30);
   const std::string where = who + ": " + c.name + ": ";

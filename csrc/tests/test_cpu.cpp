@@ -10,10 +10,11 @@ using namespace divnorm::tests;
 Results run(const CpuKernels& kernels, const Case& c, Dtype dtype, const Inputs& in, const Numbers& grad, int threads) {
   const Shape shape(c);
   const Dtype compute = dtype == Dtype::float64 ? dtype : Dtype::float32;
-  const Plan plan(dtype, c.channels_last, c.over_batch, c.features, c.batch, c.channels, c.groups, c.extent,
-                  c.summation, c.suppression);
+  const Plan plan(dtype, c.channels_last, c.over_batch, c.features, c.relu, c.whole(), c.batch, c.channels, c.groups,
+                  c.extent, c.summation, c.suppression);
   Tensor x(dtype, in.x), dy(dtype, grad), weight(compute, in.weight), bias(compute, in.bias), sigma(compute, in.sigma);
-  Results r{{dtype, shape.numel},    {compute, shape.maps},   {compute, shape.maps}, {dtype, shape.numel},
+  const int64_t maps = c.whole() ? shape.maps / shape.positions : shape.maps;
+  Results r{{dtype, shape.numel},    {compute, maps},         {compute, maps},    {dtype, shape.numel},
             {compute, shape.affine}, {compute, shape.affine}, {compute, c.groups}};
   ForwardTensors f;
   f.x = x.data();
@@ -31,6 +32,7 @@ Results run(const CpuKernels& kernels, const Case& c, Dtype dtype, const Inputs&
   b.mean = f.mean;
   b.rstd = f.rstd;
   b.weight = f.weight;
+  b.bias = f.bias;
   b.sigma = f.sigma;
   b.dl1 = c.l1 ? kL1Weight : 0;
   b.dx = r.dx.data();

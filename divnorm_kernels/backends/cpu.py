@@ -37,7 +37,7 @@ def description() -> str:
 
 
 def maps_shape(g: Geometry) -> tuple[int, ...]:
-    """The shape of the maps: one number per position."""
+    """The shape of the maps: one number per position, or a row where every field covers everything."""
     return g.maps_shape
 
 
@@ -63,7 +63,7 @@ def forward(
         return y, maps, torch.zeros((), dtype=compute) if with_l1 else None
     value, sigma = (0.0, sigma) if isinstance(sigma, Tensor) else (sigma, None)
     weight, bias, sigma = packed(weight), packed(bias), packed(sigma)
-    l1 = plan_for(g, x).forward(
+    l1 = plan_for(g, x, g.whole).forward(
         x.data_ptr(),
         *parameter(weight),
         *parameter(bias),
@@ -93,18 +93,20 @@ def backward(
     x, dy, dx, dweight, dbias, dsigma = backward_tensors(g, dy, x, weight, bias, sigma, needs)
     if g.numel == 0:
         return dx if needs[0] else None, dweight, dbias, dsigma
-    weight, sigma = packed(weight), packed(sigma) if isinstance(sigma, Tensor) else None
-    plan_for(g, x).backward(
+    weight, bias = packed(weight), packed(bias)
+    sigma = packed(sigma) if isinstance(sigma, Tensor) else None
+    plan_for(g, x, g.whole).backward(
         x.data_ptr(),
         dy.data_ptr(),
         maps.data_ptr(),
         *parameter(weight),
+        *parameter(bias),
         *parameter(sigma),
         0 if sigma is None else sigma.numel(),
         0.0 if dl1 is None else dl1.item(),
         dx.data_ptr(),
         parameter(dweight)[0],
-        *parameter(dbias),
+        parameter(dbias)[0],
         parameter(dsigma)[0],
         torch.get_num_threads(),
     )

@@ -54,7 +54,7 @@ def description() -> str:
 
 def maps_shape(g: Geometry) -> tuple[int, ...]:
     """The shape of the maps: one number per position."""
-    return g.maps_shape
+    return (*g.maps_shape[:3], *g.spatial)
 
 
 def device_of(x: Tensor) -> Device:
@@ -69,7 +69,7 @@ def calls_for(g: Geometry, x: Tensor) -> Any:
     if calls is None:
         found = device_of(x)
         rows = (row_for(found, direction, x.element_size()) for direction in ("forward", "backward"))
-        calls = g.cache[key] = library.CudaCalls(plan_for(g, x), x.device.index or 0, found.facts(), *rows)
+        calls = g.cache[key] = library.CudaCalls(plan_for(g, x, False), x.device.index or 0, found.facts(), *rows)
     return calls
 
 
@@ -96,11 +96,11 @@ def _sigma(sigma: Tensor | float | None) -> tuple[Any, ...]:
 def forward(
     g: Geometry, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float, with_l1: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``(y, maps, l1)``; maps, of ``g.maps_shape``, holds mean and rstd."""
+    """``(y, maps, l1)``; maps, of `maps_shape`, holds mean and rstd."""
     x = dense(x)
     compute = COMPUTE[x.dtype]
     y = torch.empty_like(x)
-    maps = x.new_empty(g.maps_shape, dtype=compute)
+    maps = x.new_empty(maps_shape(g), dtype=compute)
     if g.numel == 0:
         return y, maps, x.new_zeros((), dtype=compute) if with_l1 else None
     l1 = x.new_empty((), dtype=compute) if with_l1 else None
@@ -140,7 +140,7 @@ def backward(
     if g.numel > 0:
         calls = calls_for(g, x)
         scratch = x.new_empty(calls.scratch_bytes[1], dtype=torch.uint8)
-        weight = packed(weight)
+        weight, bias = packed(weight), packed(bias)
         sigma = packed(sigma) if isinstance(sigma, Tensor) else sigma
         calls.backward(
             *_stream(x),
@@ -148,11 +148,12 @@ def backward(
             dy.data_ptr(),
             maps.data_ptr(),
             *parameter(weight),
+            *parameter(bias),
             *_sigma(sigma),
             0 if dl1 is None else dl1.data_ptr(),
             dx.data_ptr(),
             parameter(dweight)[0],
-            *parameter(dbias),
+            parameter(dbias)[0],
             parameter(dsigma)[0],
             scratch.data_ptr(),
         )

@@ -50,12 +50,8 @@ def description() -> str:
 
 
 def maps_shape(g: Geometry) -> tuple[int, ...]:
-    """The shape of the maps: one number a row where every field covers everything."""
-    shape = g.cache.get("triton maps")
-    if shape is None:
-        shape = (*g.maps_shape[:3], *[1] * len(g.spatial)) if g.whole else g.maps_shape
-        g.cache["triton maps"] = shape
-    return shape
+    """The shape of the maps: one number per position, or a row where every field covers everything."""
+    return g.maps_shape
 
 
 def _kind(t: Tensor | float | None) -> torch.dtype | tuple[torch.dtype, int] | None:
@@ -141,16 +137,17 @@ def backward(
     if g.numel == 0:
         return results
     weight, sigma = _packed(weight), _packed(sigma)
+    bias = _packed(bias) if g.relu else None  # of no other use
     if g.suppression is None:
         dsigma = None  # sigma is not used, and its gradient stays zero
-    key = ("backward", x.dtype, x.device, channels_last_strides(x), _kind(weight), _kind(sigma), dl1 is None)
-    key += (_kind(dweight), _kind(dbias), _kind(dsigma))
+    key = ("backward", x.dtype, x.device, channels_last_strides(x), _kind(weight), _kind(bias), _kind(sigma))
+    key += (dl1 is None, _kind(dweight), _kind(dbias), _kind(dsigma))
     _run(
         g,
         key,
         x,
-        lambda scratch: (x, dy, dx, weight, sigma, maps, dl1, float(g.numel), dweight, dbias, dsigma, scratch),
-        _aligned(x, dy, weight, sigma, maps, dl1),
+        lambda scratch: (x, dy, dx, weight, bias, sigma, maps, dl1, float(g.numel), dweight, dbias, dsigma, scratch),
+        _aligned(x, dy, weight, bias, sigma, maps, dl1),
         backward=True,
         affine=dweight is not None or dbias is not None,
         sigmas=0 if dsigma is None else dsigma.numel(),

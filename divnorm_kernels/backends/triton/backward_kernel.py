@@ -21,6 +21,7 @@ from .device import (
     map_offsets,
     map_values,
     parameter,
+    passed,
     second_pass,
     sign,
     signal,
@@ -38,10 +39,10 @@ from .finish import (
 
 @triton.jit
 def _single(
-    x, dy, dx, weight, maps, scratch, dl1, numel, table, item, per_group, pixels,
+    x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, item, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, FEATURES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr, SIGMA: tl.constexpr,
-    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Every ``ITEMS``-th row from ``item`` on, each held on chip from its one read to its write."""
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
@@ -67,9 +68,17 @@ def _single(
         mu = tl.reshape(mu, [PIXELS])
         rstd = tl.reshape(rstd, [PIXELS])
         if FEATURES:
-            gradient = upstream * parameter(weight, p, inside, 1.0)[None, :]
+            weights_here = parameter(weight, p, inside, 1.0)[None, :]
         else:
-            gradient = upstream * parameter(weight, channel, inside_c, 1.0)[:, None]
+            weights_here = parameter(weight, channel, inside_c, 1.0)[:, None]
+        if RELU:
+            if FEATURES:
+                biases_here = parameter(bias, p, inside, 0.0)[None, :]
+            else:
+                biases_here = parameter(bias, channel, inside_c, 0.0)[:, None]
+            normalized = (values - mu[None, :]) * rstd[None, :]
+            upstream = passed(upstream, normalized * weights_here + biases_here)
+        gradient = upstream * weights_here
         centred, p1, p2, centred_sum, signs = channel_sums(values, gradient, mu, mask, dl1 is not None)
         scale, shift = sources(p1, p2, signs, rstd, slope)
         if SIGMA:
@@ -114,10 +123,10 @@ def _single(
 
 @triton.jit
 def _apply(
-    x, dy, dx, weight, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
+    x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr,
-    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """The second pass: dx of a block of channels at a piece of the positions, and its share of dweight and dbias."""
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
@@ -125,6 +134,8 @@ def _apply(
         table, row, tile, per_group, pixels, FEATURES, CHANNELS_LAST, INDEX, CHANNELS, PIXELS
     )
     scale = parameter(weight, channel, inside_c, 1.0)[:, None]
+    if RELU:
+        lift = parameter(bias, channel, inside_c, 0.0)[:, None]
     slope = l1_slope(dl1, numel)
     dweight = tl.zeros([CHANNELS, PIXELS], tl.float32)
     dbias = tl.zeros([CHANNELS, PIXELS], tl.float32)
@@ -139,6 +150,8 @@ def _apply(
         at = activation_offsets(c, p, pixels if FEATURES else groups * per_group, pixels, CHANNELS_LAST or FEATURES)
         centred = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) - mu
         upstream = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        if RELU:
+            upstream = passed(upstream, centred * rstd * scale + lift)
         normalized = upstream * rstd
         result = normalized * scale - a * centred - shift
         if dl1 is not None:
@@ -156,18 +169,18 @@ def _apply(
 
 @triton.jit(do_not_specialize=["first", "channel_units", "pixel_units"])
 def backward_kernel(
-    x, dy, dx, weight, sigma, maps, dl1, numel, dweight, dbias, dsigma, scratch, counters, table, first,
+    x, dy, dx, weight, bias, sigma, maps, dl1, numel, dweight, dbias, dsigma, scratch, counters, table, first,
     channel_units, pixel_units,
     CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr,
     SINGLE: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
-    WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+    WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, RELU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
     APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
 ):  # fmt: skip
     """One item of the backward schedule.
 
     ``x``, ``dy`` and ``dx`` are dense and of one layout. ``dl1`` is the gradient of l1, a mean over ``numel`` elements,
-    or absent. ``dweight``, ``dbias`` and ``dsigma`` are absent where not wanted. For the units see `forward_kernel`.
+    or absent. ``bias`` is read under ``RELU`` alone. ``dweight``, ``dbias`` and ``dsigma`` are absent where not wanted. For the units see `forward_kernel`.
     """
     AFFINE: tl.constexpr = dweight is not None or dbias is not None
     SIGMA: tl.constexpr = dsigma is not None
@@ -194,8 +207,9 @@ def backward_kernel(
                     sum_columns(partials, dbias, table, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
     elif SINGLE:
         _single(
-            x, dy, dx, weight, maps, scratch, dl1, numel, table, item, per_group, pixels,
-            SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, AFFINE, SIGMA, CHANNELS, PIXELS,
+            x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, item, per_group, pixels,
+            SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, AFFINE, SIGMA, RELU,
+            CHANNELS, PIXELS,
         )  # fmt: skip
         if ORDERED:
             signal(counters + 1)
@@ -212,15 +226,15 @@ def backward_kernel(
             if row < tl.load(entry + schema.Column.ALL_ROWS):
                 if kind == schema.Kind.APPLY:
                     _apply(
-                        x, dy, dx, weight, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
-                        SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, AFFINE,
+                        x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
+                        SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, AFFINE, RELU,
                         APPLY_CHANNELS, APPLY_PIXELS,
                     )  # fmt: skip
                 elif SUMMATION or SUPPRESSION:
                     maps_item(
-                        x, dy, weight, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles,
+                        x, dy, weight, bias, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles,
                         per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
-                        SIGMA, CHANNELS, PIXELS, WINDOW,
+                        SIGMA, RELU, CHANNELS, PIXELS, WINDOW,
                     )  # fmt: skip
             if ORDERED:
                 signal(stage_counter(table, counters, chunk, stage))

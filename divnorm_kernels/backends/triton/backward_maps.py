@@ -12,6 +12,7 @@ from .device import (
     map_offsets,
     map_values,
     parameter,
+    passed,
     sign,
     window_sum,
 )
@@ -129,10 +130,10 @@ def _averaged(table, per_group, OVER_BATCH: tl.constexpr):
 
 @triton.jit
 def _statistics(
-    x, dy, weight, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
+    x, dy, weight, bias, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, SIGMA: tl.constexpr,
-    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """The sums over the channels of a group at a tile of positions."""
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
@@ -155,10 +156,18 @@ def _statistics(
         at = activation_offsets(c, p, groups * per_group, pixels, CHANNELS_LAST)
         values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
         gradient = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        channel = (row % groups) * per_group + c
         if FEATURES:
-            gradient *= parameter(weight, p, inside, 1.0)[None, :]
+            scale = parameter(weight, p, inside, 1.0)[None, :]
         else:
-            gradient *= parameter(weight, (row % groups) * per_group + c, inside_c, 1.0)[:, None]
+            scale = parameter(weight, channel, inside_c, 1.0)[:, None]
+        if RELU:
+            if FEATURES:
+                lift = parameter(bias, p, inside, 0.0)[None, :]
+            else:
+                lift = parameter(bias, channel, inside_c, 0.0)[:, None]
+            gradient = passed(gradient, (values - mu[None, :]) * rstd[None, :] * scale + lift)
+        gradient *= scale
         _, chunk_p1, chunk_p2, chunk_centred, chunk_signs = channel_sums(values, gradient, mu, mask, dl1 is not None)
         p1 += chunk_p1
         p2 += chunk_p2
@@ -185,16 +194,16 @@ def _statistics(
 
 @triton.jit
 def maps_item(
-    x, dy, weight, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles, per_group, pixels,
+    x, dy, weight, bias, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, SIGMA: tl.constexpr,
-    CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+    RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """An item of the stages that lead to the maps."""
     if kind == schema.Kind.STATISTICS:
         _statistics(
-            x, dy, weight, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
-            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, SIGMA, CHANNELS, PIXELS,
+            x, dy, weight, bias, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
+            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, SIGMA, RELU, CHANNELS, PIXELS,
         )  # fmt: skip
     elif WHOLE:
         count = _averaged(table, per_group, OVER_BATCH) * pixels.to(tl.float32)

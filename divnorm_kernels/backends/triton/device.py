@@ -128,6 +128,18 @@ def sign(value):
 
 
 @triton.jit
+def rectified(value, RELU: tl.constexpr):
+    """The value, or with ``RELU`` zero where it is below; a NaN stays one."""
+    return tl.where(value < 0, 0.0, value) if RELU else value
+
+
+@triton.jit
+def passed(gradient, value):
+    """The gradient of `rectified` at the value."""
+    return tl.where(value <= 0, 0.0, gradient)
+
+
+@triton.jit
 def sigma_squared(table, sigma, sigma_value, group):
     """The square of the group's sigma, float32."""
     if sigma is None:

@@ -12,6 +12,7 @@ from .device import (
     map_offsets,
     map_values,
     parameter,
+    rectified,
     second_pass,
     signal,
     stage_counter,
@@ -35,7 +36,7 @@ from .forward_maps import (
 def _single(
     x, y, weight, bias, sigma, sigma_value, maps, scratch, table, item, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, FEATURES: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr, RELU: tl.constexpr,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Every ``ITEMS``-th row from ``item`` on, each held on chip from its one read to its write."""
@@ -80,7 +81,8 @@ def _single(
             scale = parameter(weight, channel, inside_c, 1.0)[:, None]
             shift = parameter(bias, channel, inside_c, 0.0)[:, None]
         centred = values - mu
-        tl.store(y + base + at, (centred * rstd * scale + shift).to(y.dtype.element_ty), mask=mask)
+        result = rectified(centred * rstd * scale + shift, RELU).to(y.dtype.element_ty)
+        tl.store(y + base + at, result, mask=mask)
         if L1:
             total += tl.sum(tl.where(mask, tl.abs(centred), 0.0), 0)
     if L1:
@@ -91,7 +93,7 @@ def _single(
 def _apply(
     x, y, weight, bias, maps, scratch, table, row, tile, tiles, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
-    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr,
+    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr, RELU: tl.constexpr,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """The second pass: normalizes a block of channels at a piece of the positions."""
@@ -110,7 +112,7 @@ def _apply(
         mu, rstd = map_values(maps, table, map_at, mask if FEATURES else inside[None, :], SUMMATION, SUPPRESSION)
         at = activation_offsets(c, p, pixels if FEATURES else groups * per_group, pixels, CHANNELS_LAST or FEATURES)
         centred = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) - mu
-        result = (centred * rstd * scale + shift).to(y.dtype.element_ty)
+        result = rectified(centred * rstd * scale + shift, RELU).to(y.dtype.element_ty)
         tl.store(y + base + at, result, mask=mask, eviction_policy="evict_first")
         if L1:
             total += tl.sum(tl.where(mask, tl.abs(centred), 0.0), 0)
@@ -125,8 +127,8 @@ def forward_kernel(
     channel_units, pixel_units,
     CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr,
     SINGLE: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
-    WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+    WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, RELU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
     APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
 ):  # fmt: skip
     """One item of the forward schedule.
@@ -150,7 +152,7 @@ def forward_kernel(
     elif SINGLE:
         _single(
             x, y, weight, bias, sigma, sigma_value, maps, scratch, table, item, per_group, pixels,
-            SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, L1, CHANNELS, PIXELS,
+            SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, L1, RELU, CHANNELS, PIXELS,
         )  # fmt: skip
         if ORDERED:
             signal(counters + 1)
@@ -168,7 +170,7 @@ def forward_kernel(
                 if kind == schema.Kind.APPLY:
                     _apply(
                         x, y, weight, bias, maps, scratch, table, row, tile, tiles, per_group, pixels,
-                        SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1,
+                        SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, RELU,
                         APPLY_CHANNELS, APPLY_PIXELS,
                     )  # fmt: skip
                 elif SUMMATION or SUPPRESSION:

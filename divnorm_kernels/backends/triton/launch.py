@@ -60,6 +60,7 @@ def constants(g: Geometry, tiles: Tiles, channels_last: bool) -> dict[str, Any]:
         "WHOLE": g.whole,
         "OVER_BATCH": g.over_batch,
         "FEATURES": g.features,
+        "RELU": g.relu,
         "CHANNELS_LAST": channels_last,
         "INDEX": tl.int64 if (g.numel if g.features else g.channels * pixels) >= _INT32 else tl.int32,
         "CHANNELS": tiles.channels,

@@ -1,0 +1,405 @@
+// Whole fields of x of shape (batch, positions, channels), channels contiguous: every channel's sums first, side by
+// side in the lanes, then those of its group. Over the batch all pixels are one sample's. A unit holds all groups.
+#pragma once
+
+#include "lanes.h"
+#include "whole.h"
+
+namespace divnorm::DIVNORM_ISA {
+
+constexpr int64_t kFewestPixels = 16;  // of a tile: its sums are as many as the channels
+constexpr int kPixelsAtOnce = 4;       // they share loads of per-channel numbers
+
+template <class T>
+class Columns {
+ public:
+  using A = Acc<T>;
+  using Wide = std::conditional_t<std::is_same_v<T, BFloat16>, Pair, Vec<A>>;
+
+  explicit Columns(const Problem& p)
+      : channels_(p.affine_size()),
+        n_(channels_ / p.groups),
+        pixels_(p.numel() / p.batch / channels_ * (p.over_batch ? p.batch : 1)),
+        tile_(larger(kFewestPixels, divide_up(kPiece / channels_, kPixelsAtOnce) * kPixelsAtOnce)) {}
+
+  static int64_t parameter_place(const Problem& p, int64_t i) { return place(i, p.affine_size()); }
+  static int64_t place(int64_t channel, int64_t channels) { return lane_place<Wide>(channel, channels); }
+
+  int64_t channels() const { return channels_; }
+  int64_t group_channels() const { return n_; }
+  int64_t pixels() const { return pixels_; }
+  int64_t tiles() const { return divide_up(pixels_, tile_); }
+  int64_t pixels_of(int64_t tile) const { return smaller(tile_, pixels_ - tile * tile_); }
+  int64_t offset(const Unit& unit, int64_t tile) const {
+    return (unit.sample * pixels_ + tile * tile_) * channels_;  // over the batch, the sample is 0
+  }
+
+  // body(place) for the channels of a group.
+  template <class Body>
+  void each_channel(int64_t group, Body&& body) const {
+    for (int64_t c = group * n_; c < (group + 1) * n_; ++c) body(place(c, channels_));
+  }
+
+  // body(pixels, first) for blocks of pixels of a tile, then single ones.
+  template <int R, class Body>
+  static void each_block(int64_t pixels, Body&& body) {
+    int64_t i = 0;
+    for (; i + R <= pixels; i += R) body(std::integral_constant<int, R>{}, i);
+    for (; i < pixels; ++i) body(std::integral_constant<int, 1>{}, i);
+  }
+
+  // rows[kind][c] += what add(sums of kinds, x of the pixel's channel) adds, over the pixels of a tile.
+  template <int Kinds, class Add>
+  void sum_pixels(int64_t pixels, A* const (&rows)[Kinds], Add&& add) const {
+    for (A* row : rows) __builtin_memset(row, 0, channels_ * sizeof(A));
+    each_block<kPixelsAtOnce>(pixels, [&](auto block, int64_t first) {
+      constexpr int R = block.value;
+      for_lanes<Wide>(channels_, [&](auto lane, int64_t c) {
+        using V = decltype(lane);
+        V sums[Kinds];
+        for (int k = 0; k < Kinds; ++k) sums[k] = load<V>(rows[k] + c);
+        for (int r = 0; r < R; ++r) add(sums, (first + r) * channels_ + c, c);
+        for (int k = 0; k < Kinds; ++k) store(rows[k] + c, sums[k]);
+      });
+    });
+  }
+
+ private:
+  int64_t channels_, n_, pixels_, tile_;
+};
+
+template <class T>
+class ForwardColumns {
+ public:
+  using Layout = Columns<T>;
+  using A = typename Layout::A;
+  using Wide = typename Layout::Wide;
+
+  struct Shared {
+    const Problem& problem;
+    const ForwardTensors& tensors;
+    Layout layout;
+    const A *weight, *bias;
+    const double* sigma;
+    bool stream;
+    A* scratch;         // (teams, 2 tiles + 2, channels): the tiles' means and squares, the channels' means and scales
+    A* thread_scratch;  // (threads, channels)
+    double* l1;         // (samples, tiles), or null
+  };
+
+  ForwardColumns(const Shared& shared, const Member& member) : s_(shared) {
+    const int64_t channels = s_.layout.channels(), tiles = s_.layout.tiles();
+    means_ = s_.scratch + member.team * (2 * tiles + 2) * channels;
+    squares_ = means_ + tiles * channels;
+    mean_ = squares_ + tiles * channels;
+    scale_ = mean_ + channels;
+    own_ = s_.thread_scratch + member.thread * channels;
+  }
+
+  void work(const WholeUnit& unit, const Member& member) {
+    const Problem& p = s_.problem;
+    const int64_t tiles = s_.layout.tiles();
+    const T* x = static_cast<const T*>(s_.tensors.x);
+    member.sync();
+    if (p.summation.present || p.suppression.present)
+      member.share(0, tiles, [&](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; ++i)
+          p.summation.present ? centred_moments(i, x + s_.layout.offset(unit.rows, i))
+                              : squares(i, x + s_.layout.offset(unit.rows, i));
+      });
+    member.sync();
+    member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_tiles(from, to); });
+    member.sync();
+    member.share(0, p.groups, [&](int64_t from, int64_t to) {
+      for (int64_t group = from; group < to; ++group) join_channels(unit, group);
+    });
+    member.sync();
+    member.share(0, tiles, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        double* l1 = s_.l1 == nullptr ? nullptr : s_.l1 + unit.rows.sample * tiles + i;
+        const int64_t offset = s_.layout.offset(unit.rows, i);
+        T* y = static_cast<T*>(s_.tensors.y) + offset;
+        const bool stream = s_.stream && streamable(y);
+        if (l1 != nullptr)
+          *l1 = stream ? normalize<true, true>(i, x + offset, y) : normalize<false, true>(i, x + offset, y);
+        else
+          stream ? normalize<true, false>(i, x + offset, y) : normalize<false, false>(i, x + offset, y);
+      }
+    });
+    if (s_.stream) stream_fence();
+  }
+
+ private:
+  bool streamable(const T* y) const {
+    const uintptr_t bits = reinterpret_cast<uintptr_t>(y) | (s_.layout.channels() * sizeof(T));
+    return !is_pair<Wide> || bits % kVectorBytes == 0;
+  }
+
+  [[gnu::flatten]] void centred_moments(int64_t tile, const T* x) const {
+    const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
+    A *mean = means_ + tile * channels, *m2 = squares_ + tile * channels, *error = own_;
+    s_.layout.template sum_pixels<1>(
+        pixels, {mean}, [=](auto& sums, int64_t at, int64_t) { sums[0] += load<value_of<decltype(sums)>>(x + at); });
+    const A share = A(1) / pixels;
+    for (int64_t c = 0; c < channels; ++c) mean[c] *= share;
+    s_.layout.template sum_pixels<2>(pixels, {error, m2}, [=](auto& sums, int64_t at, int64_t c) {
+      using V = value_of<decltype(sums)>;
+      const V centred = load<V>(x + at) - load<V>(mean + c);
+      sums[0] += centred;
+      sums[1] += centred * centred;
+    });
+    for (int64_t c = 0; c < channels; ++c) {
+      const A step = error[c] * share;
+      m2[c] -= error[c] * step;
+      mean[c] = step - step == 0 ? mean[c] + step : mean[c];
+    }
+  }
+
+  [[gnu::flatten]] void squares(int64_t tile, const T* x) const {
+    const int64_t channels = s_.layout.channels();
+    s_.layout.template sum_pixels<1>(s_.layout.pixels_of(tile), {squares_ + tile * channels},
+                                     [=](auto& sums, int64_t at, int64_t) {
+                                       const auto value = load<value_of<decltype(sums)>>(x + at);
+                                       sums[0] += value * value;
+                                     });
+  }
+
+  // The moments of channels from..to over all tiles, into those of the first.
+  void join_tiles(int64_t from, int64_t to) const {
+    const int64_t channels = s_.layout.channels();
+    double seen = s_.layout.pixels_of(0);
+    for (int64_t i = 1; i < s_.layout.tiles(); ++i) {
+      const A *mean = means_ + i * channels, *m2 = squares_ + i * channels;
+      if (!s_.problem.summation.present) {
+        for (int64_t c = from; c < to; ++c) squares_[c] += m2[c];
+        continue;
+      }
+      const double count = s_.layout.pixels_of(i);
+      const A share = static_cast<A>(count / (seen + count)), spread = static_cast<A>(seen * count / (seen + count));
+      for (int64_t c = from; c < to; ++c) {
+        const A step = mean[c] - means_[c];
+        means_[c] = step - step == 0 ? means_[c] + step * share : means_[c] + mean[c];
+        squares_[c] += m2[c] + step * step * spread;
+      }
+      seen += count;
+    }
+  }
+
+  void join_channels(const WholeUnit& unit, int64_t group) const {
+    const Problem& p = s_.problem;
+    const double count = static_cast<double>(s_.layout.pixels());
+    Moments all{};
+    s_.layout.each_channel(group, [&](int64_t at) {
+      if (p.summation.present)
+        all.join({count, means_[at], squares_[at]});
+      else if (p.suppression.present)
+        all = {all.count + count, 0, all.m2 + squares_[at]};
+    });
+    const RowScale<A> row = row_scale<A>(p, all, s_.sigma[group]);
+    const int64_t at = unit.row(p) + group;
+    if (s_.tensors.mean != nullptr) static_cast<A*>(s_.tensors.mean)[at] = row.mean;
+    if (s_.tensors.rstd != nullptr) static_cast<A*>(s_.tensors.rstd)[at] = row.rstd;
+    s_.layout.each_channel(group, [&](int64_t at) {
+      mean_[at] = row.mean;
+      scale_[at] = row.rstd * s_.weight[at];
+    });
+  }
+
+  template <bool Stream, bool L1>
+  [[gnu::flatten]] double normalize(int64_t tile, const T* x, T* y) const {
+    const int64_t channels = s_.layout.channels();
+    const A *mean = mean_, *scale = scale_, *bias = s_.bias, floor = s_.problem.template floor<A>();
+    double l1 = 0;
+    Layout::template each_block<Stream ? 1 : kPixelsAtOnce>(s_.layout.pixels_of(tile), [&](auto block, int64_t first) {
+      constexpr int R = block.value;
+      const T* in = x + first * channels;
+      T* out = y + first * channels;
+      Totals<A, 1> absolutes;
+      for_lanes_writing<Wide, Stream>(out, channels, [=, &absolutes](auto lane, int64_t c) {
+        using V = decltype(lane);
+        const V average = load<V>(mean + c), factor = load<V>(scale + c), shift = load<V>(bias + c);
+        for (int r = 0; r < R; ++r) {
+          const V centred = load<V>(in + r * channels + c) - average;
+          write<Stream>(out + r * channels + c, rectified<V>(centred * factor + shift, floor));
+          if constexpr (L1) absolutes.add(0, absolute(centred));
+        }
+      });
+      if constexpr (L1) l1 += absolutes.value(0);
+    });
+    return l1;
+  }
+
+  const Shared& s_;
+  A *means_, *squares_, *mean_, *scale_, *own_;
+};
+
+template <class T>
+class BackwardColumns {
+ public:
+  using Layout = Columns<T>;
+  using A = typename Layout::A;
+  using Wide = typename Layout::Wide;
+
+  struct Shared {
+    const Problem& problem;
+    const BackwardTensors& tensors;
+    Layout layout;
+    const A *weight, *bias;
+    bool stream;
+    A l1_scale;
+    A *dweight, *dbias;  // partial sums: (blocks, channels)
+    double* for_sigma;   // (samples of the maps, groups)
+    A* scratch;          // (teams, 3 tiles + 4, channels): the tiles' sums; means, scales, slopes and shifts
+  };
+
+  BackwardColumns(const Shared& shared, const Member& member) : s_(shared) {
+    const int64_t channels = s_.layout.channels(), tiles = s_.layout.tiles();
+    A* next = s_.scratch + member.team * (3 * tiles + 4) * channels;
+    for (A** rows : {&g_, &gv_, &sign_}) {
+      *rows = next;
+      next += tiles * channels;
+    }
+    for (A** row : {&mean_, &scale_, &slope_, &shift_}) {
+      *row = next;
+      next += channels;
+    }
+  }
+
+  void work(const WholeUnit& unit, const Member& member) {
+    const Problem& p = s_.problem;
+    const int64_t tiles = s_.layout.tiles();
+    const T *x = static_cast<const T*>(s_.tensors.x), *dy = static_cast<const T*>(s_.tensors.dy);
+    const bool kinks = s_.l1_scale != 0 || p.relu;
+    member.sync();
+    member.share(0, p.groups, [&](int64_t from, int64_t to) {
+      for (int64_t group = from; group < to; ++group) {
+        const RowScale<A> row = scale_of(unit, group);
+        s_.layout.each_channel(group, [&](int64_t at) {
+          mean_[at] = row.mean;
+          scale_[at] = row.rstd * s_.weight[at];
+        });
+      }
+    });
+    member.sync();
+    member.share(0, tiles, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t offset = s_.layout.offset(unit.rows, i);
+        kinks ? tile_sums<true>(i, x + offset, dy + offset) : tile_sums<false>(i, x + offset, dy + offset);
+      }
+    });
+    member.sync();
+    member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_tiles(from, to, kinks); });
+    member.sync();
+    member.share(0, p.groups, [&](int64_t from, int64_t to) {
+      for (int64_t group = from; group < to; ++group) join_channels(unit, group, kinks);
+    });
+    member.sync();
+    member.share(0, tiles, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t offset = s_.layout.offset(unit.rows, i);
+        T* dx = static_cast<T*>(s_.tensors.dx) + offset;
+        const uintptr_t bits = reinterpret_cast<uintptr_t>(dx) | (s_.layout.channels() * sizeof(T));
+        const bool stream = s_.stream && (!is_pair<Wide> || bits % kVectorBytes == 0);
+        if (kinks)
+          stream ? gradient<true, true>(i, x + offset, dy + offset, dx)
+                 : gradient<false, true>(i, x + offset, dy + offset, dx);
+        else
+          stream ? gradient<true, false>(i, x + offset, dy + offset, dx)
+                 : gradient<false, false>(i, x + offset, dy + offset, dx);
+      }
+    });
+    if (s_.stream) stream_fence();
+  }
+
+ private:
+  RowScale<A> scale_of(const WholeUnit& unit, int64_t group) const {
+    const Problem& p = s_.problem;
+    const int64_t row = unit.row(p) + group;
+    RowScale<A> scale;
+    if (p.summation.present) scale.mean = static_cast<const A*>(s_.tensors.mean)[row];
+    if (p.suppression.present) scale.rstd = static_cast<const A*>(s_.tensors.rstd)[row];
+    return scale;
+  }
+
+  // Sums without the weight.
+  template <bool Kinks>
+  [[gnu::flatten]] void tile_sums(int64_t tile, const T* x, const T* dy) const {
+    const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
+    A *g = g_ + tile * channels, *gv = gv_ + tile * channels, *signs = sign_ + tile * channels;
+    const A *mean = mean_, *scale = scale_, *bias = s_.bias, floor = s_.problem.template floor<A>();
+    const auto add = [=](auto& sums, int64_t at, int64_t c) {
+      using V = value_of<decltype(sums)>;
+      const V centred = load<V>(x + at) - load<V>(mean + c);
+      V grad = load<V>(dy + at);
+      if constexpr (Kinks) {
+        grad = passed(grad, V(centred * load<V>(scale + c) + load<V>(bias + c)), floor);
+        sums[2] += sign(centred);
+      }
+      sums[0] += grad;
+      sums[1] += grad * centred;
+    };
+    if constexpr (Kinks)
+      s_.layout.template sum_pixels<3>(pixels, {g, gv, signs}, add);
+    else
+      s_.layout.template sum_pixels<2>(pixels, {g, gv}, add);
+  }
+
+  void join_tiles(int64_t from, int64_t to, bool kinks) const {
+    const int64_t channels = s_.layout.channels();
+    for (A* sums : {g_, gv_, kinks ? sign_ : nullptr})
+      for (int64_t i = 1; sums != nullptr && i < s_.layout.tiles(); ++i)
+        for (int64_t c = from; c < to; ++c) sums[c] += sums[i * channels + c];
+  }
+
+  void join_channels(const WholeUnit& unit, int64_t group, bool kinks) const {
+    const Problem& p = s_.problem;
+    const RowScale<A> row = scale_of(unit, group);
+    A* dweight = s_.dweight + unit.block * s_.layout.channels();
+    A* dbias = s_.dbias + unit.block * s_.layout.channels();
+    GradientSums all{};
+    s_.layout.each_channel(group, [&](int64_t at) {
+      all.g += static_cast<double>(s_.weight[at]) * g_[at];
+      all.gv += static_cast<double>(s_.weight[at]) * gv_[at];
+      if (kinks) all.sign += sign_[at];
+      dweight[at] = (unit.fresh ? 0 : dweight[at]) + gv_[at] * row.rstd;
+      dbias[at] = (unit.fresh ? 0 : dbias[at]) + g_[at];
+    });
+    const double count = static_cast<double>(s_.layout.pixels()) * s_.layout.group_channels();
+    const RowSlopes<A> slopes = row_slopes<A>(p, all, row.rstd, s_.l1_scale, count);
+    s_.for_sigma[unit.row(p) + group] = slopes.for_sigma;
+    s_.layout.each_channel(group, [&](int64_t at) {
+      slope_[at] = slopes.slope;
+      shift_[at] = slopes.shift;
+    });
+  }
+
+  template <bool Stream, bool Kinks>
+  [[gnu::flatten]] void gradient(int64_t tile, const T* x, const T* dy, T* dx) const {
+    const int64_t channels = s_.layout.channels();
+    const A *mean = mean_, *scale = scale_, *bias = s_.bias, *slope = slope_, *shift = shift_;
+    const A floor = s_.problem.template floor<A>(), l1_scale = s_.l1_scale;
+    Layout::template each_block<Stream ? 1 : kPixelsAtOnce>(s_.layout.pixels_of(tile), [&](auto block, int64_t first) {
+      constexpr int R = block.value;
+      const T *in = x + first * channels, *grads = dy + first * channels;
+      T* out = dx + first * channels;
+      for_lanes_writing<Wide, Stream>(out, channels, [=](auto lane, int64_t c) {
+        using V = decltype(lane);
+        const V average = load<V>(mean + c), factor = load<V>(scale + c);
+        const V falling = load<V>(slope + c), constant = load<V>(shift + c);
+        for (int r = 0; r < R; ++r) {
+          const V centred = load<V>(in + r * channels + c) - average;
+          V grad = load<V>(grads + r * channels + c);
+          if constexpr (Kinks) grad = passed(grad, V(centred * factor + load<V>(bias + c)), floor);
+          V result = grad * factor - falling * centred - constant;
+          if constexpr (Kinks) result += splat<V>(l1_scale) * sign(centred);
+          write<Stream>(out + r * channels + c, result);
+        }
+      });
+    });
+  }
+
+  const Shared& s_;
+  A *g_, *gv_, *sign_, *mean_, *scale_, *slope_, *shift_;
+};
+
+}  // namespace divnorm::DIVNORM_ISA

@@ -1,0 +1,42 @@
+"""Layers in torch.nn's manners over the one operator: the paper's, and the family it unites."""
+
+from .base import NormalizationLayer, l1_penalty
+from .batch import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    convert_sync,
+)
+from .divisive import (
+    DivisiveNorm1d,
+    DivisiveNorm2d,
+    DivisiveNorm3d,
+    DivisiveNormFeatures,
+    LocalContrastNorm2d,
+    PositionalNorm2d,
+)
+from .whole import GroupNorm, LayerNorm, RMSNorm
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "DivisiveNorm1d",
+    "DivisiveNorm2d",
+    "DivisiveNorm3d",
+    "DivisiveNormFeatures",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LocalContrastNorm2d",
+    "NormalizationLayer",
+    "PositionalNorm2d",
+    "RMSNorm",
+    "convert_sync",
+    "l1_penalty",
+]

@@ -1,0 +1,171 @@
+"""What all layers share: sigma or eps, weight and bias, the penalty, and the one call of the operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backends import check_name
+from ..checks import check_flag, check_number
+from ..fields import Window
+from ..functional import normalize
+
+EPS = 1e-5
+"""torch.nn's."""
+
+
+def resolve_sigma(sigma: float | None, eps: float | None, default_eps: float | None = EPS) -> float | None:
+    """The sigma that a layer is made with, from its own arguments: of ``sigma`` and ``eps`` = sigma^2 one is given.
+
+    ``None``, where both are and the default is: the layer takes the epsilon of its input's dtype.
+
+    Raises:
+        TypeError, ValueError: on both, on one of another type, or on a negative eps.
+    """
+    if sigma is not None and eps is not None:
+        raise ValueError(f"eps: got {eps!r} beside sigma {sigma!r}, expected one of them: eps is sigma squared")
+    if sigma is not None:
+        check_number("sigma", sigma, "a float")
+        return float(sigma)
+    if eps is None:
+        eps = default_eps
+        if eps is None:
+            return None
+    check_number("eps", eps, "a float of at least 0")
+    if eps < 0:
+        raise ValueError(f"eps: got {eps}, expected a float of at least 0")
+    return float(eps) ** 0.5
+
+
+class NormalizationLayer(nn.Module):
+    """The base of every layer: one call of `divnorm_kernels.divisive_norm` with the layer's options.
+
+    ``sigma`` is a float or, learned, a parameter of shape (); ``eps`` its square. In training mode with
+    ``l1_weight > 0``, ``l1`` keeps mean abs(v) of the last call.
+    """
+
+    l1: Tensor | None
+
+    def __init__(
+        self,
+        affine_shape: tuple[int, ...],
+        *,
+        weight: bool,
+        bias: bool,
+        sigma: float | None,
+        learn_sigma: bool,
+        l1_weight: float,
+        activation: str | None,
+        backend: str | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        check_flag("learn_sigma", learn_sigma)
+        check_number("l1_weight", l1_weight, "a number of at least 0")
+        if l1_weight < 0:
+            raise ValueError(f"l1_weight: got {l1_weight}, expected a number of at least 0")
+        if activation not in (None, "relu"):
+            raise ValueError(f'activation: got {activation!r}, expected None or "relu"')
+        check_name(backend)
+        if learn_sigma and sigma is None:
+            raise ValueError("sigma: got None with learn_sigma=True, expected a float to start from")
+        self.initial_sigma, self.learn_sigma = sigma, learn_sigma
+        self.l1_weight, self.activation, self.backend = float(l1_weight), activation, backend
+        factory = {"device": device, "dtype": dtype}
+        self.register_parameter("weight", nn.Parameter(torch.empty(affine_shape, **factory)) if weight else None)
+        self.register_parameter("bias", nn.Parameter(torch.empty(affine_shape, **factory)) if bias else None)
+        self.sigma = nn.Parameter(torch.empty((), **factory)) if learn_sigma else sigma
+        self.l1 = None
+
+    @property
+    def eps(self) -> float | None:
+        """Sigma squared, torch.nn's name for it; ``None``: the epsilon of the input's dtype."""
+        return None if self.sigma is None else float(self.sigma) ** 2
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        if self.learn_sigma:
+            raise AttributeError("eps: sigma is learned, set layer.sigma")
+        self.sigma = self.initial_sigma = resolve_sigma(None, value)
+
+    def reset_parameters(self) -> None:
+        """Sets weight to one, bias to zero and a learned sigma to its initial value."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if self.learn_sigma:
+            nn.init.constant_(self.sigma, self.initial_sigma)
+
+    def _normalize(
+        self,
+        x: Tensor,
+        window: Window,
+        norm_window: Window,
+        groups: int,
+        *,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        edges: str = "valid",
+        over_batch: bool = False,
+        with_maps: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``(y, maps)`` of a call; keeps the penalty in ``l1`` where it counts."""
+        wants_l1 = self.l1_weight > 0 and self.training
+        sigma = self.sigma
+        if sigma is None:
+            sigma = torch.finfo(x.dtype).eps ** 0.5
+        y, l1, maps = normalize(
+            x,
+            weight,
+            bias,
+            sigma,
+            window,
+            norm_window,
+            groups,
+            edges,
+            over_batch,
+            self.activation,
+            wants_l1,
+            self.backend,
+            with_maps,
+        )
+        if wants_l1:
+            self.l1 = l1
+        elif self.l1 is not None:  # setting a module's attribute costs as much as a small kernel
+            self.l1 = None
+        return y, maps
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leaves the penalty of the last call out of copies and pickles: it belongs to that call's graph."""
+        return {**super().__getstate__(), "l1": None}
+
+    def _options_repr(self) -> list[tuple[str, Any, Any]]:
+        return [
+            ("learn_sigma", self.learn_sigma, False),
+            ("l1_weight", self.l1_weight, 0.0),
+            ("activation", self.activation, None),
+            ("backend", self.backend, None),
+        ]
+
+
+def listed(required: list[str], options: list[tuple[str, Any, Any]]) -> str:
+    """The arguments of a layer as its constructor takes them: ``options`` are (name, value, default)."""
+    return ", ".join(required + [f"{name}={value!r}" for name, value, default in options if value != default])
+
+
+def l1_penalty(model: nn.Module) -> Tensor:
+    """The sum of ``l1_weight * l1`` over the layers of ``model``, from each layer's last call in training mode.
+
+    A scalar to add to the loss; zero where no layer has a penalty.
+    """
+    terms = [m.l1_weight * m.l1 for m in model.modules() if isinstance(m, NormalizationLayer) and m.l1 is not None]
+    if not terms:
+        return torch.zeros(())
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

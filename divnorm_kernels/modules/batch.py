@@ -1,0 +1,322 @@
+"""Layers with running statistics, as torch.nn's: batch and instance normalization."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checks import check_flag, check_size
+from .base import EPS, NormalizationLayer, listed, resolve_sigma
+from .distributed import ProcessGroup, batch_norm_across
+
+
+class _RunningNorm(NormalizationLayer):
+    """Whole fields of every channel, with torch.nn's buffers."""
+
+    _dims: ClassVar[tuple[int, ...]]
+    """The dimensions of x."""
+    _over_batch: ClassVar[bool]
+    _defaults: ClassVar[dict[str, bool]]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float | None,
+        momentum: float | None,
+        affine: bool,
+        track_running_stats: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        *,
+        sigma: float | None,
+        learn_sigma: bool,
+        l1_weight: float,
+        activation: str | None,
+        backend: str | None,
+    ) -> None:
+        check_size("num_features", num_features)
+        check_flag("affine", affine)
+        check_flag("track_running_stats", track_running_stats)
+        super().__init__(
+            (num_features,),
+            weight=affine,
+            bias=affine,
+            sigma=resolve_sigma(sigma, eps),
+            learn_sigma=learn_sigma,
+            l1_weight=l1_weight,
+            activation=activation,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+        )
+        self.num_features, self.momentum, self.affine = num_features, momentum, affine
+        self.track_running_stats = track_running_stats
+        if track_running_stats:
+            self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=dtype))
+            self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
+            self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
+        else:
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                self.register_buffer(name, None)
+        self.reset_parameters()
+
+    def reset_running_stats(self) -> None:
+        """Sets the running mean to zero, the running variance to one and the count to zero."""
+        if self.track_running_stats:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
+
+    def reset_parameters(self) -> None:
+        """Sets weight to one, bias to zero, a learned sigma to its initial value, and the running statistics."""
+        self.reset_running_stats()
+        super().reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalizes ``x``: by its own statistics, or in eval mode by the running ones where they are tracked."""
+        self._check_input(x)
+        if not self.training and self.running_mean is not None:
+            return self._by_running_statistics(x)
+        count = x.numel() // (self.num_features * (1 if self._over_batch else max(x.shape[0], 1)))
+        if self.training and count == 1 and not self._across_processes():
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected more than 1 value per channel when training")
+        tracks = self.training and self.track_running_stats
+        y, maps, joined = self._normalized(x, tracks, count)
+        if tracks and (count > 1 or self._across_processes()):
+            self._track(maps, joined)
+        return y
+
+    def _across_processes(self) -> bool:
+        """Whether the statistics are those of several processes' batches."""
+        return False
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() not in self._dims:
+            raise ValueError(f"x: got {x.dim()} dimensions, expected {' or '.join(map(str, self._dims))}")
+        if x.shape[1] != self.num_features:
+            raise ValueError(f"x: got {x.shape[1]} channels, expected num_features, {self.num_features}")
+
+    def _normalized(self, x: Tensor, with_maps: bool, count: int) -> tuple[Tensor, Tensor | None, Tensor | int]:
+        """``(y, maps, count)`` by the statistics of ``x``, averages of ``count`` values."""
+        rows = x.unsqueeze(-1) if x.dim() == 2 else x
+        y, maps = self._normalize(
+            rows,
+            "all",
+            "all",
+            self.num_features,
+            weight=self.weight,
+            bias=self.bias,
+            over_batch=self._over_batch,
+            with_maps=with_maps,
+        )
+        return (y.squeeze(-1) if x.dim() == 2 else y), maps, count
+
+    @torch.no_grad()
+    def _track(self, maps: Tensor, count: Tensor | int) -> None:
+        """Moves the running statistics towards those of the call; the variance is the unbiased one of ``count``."""
+        mean, rstd = maps.flatten(1).unflatten(1, (-1, self.num_features))
+        sigma = self.sigma.to(rstd.dtype) if self.learn_sigma else self.sigma
+        variance = (rstd.square().reciprocal() - sigma * sigma).clamp_(min=0).mean(0) * (count / (count - 1))
+        self.num_batches_tracked.add_(1)
+        share = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.to(mean.dtype)
+        self.running_mean.add_((mean.mean(0) - self.running_mean) * share)
+        self.running_var.add_((variance - self.running_var) * share)
+
+    def _by_running_statistics(self, x: Tensor) -> Tensor:
+        if self.learn_sigma:
+            shape = (-1, *[1] * (x.dim() - 2))
+            scale = (self.running_var + self.sigma.square()).rsqrt()
+            scale = scale if self.weight is None else scale * self.weight
+            shift = -self.running_mean * scale if self.bias is None else self.bias - self.running_mean * scale
+            y = (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+        else:
+            y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        if self.l1 is not None:
+            self.l1 = None
+        return y.relu() if self.activation == "relu" else y
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *lists) -> None:
+        # Checkpoints from before torch counted batches, as torch.nn reads them.
+        version, key = local_metadata.get("version"), prefix + "num_batches_tracked"
+        if (version is None or version < 2) and self.track_running_stats and key not in state_dict:
+            state_dict[key] = self.num_batches_tracked
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
+    _version = 2
+
+    def extra_repr(self) -> str:
+        """The options, with defaults left out."""
+        return listed(
+            [f"{self.num_features}"],
+            [
+                ("sigma", self.initial_sigma, EPS**0.5),
+                ("momentum", self.momentum, 0.1),
+                *((name, getattr(self, name), default) for name, default in self._defaults.items()),
+                *self._options_repr(),
+            ],
+        )
+
+
+class _BatchNorm(_RunningNorm):
+    _over_batch = True
+    _defaults: ClassVar = {"affine": True, "track_running_stats": True}
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float | None = None,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        sigma: float | None = None,
+        learn_sigma: bool = False,
+        l1_weight: float = 0.0,
+        activation: str | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            sigma=sigma,
+            learn_sigma=learn_sigma,
+            l1_weight=l1_weight,
+            activation=activation,
+            backend=backend,
+        )
+        self.sync = False
+        """Whether statistics are those of all processes' batches; `divnorm_kernels.convert_sync` sets it."""
+        self.process_group: ProcessGroup | None = None
+
+    def _across_processes(self) -> bool:
+        return self.sync and self.training and torch.distributed.is_initialized()
+
+    def _normalized(self, x: Tensor, with_maps: bool, count: int) -> tuple[Tensor, Tensor | None, Tensor | int]:
+        if not self._across_processes():
+            return super()._normalized(x, with_maps, count)
+        y, l1, maps, joined = batch_norm_across(
+            self.process_group, x, self.weight, self.bias, self.sigma, self.activation
+        )
+        self.l1 = l1 if self.l1_weight > 0 else None
+        return y, maps, joined
+
+
+class BatchNorm1d(_BatchNorm):
+    """Batch normalization of (N, C) or (N, C, L). Arguments as for `BatchNorm2d`."""
+
+    _dims = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm):
+    """Batch normalization of (N, C, H, W): `torch.nn.BatchNorm2d` with a sigma, a penalty and a fused ReLU.
+
+    Constructor order and ``state_dict`` keys are torch.nn's. In eval mode the running statistics normalize, those that
+    training has tracked: mean and unbiased variance of each channel over the batch.
+
+    Args:
+        num_features: C.
+        eps: sigma squared; 1e-5 where neither it nor sigma is given.
+        momentum: the share of the newest batch in the running statistics; ``None``: their plain average.
+        affine: gives the layer a weight and a bias of shape (C,).
+        track_running_stats: without, the batch's statistics normalize in eval mode too.
+        device, dtype: of parameters and buffers.
+        sigma: the smoothing constant of the paper's BN-s and BN*, in place of eps.
+        learn_sigma: makes sigma a parameter, one scalar, under the key ``sigma``.
+        l1_weight: the coefficient of the penalty on the centred activations, as for `DivisiveNorm2d`.
+        activation: ``"relu"`` for a fused one.
+        backend: as for `divnorm_kernels.divisive_norm`.
+    """
+
+    _dims = (4,)
+
+
+class BatchNorm3d(_BatchNorm):
+    """Batch normalization of (N, C, D, H, W). Arguments as for `BatchNorm2d`."""
+
+    _dims = (5,)
+
+
+class _InstanceNorm(_RunningNorm):
+    _over_batch = False
+    _defaults: ClassVar = {"affine": False, "track_running_stats": False}
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float | None = None,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        sigma: float | None = None,
+        learn_sigma: bool = False,
+        l1_weight: float = 0.0,
+        activation: str | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            sigma=sigma,
+            learn_sigma=learn_sigma,
+            l1_weight=l1_weight,
+            activation=activation,
+            backend=backend,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalizes ``x``, which like torch.nn's may come without a batch dimension."""
+        if x.dim() == self._dims[0] - 1:
+            return super().forward(x.unsqueeze(0)).squeeze(0)
+        return super().forward(x)
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """Instance normalization of (N, C, L) or (C, L). Arguments as for `InstanceNorm2d`."""
+
+    _dims = (3,)
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """Instance normalization of (N, C, H, W) or (C, H, W): every channel of every sample by its own statistics.
+
+    As `torch.nn.InstanceNorm2d`, by default without parameters or running statistics; arguments as for `BatchNorm2d`.
+    """
+
+    _dims = (4,)
+
+
+class InstanceNorm3d(_InstanceNorm):
+    """Instance normalization of (N, C, D, H, W) or (C, D, H, W). Arguments as for `InstanceNorm2d`."""
+
+    _dims = (5,)
+
+
+def convert_sync(model: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
+    """Makes every batch normalization layer of ``model`` take its statistics over the batches of all processes.
+
+    In place; returns the model. In training mode, with ``torch.distributed`` initialized, count, mean and sum of
+    squared deviations are merged across ``process_group`` (all processes by default), and so are the sums of backward:
+    the result is that of one process on the joined batch.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.sync, module.process_group = True, process_group
+    return model

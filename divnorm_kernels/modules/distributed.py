@@ -1,0 +1,122 @@
+"""Batch normalization by the statistics of several processes' batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+else:
+    ProcessGroup = object
+
+
+class _AcrossProcesses(torch.autograd.Function):
+    """The definition over the joined batch: each process merges all moments, and adds up the sums of backward."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        sigma: Tensor | float,
+        relu: bool,
+        group: ProcessGroup | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dims = [0, *range(2, x.dim())]
+        values = x.to(compute)
+        own = x.numel() // max(x.shape[1], 1)
+        mean = values.sum(dims) / max(own, 1)
+        squares = (values - _along_channels(mean, x)).square().sum(dims)
+        count, mean, squares = _merged(own, mean, squares, group)
+        square = sigma.to(compute).square() if isinstance(sigma, Tensor) else sigma * sigma
+        rstd = (squares / count + square).rsqrt()
+        centred = values - _along_channels(mean, x)
+        y = centred * _along_channels(rstd, x)
+        if weight is not None:
+            y = y * _along_channels(weight.to(compute), x)
+        if bias is not None:
+            y = y + _along_channels(bias.to(compute), x)
+        if relu:
+            y = y.relu_()
+        l1 = centred.abs().sum()
+        torch.distributed.all_reduce(l1, group=group)
+        count = count.to(torch.int64)
+        l1 = l1 / (count * x.shape[1])
+        ctx.save_for_backward(x, weight, mean, rstd, count, sigma if isinstance(sigma, Tensor) else None)
+        ctx.rectified = None
+        if relu:
+            ctx.rectified = y > 0
+        ctx.group, ctx.bias_dtype = group, None if bias is None else bias.dtype
+        maps = torch.stack([mean, rstd])
+        ctx.mark_non_differentiable(maps, count)
+        return y.to(x.dtype), l1, maps, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dl1: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd, count, sigma = ctx.saved_tensors
+        dims = [0, *range(2, x.dim())]
+        centred = x.to(mean.dtype) - _along_channels(mean, x)
+        upstream = dy.to(mean.dtype)
+        if ctx.rectified is not None:
+            upstream = upstream * ctx.rectified
+        dbias, products, signs = upstream.sum(dims), (upstream * centred).sum(dims), centred.sign()
+        g = rstd if weight is None else rstd * weight.to(mean.dtype)
+        # Every process has l1, the same number: its gradient is the sum of theirs.
+        sums = torch.cat([dbias, products, signs.sum(dims), dl1.to(mean.dtype).view(1)])
+        torch.distributed.all_reduce(sums, group=ctx.group)
+        all_bias, all_products, all_signs = sums[:-1].view(3, -1)
+        pull = sums[-1] / (count * x.shape[1])
+        slope = g * rstd.square() * all_products / count
+        shift = (g * all_bias + pull * all_signs) / count
+        dx = _along_channels(g, x) * upstream - _along_channels(slope, x) * centred - _along_channels(shift, x)
+        dx = dx + pull * signs
+        dsigma = None
+        if sigma is not None and ctx.needs_input_grad[3]:
+            dsigma = (-sigma.to(mean.dtype) * (g * rstd.square() * products).sum()).to(sigma.dtype)
+        return (
+            dx.to(x.dtype),
+            None if weight is None else (products * rstd).to(weight.dtype),
+            None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype),
+            dsigma,
+            None,
+            None,
+        )
+
+
+def _along_channels(t: Tensor, x: Tensor) -> Tensor:
+    return t.view(-1, *[1] * (x.dim() - 2))
+
+
+def _merged(count: int, mean: Tensor, squares: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and sum of squared deviations of all processes together (Chan et al. 1983)."""
+    own = torch.cat([mean.new_tensor([count]), mean, squares])
+    everyone = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(everyone, own, group=group)
+    gathered = torch.stack(everyone)
+    counts, (means, deviations) = gathered[:, :1], gathered[:, 1:].unflatten(1, (2, -1)).unbind(1)
+    total = counts.sum()
+    joined = (counts * means).sum(0) / total
+    joined = joined + (counts * (means - joined)).sum(0) / total
+    return total, joined, (deviations + counts * (means - joined).square()).sum(0)
+
+
+def batch_norm_across(
+    group: ProcessGroup | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(y, l1, maps, count)`` of ``x`` (N, C, ...) by the statistics of every process' batch.
+
+    The batches may differ in size, and be empty. ``count`` is the number of values of a channel in all of them.
+    """
+    return _AcrossProcesses.apply(x, weight, bias, sigma, activation == "relu", group)

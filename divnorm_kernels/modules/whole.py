@@ -1,0 +1,258 @@
+"""Layers over the whole of each sample, as torch.nn's: layer, RMS and group normalization."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..checks import check_flag, check_size
+from .base import EPS, NormalizationLayer, listed, resolve_sigma
+
+_MOST_DIMS = 5
+
+
+class _Trailing(NormalizationLayer):
+    """Normalizes the trailing dimensions ``normalized_shape`` of x, with a weight for each element of them."""
+
+    _subtracts_mean: bool
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        sigma: float | None,
+        elementwise_affine: bool,
+        bias: bool,
+        *,
+        learn_sigma: bool,
+        l1_weight: float,
+        activation: str | None,
+        backend: str | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        if not shape:
+            raise ValueError("normalized_shape: got (), expected at least one dimension")
+        for size in shape:
+            check_size("normalized_shape", size)
+        check_flag("elementwise_affine", elementwise_affine)
+        check_flag("bias", bias)
+        super().__init__(
+            shape,
+            weight=elementwise_affine,
+            bias=elementwise_affine and bias,
+            sigma=sigma,
+            learn_sigma=learn_sigma,
+            l1_weight=l1_weight,
+            activation=activation,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+        )
+        self.normalized_shape, self.elementwise_affine = shape, elementwise_affine
+        self._size = math.prod(shape)
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalizes ``x`` of shape (..., *normalized_shape)."""
+        dims = len(self.normalized_shape)
+        shape = x.shape
+        if tuple(shape[-dims:]) != self.normalized_shape:
+            raise ValueError(
+                f"x: got shape {tuple(shape)}, expected (..., {', '.join(map(str, self.normalized_shape))})"
+            )
+        weight, bias = self.weight, self.bias
+        if dims > 1:
+            if x.dim() == dims + 1 and not x.is_contiguous():
+                return self._channels_last(x)
+            weight, bias = (None if t is None else t.flatten() for t in (weight, bias))
+        rows = x if len(shape) == 2 and dims == 1 else x.reshape(-1, self._size)
+        return self._rows(rows, weight, bias).view(shape)
+
+    def _channels_last(self, x: Tensor) -> Tensor:
+        """As `forward`, in and out of a tensor whose second dimension lies last; the parameters are turned instead."""
+        rows = x.movedim(1, -1)
+        weight, bias = (None if t is None else t.movedim(0, -1).flatten() for t in (self.weight, self.bias))
+        return self._rows(rows.reshape(-1, self._size), weight, bias).view(rows.shape).movedim(-1, 1)
+
+    def _rows(self, rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        window = "all" if self._subtracts_mean else None
+        return self._normalize(rows, window, "all", 1, weight=weight, bias=bias)[0]
+
+
+class LayerNorm(_Trailing):
+    """Layer normalization of (..., *normalized_shape): `torch.nn.LayerNorm` with a sigma, a penalty and a fused ReLU.
+
+    Constructor order and ``state_dict`` keys are torch.nn's.
+
+    Args:
+        normalized_shape: the trailing dimensions that are normalized together; weight and bias have this shape.
+        eps: sigma squared; 1e-5 where neither it nor sigma is given.
+        elementwise_affine: gives the layer a weight and, with ``bias``, a bias.
+        bias: whether there is a bias.
+        device, dtype: of the parameters.
+        sigma: the smoothing constant of the paper's LN-s and LN*, in place of eps.
+        learn_sigma: makes sigma a parameter, one scalar, under the key ``sigma``.
+        l1_weight: the coefficient of the penalty on the centred activations, as for `DivisiveNorm2d`.
+        activation: ``"relu"`` for a fused one.
+        backend: as for `divnorm_kernels.divisive_norm`.
+    """
+
+    _subtracts_mean = True
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        sigma: float | None = None,
+        learn_sigma: bool = False,
+        l1_weight: float = 0.0,
+        activation: str | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            normalized_shape,
+            resolve_sigma(sigma, eps),
+            elementwise_affine,
+            bias,
+            learn_sigma=learn_sigma,
+            l1_weight=l1_weight,
+            activation=activation,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, with defaults left out."""
+        return listed(
+            [f"{self.normalized_shape}"],
+            [
+                ("sigma", self.initial_sigma, EPS**0.5),
+                ("elementwise_affine", self.elementwise_affine, True),
+                ("bias", self.bias is not None, self.elementwise_affine),
+                *self._options_repr(),
+            ],
+        )
+
+
+class RMSNorm(_Trailing):
+    """Root-mean-square normalization of (..., *normalized_shape): as `LayerNorm`, but no mean is subtracted.
+
+    As `torch.nn.RMSNorm`: no bias, and where neither eps nor sigma is given, eps is that of x's dtype.
+    """
+
+    _subtracts_mean = False
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        sigma: float | None = None,
+        learn_sigma: bool = False,
+        l1_weight: float = 0.0,
+        activation: str | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            normalized_shape,
+            resolve_sigma(sigma, eps, None),
+            elementwise_affine,
+            False,
+            learn_sigma=learn_sigma,
+            l1_weight=l1_weight,
+            activation=activation,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, with defaults left out."""
+        return listed(
+            [f"{self.normalized_shape}"],
+            [
+                ("sigma", self.initial_sigma, None),
+                ("elementwise_affine", self.elementwise_affine, True),
+                *self._options_repr(),
+            ],
+        )
+
+
+class GroupNorm(NormalizationLayer):
+    """Group normalization of (N, C, ...): `torch.nn.GroupNorm` with a sigma, a penalty and a fused ReLU.
+
+    Constructor order and ``state_dict`` keys are torch.nn's. One group is the paper's layer normalization of images.
+
+    Args:
+        num_groups: number of equal groups the channels form.
+        num_channels: C.
+        others: as for `LayerNorm`; weight and bias have shape (C,).
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float | None = None,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        sigma: float | None = None,
+        learn_sigma: bool = False,
+        l1_weight: float = 0.0,
+        activation: str | None = None,
+        backend: str | None = None,
+    ) -> None:
+        check_size("num_groups", num_groups)
+        check_size("num_channels", num_channels)
+        check_flag("affine", affine)
+        if num_channels % num_groups:
+            raise ValueError(f"num_groups: got {num_groups}, expected a divisor of the {num_channels} channels")
+        super().__init__(
+            (num_channels,),
+            weight=affine,
+            bias=affine,
+            sigma=resolve_sigma(sigma, eps),
+            learn_sigma=learn_sigma,
+            l1_weight=l1_weight,
+            activation=activation,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+        )
+        self.num_groups, self.num_channels, self.affine = num_groups, num_channels, affine
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalizes ``x`` of shape (N, C, ...)."""
+        shape = x.shape
+        if len(shape) < 2 or shape[1] != self.num_channels:
+            raise ValueError(
+                f"x: got shape {tuple(shape)}, expected (N, {self.num_channels}, ...), num_channels second"
+            )
+        rows = x
+        if len(shape) == 2 or len(shape) > _MOST_DIMS:
+            rows = x.reshape(shape[0], shape[1], -1)
+        y = self._normalize(rows, "all", "all", self.num_groups, weight=self.weight, bias=self.bias)[0]
+        return y if rows is x else y.view(shape)
+
+    def extra_repr(self) -> str:
+        """The options, with defaults left out."""
+        return listed(
+            [f"{self.num_groups}, {self.num_channels}"],
+            [("sigma", self.initial_sigma, EPS**0.5), ("affine", self.affine, True), *self._options_repr()],
+        )
