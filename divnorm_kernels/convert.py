@@ -131,9 +131,8 @@ def _named(family: str, source: _Source) -> Callable[..., nn.Module]:
             "bn": lambda **options: _ChannelsLast(_AnyBatchNorm(source.size, **options)),
         }
         if family not in trailing:
-            raise ValueError(
-                f"to: got {family!r} for a layer over the last dimension, expected one of {', '.join(map(repr, trailing))}"
-            )
+            names = ", ".join(map(repr, trailing))
+            raise ValueError(f"to: got {family!r} for a layer over the last dimension, expected one of {names}")
         return trailing[family]
     at = source.dims - 1
     if source.dims == 1 and family.startswith("dn") and isinstance(source.module, _BATCH[0] | nn.BatchNorm1d):

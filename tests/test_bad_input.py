@@ -50,6 +50,8 @@ CALLS = {
     "edges": ({"edges": "same"}, ValueError, 'edges: got \'same\', expected "valid" or "zero"'),
     "edges a list": ({"edges": ["valid"]}, TypeError, "edges: got ['valid'] of type list"),
     "over_batch": ({"over_batch": 1}, TypeError, "over_batch: got 1 of type int, expected a bool"),
+    "activation": ({"activation": "gelu"}, ValueError, "activation: got 'gelu', expected None or \"relu\""),
+    "activation a bool": ({"activation": True}, TypeError, "activation: got True of type bool, expected None or"),
     "return_l1": ({"return_l1": 1}, TypeError, "return_l1: got 1 of type int, expected a bool"),
     "weight of another size": (
         {"weight": torch.ones(5)},
@@ -182,9 +184,9 @@ LAYERS = {
         "x: got 2 dimensions, expected 5, (N, C, D, H, W)",
     ),
     "input of another rank, features": (
-        lambda: DivisiveNormFeatures(4, 3)(torch.ones(2, 4, 3)),
+        lambda: DivisiveNormFeatures(4, 3)(torch.ones(4)),
         ValueError,
-        "x: got 3 dimensions, expected 2, (N, F)",
+        "x: got shape (4,), expected (..., 4), num_features last",
     ),
     "input of another width": (
         lambda: DivisiveNorm2d(4)(torch.ones(2, 5, 3, 3)),

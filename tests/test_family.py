@@ -55,9 +55,10 @@ def test_values_and_gradients_are_torchs(name):
     dy = torch.randn_like(x)
     y, expected = layer(x), reference(x)
     close(y, expected)
-    inputs = [[x, *module.parameters()] for module in (layer, reference)]
-    for got, want in zip(*(torch.autograd.grad(out, i, dy) for out, i in zip((y, expected), inputs)), strict=True):
-        close(got, want)
+    got = torch.autograd.grad(y, [x, *layer.parameters()], dy)
+    wanted = torch.autograd.grad(expected, [x, *reference.parameters()], dy)
+    for gradient, want in zip(got, wanted, strict=True):
+        close(gradient, want)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -238,7 +239,7 @@ BAD = {
     "activation": (
         lambda: dk.BatchNorm2d(3, activation="gelu"),
         ValueError,
-        "activation: got 'gelu', expected None or",
+        "activation: got 'gelu', expected",
     ),
     "learned nothing": (lambda: dk.RMSNorm(3, learn_sigma=True), ValueError, "sigma: got None with learn_sigma=True"),
     "rank": (lambda: dk.BatchNorm2d(3)(torch.ones(2, 3)), ValueError, "x: got 2 dimensions, expected 4"),

@@ -18,6 +18,7 @@ def geometry_arguments(window, norm_window, dims, groups=1, edges="valid", over_
 
 CASES = {
     "image": ((2, 4, 5, 6), geometry_arguments(3, 3, 2, activation="relu")),
+    "whole": ((2, 4, 5, 6), geometry_arguments("all", "all", 2, groups=2, activation="relu")),
     "features": ((3, 7), geometry_arguments(4, None, 1)),
     "volume": ((2, 4, 3, 4, 5), geometry_arguments((3, "all", 2), 2, 3, groups=2, edges="zero")),
     "no mean, over the batch": ((3, 4, 6), geometry_arguments(None, "all", 1, groups=4, over_batch=True)),
@@ -101,18 +102,6 @@ def test_torch_function_overrides_are_asked():
             )
 
     assert divisive_norm(torch.randn(2, 4, 5, 5).as_subclass(Tagged), window=3) == "overridden"
-
-
-def test_torch_func_transforms():
-    x = torch.randn(3, 2, 4, 5, 5, dtype=torch.float64)
-
-    def loss(x):
-        return divisive_norm(x, window=3).square().sum()
-
-    expected = torch.stack([torch.autograd.functional.jacobian(loss, one) for one in x])
-    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x), expected)
-    with pytest.raises(RuntimeError, match=r"backend: got 'cpu', which torch.func cannot transform"):
-        torch.func.grad(lambda x: divisive_norm(x, window=3, backend="cpu").sum())(x[0])
 
 
 def test_export_is_plain_aten():

@@ -42,7 +42,7 @@ def resolve_sigma(sigma: float | None, eps: float | None, default_eps: float | N
 class NormalizationLayer(nn.Module):
     """The base of every layer: one call of `divnorm_kernels.divisive_norm` with the layer's options.
 
-    ``sigma`` is a float or, learned, a parameter of shape (); ``eps`` its square. In training mode with
+    ``sigma`` is a float or, learned, a parameter of shape (1,); ``eps`` its square. In training mode with
     ``l1_weight > 0``, ``l1`` keeps mean abs(v) of the last call.
     """
 
@@ -77,7 +77,8 @@ class NormalizationLayer(nn.Module):
         factory = {"device": device, "dtype": dtype}
         self.register_parameter("weight", nn.Parameter(torch.empty(affine_shape, **factory)) if weight else None)
         self.register_parameter("bias", nn.Parameter(torch.empty(affine_shape, **factory)) if bias else None)
-        self.sigma = nn.Parameter(torch.empty((), **factory)) if learn_sigma else sigma
+        # one dimension: torch's sharding takes no scalars
+        self.sigma = nn.Parameter(torch.empty(1, **factory)) if learn_sigma else sigma
         self.l1 = None
 
     @property
@@ -116,7 +117,9 @@ class NormalizationLayer(nn.Module):
         """``(y, maps)`` of a call; keeps the penalty in ``l1`` where it counts."""
         wants_l1 = self.l1_weight > 0 and self.training
         sigma = self.sigma
-        if sigma is None:
+        if self.learn_sigma:
+            sigma = sigma.squeeze(0)
+        elif sigma is None:
             sigma = torch.finfo(x.dtype).eps ** 0.5
         y, l1, maps = normalize(
             x,

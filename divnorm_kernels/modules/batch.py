@@ -231,7 +231,7 @@ class BatchNorm2d(_BatchNorm):
         track_running_stats: without, the batch's statistics normalize in eval mode too.
         device, dtype: of parameters and buffers.
         sigma: the smoothing constant of the paper's BN-s and BN*, in place of eps.
-        learn_sigma: makes sigma a parameter, one scalar, under the key ``sigma``.
+        learn_sigma: makes sigma a parameter, of shape (1,), under the key ``sigma``.
         l1_weight: the coefficient of the penalty on the centred activations, as for `DivisiveNorm2d`.
         activation: ``"relu"`` for a fused one.
         backend: as for `divnorm_kernels.divisive_norm`.

@@ -137,7 +137,7 @@ class DivisiveNorm2d(_DivisiveNormNd):
         window, norm_window, groups, edges, activation, backend: as for `divnorm_kernels.divisive_norm`.
         sigma: the smoothing constant, or its initial value; 1 where neither it nor eps is given.
         eps: sigma squared, in place of it.
-        learn_sigma: makes sigma a parameter, one scalar.
+        learn_sigma: makes sigma a parameter, of shape (1,).
         affine: gives the layer a weight and a bias of shape (C,).
         l1_weight: the coefficient of the paper's sparse penalty on the centred activations. Above 0, each call in
             training mode keeps mean abs(v) in ``l1``; add `l1_penalty` of the model to the loss.

@@ -95,7 +95,7 @@ class LayerNorm(_Trailing):
         bias: whether there is a bias.
         device, dtype: of the parameters.
         sigma: the smoothing constant of the paper's LN-s and LN*, in place of eps.
-        learn_sigma: makes sigma a parameter, one scalar, under the key ``sigma``.
+        learn_sigma: makes sigma a parameter, of shape (1,), under the key ``sigma``.
         l1_weight: the coefficient of the penalty on the centred activations, as for `DivisiveNorm2d`.
         activation: ``"relu"`` for a fused one.
         backend: as for `divnorm_kernels.divisive_norm`.

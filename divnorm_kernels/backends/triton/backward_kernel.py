@@ -174,13 +174,14 @@ def backward_kernel(
     CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr,
     SINGLE: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
     WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, RELU: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
-    APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    WINDOW: tl.constexpr, APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
 ):  # fmt: skip
     """One item of the backward schedule.
 
     ``x``, ``dy`` and ``dx`` are dense and of one layout. ``dl1`` is the gradient of l1, a mean over ``numel`` elements,
-    or absent. ``bias`` is read under ``RELU`` alone. ``dweight``, ``dbias`` and ``dsigma`` are absent where not wanted. For the units see `forward_kernel`.
+    or absent. ``bias`` is read under ``RELU`` alone. ``dweight``, ``dbias`` and ``dsigma`` are absent where not wanted.
+    For the units see `forward_kernel`.
     """
     AFFINE: tl.constexpr = dweight is not None or dbias is not None
     SIGMA: tl.constexpr = dsigma is not None

@@ -128,8 +128,8 @@ def forward_kernel(
     CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr,
     SINGLE: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
     WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, RELU: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
-    APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    WINDOW: tl.constexpr, APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
 ):  # fmt: skip
     """One item of the forward schedule.
 

@@ -1,0 +1,120 @@
+"""Two processes against one on the joined batch: ``python distributed_step.py FOLDER`` runs both and compares.
+
+Run by the tests in a process of its own. The processes meet over gloo, by a file in the folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import torch
+import torch.multiprocessing
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from divnorm_kernels import BatchNorm2d, DivisiveNorm2d, GroupNorm, convert_sync, l1_penalty
+
+WORLD = 2
+SIZES = (3, 5)
+"""Samples of each process: they differ, so that merging by counts matters."""
+
+
+def network(batch_norm: bool) -> nn.Module:
+    """Every kind of layer: windows, whole fields and, where it is to be synchronized, over the batch."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        DivisiveNorm2d(8, 3, sigma=0.5, learn_sigma=True, l1_weight=0.1, activation="relu"),
+        nn.Conv2d(8, 8, 3),
+        BatchNorm2d(8, sigma=0.5, l1_weight=0.1, activation="relu") if batch_norm else GroupNorm(2, 8),
+        nn.Conv2d(8, 4, 3),
+    ]
+    return nn.Sequential(*layers)
+
+
+def batch(rank: int | None) -> Tensor:
+    """A process' samples, or those of all."""
+    x = torch.randn(sum(SIZES), 3, 9, 9, generator=torch.Generator().manual_seed(1)) * 2 + 5
+    return x if rank is None else x.split(SIZES)[rank]
+
+
+def step(model: nn.Module, x: Tensor, share: float) -> None:
+    """One step of gradient descent on a loss whose mean over the samples counts ``share``."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (model(x).square().mean() * share).backward()
+        optimizer.step()
+
+
+def compare(model: nn.Module, expected: nn.Module) -> None:
+    """Parameters and buffers, to the rounding of float32."""
+    wanted = expected.state_dict()
+    for name, value in model.state_dict().items():
+        value = value.full_tensor() if hasattr(value, "full_tensor") else value
+        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def data_parallel(rank: int, batch_norm: bool) -> None:
+    """DDP against one process; the gradients of two are averaged, so each weighs its share of the samples."""
+    expected = network(batch_norm)
+    step(expected, batch(None), 1.0)
+    model = convert_sync(network(batch_norm))
+    step(DistributedDataParallel(model), batch(rank), WORLD * SIZES[rank] / sum(SIZES))
+    compare(model, expected)
+
+
+def fully_sharded(rank: int) -> None:
+    """FSDP2 against one process."""
+    expected = network(True)
+    step(expected, batch(None), 1.0)
+    model = convert_sync(network(True))
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    step(model, batch(rank), WORLD * SIZES[rank] / sum(SIZES))
+    compare(model, expected)
+
+
+def synchronized(rank: int) -> None:
+    """Values, gradients, penalty and running statistics of one layer, in float64 and on numbers far from zero."""
+    x = (batch(None).double() + 1e4).requires_grad_()
+    dy = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for options in ({}, {"affine": False, "activation": "relu"}, {"learn_sigma": True, "l1_weight": 0.3}):
+        layer = BatchNorm2d(3, sigma=0.7, dtype=torch.float64, **options)
+        across = convert_sync(copy.deepcopy(layer))
+        (torch.sum(layer(x) * dy) + l1_penalty(layer)).backward()
+        own, own_dy = (t.detach().split(SIZES)[rank].requires_grad_() for t in (x, dy))
+        y = across(own)
+        # every process adds the same penalty: of the sum of the losses it is half
+        (torch.sum(y * own_dy) + l1_penalty(across) / WORLD).backward()
+        torch.testing.assert_close(y, layer(x).split(SIZES)[rank])
+        torch.testing.assert_close(own.grad, x.grad.split(SIZES)[rank])
+        for p, q in zip(across.parameters(), layer.parameters(), strict=True):
+            distributed.all_reduce(p.grad)
+            torch.testing.assert_close(p.grad, q.grad)
+        assert across.l1 is None or torch.allclose(across.l1, layer.l1)
+        across(own)  # the layer has been called twice
+        torch.testing.assert_close(across.running_mean, layer.running_mean)
+        torch.testing.assert_close(across.running_var, layer.running_var)
+        x.grad = None
+
+
+def main(rank: int, folder: str) -> None:
+    """All comparisons, in one process of the two."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD)
+    synchronized(rank)
+    for batch_norm in (False, True):
+        data_parallel(rank, batch_norm)
+    fully_sharded(rank)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(main, (sys.argv[1],), WORLD)
+    print("equal")
