@@ -11,9 +11,10 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
+from . import family
 from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, Setting, settings
 from .inputs import image_cases, sample_cases, tensor_case
 from .machine import describe
@@ -45,6 +46,16 @@ def _chosen(name: str, given: list[str] | None, known: dict | tuple, default: tu
         if one not in known:
             raise typer.BadParameter(f"got {one!r}, expected one of {', '.join(known)}", param_hint=name)
     return list(given or default)
+
+
+def _device(given: str) -> str:
+    if given not in DEVICES:
+        raise typer.BadParameter(f"got {given!r}, expected one of {', '.join(DEVICES)}", param_hint="--device")
+    if given == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("got 'cuda', but torch finds no GPU here", param_hint="--device")
+    if given == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return given
 
 
 @app.command()
@@ -103,12 +114,7 @@ def run(
     medians. Results are compared with the reference in float64 first, and a wrong one is not timed: the command then
     ends with status 1.
     """
-    if device not in DEVICES:
-        raise typer.BadParameter(f"got {device!r}, expected one of {', '.join(DEVICES)}", param_hint="--device")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("got 'cuda', but torch finds no GPU here", param_hint="--device")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(device)
     suite = suite or ("quick" if device == "cpu" else "gpu")
     if suite not in SUITES:
         raise typer.BadParameter(f"got {suite!r}, expected one of {', '.join(SUITES)}", param_hint="--suite")
@@ -147,6 +153,43 @@ def run(
     write(out / "results.json", machine, rows, sweep_rows, overhead, " ".join(["python -m bench", *sys.argv[1:]]))
     _show(console, out, {"rows": rows, "sweeps": sweep_rows, "machine": machine, "call_overhead_us": overhead})
     if headline(rows)["wrong"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def layers(
+    layer: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(p.name for p in family.PAIRS)}; may be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda, or auto, a GPU if there is one.")] = "auto",
+    dtype: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(DTYPES)}; may be repeated.")] = None,
+    format: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FORMATS)}; may be repeated.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads torch and the kernels may use; default: torch's.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for the subjects of one setting together.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="Folder for layers.json.")] = Path("bench/out"),
+) -> None:
+    """Times the layers that torch has too against torch's, alone and followed by a ReLU, which ours fuse.
+
+    Results are compared with the reference in float64 first; the command ends with status 1 where one is wrong.
+    """
+    device = _device(device)
+    names = _chosen("--layer", layer, tuple(p.name for p in family.PAIRS), tuple(p.name for p in family.PAIRS))
+    dtypes = _chosen("--dtype", dtype, DTYPES, ("float32", "bfloat16"))
+    formats = _chosen("--format", format, FORMATS, FORMATS)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console, rows = Console(width=_width()), []
+    keep_freed_memory()
+    plan = [setting for setting in family.settings(dtypes, formats, device) if setting[0].name in names]
+    for pair, setting, relu in track(plan, "timing", console=console, transient=True):
+        rows.append(family.measure(pair, setting, relu, seconds))
+    machine = describe(device)
+    out.mkdir(parents=True, exist_ok=True)
+    family.write(out / "layers.json", rows, machine, " ".join(["python -m bench", *sys.argv[1:]]))
+    family.show(console, rows, machine)
+    if any(row.ours is None for row in rows):
         raise typer.Exit(1)
 
 

@@ -181,7 +181,7 @@ def test_eval_mode_of_a_learned_sigma_differentiates_it():
         above = layer(x).sum()
         layer.sigma.sub_(2 * step)
         below = layer(x).sum()
-    torch.testing.assert_close(gradient, (above - below) / (2 * step), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(gradient.squeeze(0), (above - below) / (2 * step), rtol=1e-5, atol=1e-7)
 
 
 def test_local_layers():

@@ -7,7 +7,8 @@
 
 namespace divnorm::DIVNORM_ISA {
 
-constexpr int64_t kFewestPixels = 16;  // of a tile: its sums are as many as the channels
+constexpr int64_t kTileNumbers = 8192;  // of a tile: looked at twice, it stays in a near cache
+constexpr int64_t kFewestPixels = 32;   // of a tile: its sums are as many as the channels
 constexpr int kPixelsAtOnce = 4;       // they share loads of per-channel numbers
 
 template <class T>
@@ -20,7 +21,7 @@ class Columns {
       : channels_(p.affine_size()),
         n_(channels_ / p.groups),
         pixels_(p.numel() / p.batch / channels_ * (p.over_batch ? p.batch : 1)),
-        tile_(larger(kFewestPixels, divide_up(kPiece / channels_, kPixelsAtOnce) * kPixelsAtOnce)) {}
+        tile_(balanced(pixels_, larger(kFewestPixels, kTileNumbers / channels_))) {}
 
   static int64_t parameter_place(const Problem& p, int64_t i) { return place(i, p.affine_size()); }
   static int64_t place(int64_t channel, int64_t channels) { return lane_place<Wide>(channel, channels); }
@@ -49,13 +50,14 @@ class Columns {
   }
 
   // rows[kind][c] += what add(sums of kinds, x of the pixel's channel) adds, over the pixels of a tile.
-  template <int Kinds, class Add>
-  void sum_pixels(int64_t pixels, A* const (&rows)[Kinds], Add&& add) const {
+  template <int Kinds, int Tensors, class Add>
+  void sum_pixels(int64_t pixels, const T* const (&read)[Tensors], A* const (&rows)[Kinds], Add&& add) const {
     for (A* row : rows) __builtin_memset(row, 0, channels_ * sizeof(A));
     each_block<kPixelsAtOnce>(pixels, [&](auto block, int64_t first) {
       constexpr int R = block.value;
       for_lanes<Wide>(channels_, [&](auto lane, int64_t c) {
         using V = decltype(lane);
+        for (const T* from : read) prefetch_next<R>(from + first * channels_ + c, channels_);
         V sums[Kinds];
         for (int k = 0; k < Kinds; ++k) sums[k] = load<V>(rows[k] + c);
         for (int r = 0; r < R; ++r) add(sums, (first + r) * channels_ + c, c);
@@ -65,6 +67,9 @@ class Columns {
   }
 
  private:
+  // Tiles of at most `most` pixels and of about the same size.
+  static int64_t balanced(int64_t pixels, int64_t most) { return divide_up(pixels, divide_up(pixels, most)); }
+
   int64_t channels_, n_, pixels_, tile_;
 };
 
@@ -138,11 +143,11 @@ class ForwardColumns {
   [[gnu::flatten]] void centred_moments(int64_t tile, const T* x) const {
     const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
     A *mean = means_ + tile * channels, *m2 = squares_ + tile * channels, *error = own_;
-    s_.layout.template sum_pixels<1>(
-        pixels, {mean}, [=](auto& sums, int64_t at, int64_t) { sums[0] += load<value_of<decltype(sums)>>(x + at); });
+    s_.layout.template sum_pixels<1, 1>(
+        pixels, {x}, {mean}, [=](auto& sums, int64_t at, int64_t) { sums[0] += load<value_of<decltype(sums)>>(x + at); });
     const A share = A(1) / pixels;
     for (int64_t c = 0; c < channels; ++c) mean[c] *= share;
-    s_.layout.template sum_pixels<2>(pixels, {error, m2}, [=](auto& sums, int64_t at, int64_t c) {
+    s_.layout.template sum_pixels<2, 1>(pixels, {x}, {error, m2}, [=](auto& sums, int64_t at, int64_t c) {
       using V = value_of<decltype(sums)>;
       const V centred = load<V>(x + at) - load<V>(mean + c);
       sums[0] += centred;
@@ -157,7 +162,7 @@ class ForwardColumns {
 
   [[gnu::flatten]] void squares(int64_t tile, const T* x) const {
     const int64_t channels = s_.layout.channels();
-    s_.layout.template sum_pixels<1>(s_.layout.pixels_of(tile), {squares_ + tile * channels},
+    s_.layout.template sum_pixels<1, 1>(s_.layout.pixels_of(tile), {x}, {squares_ + tile * channels},
                                      [=](auto& sums, int64_t at, int64_t) {
                                        const auto value = load<value_of<decltype(sums)>>(x + at);
                                        sums[0] += value * value;
@@ -187,14 +192,17 @@ class ForwardColumns {
 
   void join_channels(const WholeUnit& unit, int64_t group) const {
     const Problem& p = s_.problem;
-    const double count = static_cast<double>(s_.layout.pixels());
-    Moments all{};
-    s_.layout.each_channel(group, [&](int64_t at) {
-      if (p.summation.present)
-        all.join({count, means_[at], squares_[at]});
-      else if (p.suppression.present)
-        all = {all.count + count, 0, all.m2 + squares_[at]};
-    });
+    const double each = static_cast<double>(s_.layout.pixels()), n = static_cast<double>(s_.layout.group_channels());
+    Moments all{each * n, 0, 0};
+    if (p.summation.present) {
+      s_.layout.each_channel(group, [&](int64_t at) { all.mean += means_[at]; });
+      all.mean /= n;
+    }
+    if (p.suppression.present)
+      s_.layout.each_channel(group, [&](int64_t at) {
+        const double step = p.summation.present ? means_[at] - all.mean : 0;
+        all.m2 += squares_[at] + each * step * step;
+      });
     const RowScale<A> row = row_scale<A>(p, all, s_.sigma[group]);
     const int64_t at = unit.row(p) + group;
     if (s_.tensors.mean != nullptr) static_cast<A*>(s_.tensors.mean)[at] = row.mean;
@@ -217,6 +225,7 @@ class ForwardColumns {
       Totals<A, 1> absolutes;
       for_lanes_writing<Wide, Stream>(out, channels, [=, &absolutes](auto lane, int64_t c) {
         using V = decltype(lane);
+        if constexpr (!Stream) prefetch_next<R>(in + c, channels);
         const V average = load<V>(mean + c), factor = load<V>(scale + c), shift = load<V>(bias + c);
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * channels + c) - average;
@@ -339,9 +348,9 @@ class BackwardColumns {
       sums[1] += grad * centred;
     };
     if constexpr (Kinks)
-      s_.layout.template sum_pixels<3>(pixels, {g, gv, signs}, add);
+      s_.layout.template sum_pixels<3, 2>(pixels, {x, dy}, {g, gv, signs}, add);
     else
-      s_.layout.template sum_pixels<2>(pixels, {g, gv}, add);
+      s_.layout.template sum_pixels<2, 2>(pixels, {x, dy}, {g, gv}, add);
   }
 
   void join_tiles(int64_t from, int64_t to, bool kinks) const {
@@ -384,6 +393,10 @@ class BackwardColumns {
       T* out = dx + first * channels;
       for_lanes_writing<Wide, Stream>(out, channels, [=](auto lane, int64_t c) {
         using V = decltype(lane);
+        if constexpr (!Stream) {
+          prefetch_next<R>(in + c, channels);
+          prefetch_next<R>(grads + c, channels);
+        }
         const V average = load<V>(mean + c), factor = load<V>(scale + c);
         const V falling = load<V>(slope + c), constant = load<V>(shift + c);
         for (int r = 0; r < R; ++r) {

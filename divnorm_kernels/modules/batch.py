@@ -114,16 +114,18 @@ class _RunningNorm(NormalizationLayer):
         )
         return (y.squeeze(-1) if x.dim() == 2 else y), maps, count
 
-    @torch.no_grad()
     def _track(self, maps: Tensor, count: Tensor | int) -> None:
         """Moves the running statistics towards those of the call; the variance is the unbiased one of ``count``."""
-        mean, rstd = maps.flatten(1).unflatten(1, (-1, self.num_features))
-        sigma = self.sigma.to(rstd.dtype) if self.learn_sigma else self.sigma
-        variance = (rstd.square().reciprocal() - sigma * sigma).clamp_(min=0).mean(0) * (count / (count - 1))
+        mean, rstd = maps.view(2, -1, self.num_features).unbind()
+        sigma = self.sigma.detach().to(rstd.dtype) if self.learn_sigma else self.sigma
+        variance = rstd.pow(-2).sub_(sigma * sigma).clamp_(min=0)
+        if not self._over_batch:
+            mean, variance = mean.mean(0), variance.mean(0)
         self.num_batches_tracked.add_(1)
         share = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.to(mean.dtype)
-        self.running_mean.add_((mean.mean(0) - self.running_mean) * share)
-        self.running_var.add_((variance - self.running_var) * share)
+        self.running_mean.lerp_(mean.view(-1).to(self.running_mean.dtype), share)
+        variance = variance.view(-1).mul_(count / (count - 1))
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
     def _by_running_statistics(self, x: Tensor) -> Tensor:
         if self.learn_sigma:

@@ -1,0 +1,189 @@
+"""The layers that torch has too: ours against torch's, plain and with a ReLU behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import divnorm_kernels
+
+from . import gpu, timing
+from .cases import Case, Setting, random_input
+from .results import geometric_mean, machine_name
+from .subjects import Subject, activation, groups_for
+from .timing import Times, interleaved, step
+
+IMAGES = (
+    (32, 64, 56, 56),
+    (16, 256, 28, 28),
+    (32, 512, 7, 7),
+    (8, 16, 32, 32),
+    (2, 64, 224, 224),
+    (1, 64, 224, 224),
+)
+TOKENS = ((4096, 768), (64, 197, 768))
+
+Maker = Callable[[tuple[int, ...]], nn.Module]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer of ours and torch's of the same name; both receive the shape of x."""
+
+    name: str
+    ours: Maker
+    theirs: Maker
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def _pair(name: str, arguments: Callable[[tuple[int, ...]], tuple], shapes: tuple, **options: bool) -> Pair:
+    ours, theirs = (getattr(package, name) for package in (divnorm_kernels, nn))
+    return Pair(
+        name,
+        lambda shape, **more: ours(*arguments(shape), **options, **more),
+        lambda shape: theirs(*arguments(shape), **options),
+        shapes,
+    )
+
+
+PAIRS = (
+    _pair("BatchNorm2d", lambda shape: (shape[1],), IMAGES),
+    _pair("GroupNorm", lambda shape: (groups_for(shape[1]), shape[1]), IMAGES),
+    _pair("InstanceNorm2d", lambda shape: (shape[1],), IMAGES, affine=True),
+    _pair("LayerNorm", lambda shape: (shape[-1],), TOKENS),
+)
+
+
+@dataclass
+class FamilyRow:
+    """One layer in one setting. Times in milliseconds; absent where ours was wrong."""
+
+    layer: str
+    shape: list[int]
+    dtype: str
+    format: str
+    relu: bool
+    ours: Times | None
+    theirs: Times
+    copy: Times
+    error: float
+    """The largest difference of y and dx from the reference in float64, in units of what the arithmetic may make."""
+
+
+def settings(dtypes: list[str], formats: list[str], device: str) -> list[tuple[Pair, Setting, bool]]:
+    """Every pair in every setting, plain and with a ReLU; tokens have one memory format."""
+    found = []
+    for pair in PAIRS:
+        for shape in pair.shapes:
+            case = Case("x".join(map(str, shape)), shape, pair.name, random_input)
+            for dtype in dtypes:
+                for form in formats if len(shape) == 4 else formats[:1]:
+                    found += [(pair, Setting(case, dtype, form, 0, device), relu) for relu in (False, True)]
+    return found
+
+
+def measure(pair: Pair, setting: Setting, relu: bool, seconds: float) -> FamilyRow:
+    """Checks ours against the reference in float64, then times it, torch's layer and a copy in turn."""
+    x = activation(setting, setting.case.values()).detach().requires_grad_()
+    dy = torch.empty_like(x, requires_grad=False).copy_(
+        torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    )
+    shape = setting.case.shape
+    plain = pair.theirs(shape)
+    theirs = nn.Sequential(plain, nn.ReLU()) if relu else plain
+    ours = pair.ours(shape, activation="relu" if relu else None)
+    error = _error(ours, pair.ours(shape, activation=ours.activation, backend="reference"), x, dy)
+    clock = timing if setting.device == "cpu" else gpu
+    rounds = {"copy": clock.copy_round(x)}
+    for name, module in (("ours", ours), ("theirs", theirs)):
+        if name == "theirs" or error <= 1:
+            rounds[name] = clock.round_of(_subject(name, module, x), x, dy)
+    times = interleaved(rounds, seconds)
+    return FamilyRow(
+        pair.name,
+        list(shape),
+        setting.dtype,
+        setting.format,
+        relu,
+        times.get("ours"),
+        times["theirs"],
+        times["copy"],
+        error,
+    )
+
+
+def _subject(name: str, module: nn.Module, x: Tensor) -> Subject:
+    module = module.to(device=x.device, dtype=x.dtype)
+    return Subject(name, type(module).__name__, module, list(module.parameters()))
+
+
+def _error(ours: nn.Module, reference: nn.Module, x: Tensor, dy: Tensor) -> float:
+    wide = x.detach().double().requires_grad_()
+    _, _, (y, dx, *_) = step(_subject("reference", reference, wide), wide, dy.double())
+    _, _, (own_y, own_dx, *_) = step(_subject("ours", ours, x), x, dy)
+    # dx passes where the ReLU does: next to zero, rounding decides that
+    agree = (y > 0) == (own_y > 0) if ours.activation else torch.ones_like(y, dtype=torch.bool)
+    rounding = torch.finfo(x.dtype).eps + x.numel() ** 0.5 * torch.finfo(torch.float32).eps
+    errors = [(own_y - y).abs().max() / y.abs().max(), ((own_dx - dx) * agree).abs().max() / dx.abs().max()]
+    return float(max(errors)) / (2 * rounding)
+
+
+def ratio(row: FamilyRow) -> float | None:
+    """How many times as long torch's layer takes, forward and backward."""
+    return None if row.ours is None else row.theirs.both / row.ours.both
+
+
+def show(console: Console, rows: list[FamilyRow], machine: dict) -> None:
+    """A line per setting, and the ratios that sum the run up."""
+    out = Table(title="our layers and torch's, forward + backward", pad_edge=False)
+    for name in (
+        "layer",
+        "x",
+        "dtype",
+        "format",
+        "ReLU",
+        "copy ms",
+        "ours fwd",
+        "ours bwd",
+        "torch ms",
+        "torch / ours",
+    ):
+        out.add_column(name, no_wrap=True, justify="left" if name in ("layer", "x", "dtype", "format") else "right")
+    for row in rows:
+        value = ratio(row)
+        out.add_row(
+            row.layer,
+            "x".join(map(str, row.shape)),
+            row.dtype,
+            row.format,
+            "yes" if row.relu else "",
+            f"{row.copy.both:.3f}",
+            *(("wrong", "") if row.ours is None else (f"{row.ours.forward:.3f}", f"{row.ours.backward:.3f}")),
+            f"{row.theirs.both:.3f}",
+            "-" if value is None else f"[{'green' if value >= 1 else 'red'}]{value:.2f}x[/]",
+        )
+    console.print(out)
+    console.rule(machine_name(machine))
+    for name in dict.fromkeys(row.layer for row in rows):
+        for relu in (False, True):
+            found = [r for row in rows if row.layer == name and row.relu == relu and (r := ratio(row)) is not None]
+            if found:
+                what = f"{name}{' and ReLU' if relu else ''}"
+                count = sum(r >= 1 for r in found)
+                console.print(
+                    f"{geometric_mean(found):6.2f}x  faster than torch's {what} (geometric mean); no slower in "
+                    f"{count} of {len(found)}, worst {min(found):.2f}x"
+                )
+
+
+def write(path: Path, rows: list[FamilyRow], machine: dict, command: str) -> None:
+    """One JSON document."""
+    document = {"machine": machine, "command": command, "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(document, indent=1) + "\n")
