@@ -9,7 +9,7 @@ namespace divnorm::DIVNORM_ISA {
 
 constexpr int64_t kTileNumbers = 8192;  // of a tile: looked at twice, it stays in a near cache
 constexpr int64_t kFewestPixels = 32;   // of a tile: its sums are as many as the channels
-constexpr int kPixelsAtOnce = 4;       // they share loads of per-channel numbers
+constexpr int kPixelsAtOnce = 4;        // they share loads of per-channel numbers
 
 template <class T>
 class Columns {
@@ -143,8 +143,9 @@ class ForwardColumns {
   [[gnu::flatten]] void centred_moments(int64_t tile, const T* x) const {
     const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
     A *mean = means_ + tile * channels, *m2 = squares_ + tile * channels, *error = own_;
-    s_.layout.template sum_pixels<1, 1>(
-        pixels, {x}, {mean}, [=](auto& sums, int64_t at, int64_t) { sums[0] += load<value_of<decltype(sums)>>(x + at); });
+    s_.layout.template sum_pixels<1, 1>(pixels, {x}, {mean}, [=](auto& sums, int64_t at, int64_t) {
+      sums[0] += load<value_of<decltype(sums)>>(x + at);
+    });
     const A share = A(1) / pixels;
     for (int64_t c = 0; c < channels; ++c) mean[c] *= share;
     s_.layout.template sum_pixels<2, 1>(pixels, {x}, {error, m2}, [=](auto& sums, int64_t at, int64_t c) {
@@ -163,10 +164,10 @@ class ForwardColumns {
   [[gnu::flatten]] void squares(int64_t tile, const T* x) const {
     const int64_t channels = s_.layout.channels();
     s_.layout.template sum_pixels<1, 1>(s_.layout.pixels_of(tile), {x}, {squares_ + tile * channels},
-                                     [=](auto& sums, int64_t at, int64_t) {
-                                       const auto value = load<value_of<decltype(sums)>>(x + at);
-                                       sums[0] += value * value;
-                                     });
+                                        [=](auto& sums, int64_t at, int64_t) {
+                                          const auto value = load<value_of<decltype(sums)>>(x + at);
+                                          sums[0] += value * value;
+                                        });
   }
 
   // The moments of channels from..to over all tiles, into those of the first.
