@@ -229,7 +229,7 @@ def chosen(shape, dtype, direction, device=HOPPER, channels_last=False, **option
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
     options = {"window": 5, "norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
-    plan = native.plan_for(fields.geometry(tuple(shape), **options), x, False)
+    plan = native.plan_for(fields.geometry(tuple(shape), **options), x)
     row = table.row_for(device, direction, x.element_size())
     return module().cuda_strategy(plan, direction == "backward", device.facts(), row)
 
@@ -283,6 +283,6 @@ def test_bytes_moved(strategy, dtype, channels_last):
 def test_a_table_that_the_kernels_are_not_compiled_for():
     row = {**table.ROWS[-1], "threads": 2 * module().cuda_compiled_for["resident"][0]}
     x = torch.empty(2, 4, 5, 5)
-    plan = native.plan_for(fields.geometry(tuple(x.shape), 3, "same", 1, "valid", False), x, False)
+    plan = native.plan_for(fields.geometry(tuple(x.shape), 3, "same", 1, "valid", False), x)
     with pytest.raises(ValueError, match="more threads than the CUDA kernels are compiled for"):
         module().cuda_strategy(plan, False, HOPPER.facts(), row)

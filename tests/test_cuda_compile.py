@@ -98,7 +98,7 @@ def test_clusters_exchange_sums_through_shared_memory(instructions):
 def test_errors_name_the_kernel_and_the_shape():
     """What the CUDA runtime says where there is no driver comes back as an exception."""
     x = torch.empty(2, 8, 5, 6)
-    plan = native.plan_for(fields.geometry(tuple(x.shape), 3, "same", 1, "valid", False), x, False)
+    plan = native.plan_for(fields.geometry(tuple(x.shape), 3, "same", 1, "valid", False), x)
     rows = [table.row_for(HOPPER, direction, 4) for direction in ("forward", "backward")]
     with pytest.raises(
         RuntimeError, match=r"CUDA, single-block forward of \(2, 8, 5, 1, 6\): cudaGetDevice: cudaError"

@@ -20,6 +20,7 @@ struct Memory {
         partial(at<A>(args.shared.partial)),
         owned(at<A>(args.shared.owned)),
         reduction(at<A>(args.shared.reduction)),
+        totals(at<A>(args.shared.totals)),
         pitch(args.shared.pitch),
         local{at<A>(args.shared.local), at<A>(args.shared.local) + pitch, partial, partial + pitch},
         affine{at<A>(args.shared.weight), at<A>(args.shared.bias), at<A>(args.shared.dweight),
@@ -31,7 +32,7 @@ struct Memory {
   }
 
   T *x, *dy;
-  A *partial, *owned, *reduction;
+  A *partial, *owned, *reduction, *totals;
   int pitch;
   Local<A> local;  // slope and offset lie where the partial statistics did
   Affine<A> affine;
@@ -46,7 +47,8 @@ __device__ void fill(A* to, int count, A value) {
 template <class A, class Maps>
 __device__ void fetch(const Maps& maps, int map, bool present, A neutral, const Tile& tile, A* to) {
   if (!present) return fill(to, tile.positions, neutral);
-  for (int p = device::thread(); p < tile.positions; p += device::threads()) to[p] = maps.load(map, tile.position + p);
+  for (int p = device::thread(); p < tile.positions; p += device::threads())
+    to[p] = maps.load(map, maps.saved.step * (tile.position + p));
 }
 
 // Zero sums for the gradients of weight and bias.
@@ -107,7 +109,7 @@ struct Moments {
     for (int i = 0; i < sets; ++i) {
       const Moments one = set(i);
       total += one.count;
-      mean += one.count * one.mean;
+      if (one.count > A(0)) mean += one.count * one.mean;
     }
     mean /= total;
     for (int i = 0; i < sets; ++i) {

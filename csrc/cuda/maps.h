@@ -111,9 +111,11 @@ __device__ A sigma_of(const Tensors& tensors, int group) {
 template <class A>
 struct SavedMaps {
   __device__ SavedMaps(const Shape& shape, const Tensors& tensors, int64_t row)
-      : mean(static_cast<A*>(tensors.mean) + (shape.summation.present ? row * shape.positions : 0)),
-        rstd(static_cast<A*>(tensors.rstd) + (shape.suppression.present ? row * shape.positions : 0)) {}
+      : mean(static_cast<A*>(tensors.mean) + (shape.summation.present ? row * shape.map_positions : 0)),
+        rstd(static_cast<A*>(tensors.rstd) + (shape.suppression.present ? row * shape.map_positions : 0)),
+        step(shape.whole ? 0 : 1) {}
   A *mean, *rstd;
+  int step;  // from one position to the next
 };
 
 // The maps of a row in shared memory of a cluster: block p >> shift keeps position p.

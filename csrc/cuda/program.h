@@ -46,16 +46,21 @@ constexpr int kForwardStatistics = 2, kBackwardStatistics = 3;
 constexpr int kForwardScratchMaps = 3;   // mean and rstd are results
 constexpr int kBackwardScratchMaps = 6;  // mean and rstd are inputs
 constexpr int kSavedMaps = 2;
+// What a block hands on of a row of whole fields: count, mean and sum of squares; or sums over it of g v and of d.
+constexpr int kTotals = 3;
 
 struct Shape {
   int64_t batch = 0, channels = 0;
   int groups = 1, group_channels = 1;
   int positions = 1;
+  int map_positions = 1;  // one where the fields are whole
   int extent[kAxes] = {1, 1, 1};
   bool over_batch = false;
   bool per_position = false;  // weight and bias have one element per position of the single channel
   bool channels_last = false;
   bool relu = false;
+  bool statistics = false;  // there is a field
+  bool whole = false;       // every field covers all positions: nothing is summed over windows
   Window summation, suppression;
   Pass passes[kMaxPasses];
   int pass_count = 0;
@@ -115,7 +120,7 @@ struct Staged {
   int64_t map_rows = 1;
   int* counters = nullptr;  // a ticket, then one counter per stage and chunk; zero before the launch
   void* maps = nullptr;     // scratch maps, each of map_rows rows
-  void* merged = nullptr;   // over the batch: the units' statistics before they are merged
+  void* merged = nullptr;   // over the batch, and of whole fields: statistics before they are merged
 };
 
 // Where a block keeps what, in bytes from the start of its shared memory.
@@ -127,6 +132,7 @@ struct SharedLayout {
   int weight = 0, bias = 0;    // of the tile, in the type of the sums
   int dweight = 0, dbias = 0;  // their gradients so far
   int reduction = 0;           // one number per warp
+  int totals = 0;              // of whole fields: what the block adds to its row
   int pitch = 0;               // numbers from one map of the tile to the next
   int bytes = 0;
 };

@@ -3,7 +3,7 @@
 // other blocks go through distributed shared memory.
 #pragma once
 
-#include "block.h"
+#include "whole.h"
 
 namespace divnorm::cuda {
 
@@ -51,6 +51,26 @@ __device__ void run_passes(const Arguments& args, const OwnedMaps<A>& maps, int 
   }
 }
 
+// Hands a block's totals to one thread of the cluster, which calls end(totals) with totals(block, which); every block
+// sees what that stores.
+template <class A, class M, class End>
+__device__ void merge_blocks(const Arguments& args, const M& memory, const Place& place, A first, A second, A third,
+                             End&& end) {
+  const int blocks = args.resident.blocks;
+  if (device::thread() == 0) {
+    memory.totals[0] = first;
+    memory.totals[1] = second;
+    memory.totals[2] = third;
+  }
+  device::sync_cluster(blocks);
+  if (place.rank == 0 && device::thread() == 0)
+    end([&](int block, int which) {
+      A* here = memory.totals + which;
+      return blocks == 1 ? *here : *device::in_block(here, block);
+    });
+  device::sync_cluster(blocks);
+}
+
 template <class T, bool ChannelsLast>
 __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, sizeof(T)))
     resident_forward(const __grid_constant__ Arguments args) {
@@ -74,7 +94,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     device::sync_block();
     const OwnedMaps<A> maps{memory.owned, r.owner_shift, r.owned_stride, r.blocks,
                             SavedMaps<A>(shape, args.tensors, sample * shape.groups + place.group)};
-    if (shape.pass_count > 0) {
+    if (shape.statistics) {
       Work<T, ChannelsLast>::moments(tile, memory.x, shape.summation.present, r.slices, memory.partial, memory.pitch);
       device::sync_cluster(r.blocks);
       for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
@@ -88,8 +108,20 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
         maps.store(forward_map::mean_of_channels, p, whole.mean);
         maps.store(forward_map::squares, p, whole.squares / static_cast<A>(n));
       }
-      run_passes<A>(args, maps, place.rank,
-                    ForwardFields<A, OwnedMaps<A>>{shape, maps, sigma_of<A>(args.tensors, place.group)});
+      if (shape.whole) {
+        const auto own = block_moments(place.owned_end - place.owned_begin, memory.reduction, [&](int i) {
+          const int p = place.owned_begin + i;
+          return Moments<A>{A(1), maps.load(forward_map::mean_of_channels, p), maps.load(forward_map::squares, p)};
+        });
+        merge_blocks<A>(args, memory, place, own.count, own.mean, own.squares, [&](auto&& totals) {
+          save_statistics(args, maps, place.group, Moments<A>::merged(r.blocks, [&](int block) {
+                            return Moments<A>{totals(block, 0), totals(block, 1), totals(block, 2)};
+                          }));
+        });
+      } else {
+        run_passes<A>(args, maps, place.rank,
+                      ForwardFields<A, OwnedMaps<A>>{shape, maps, sigma_of<A>(args.tensors, place.group)});
+      }
     }
     fetch(maps, forward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
     fetch(maps, forward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
@@ -126,7 +158,8 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     copy_in(tile, args.tensors.dy, memory.dy);
     const OwnedMaps<A> maps{memory.owned, r.owner_shift, r.owned_stride, r.blocks,
                             SavedMaps<A>(shape, args.tensors, sample * shape.groups + place.group)};
-    for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
+    const int saved_end = place.owned_end < shape.map_positions ? place.owned_end : shape.map_positions;
+    for (int p = place.owned_begin + device::thread(); p < saved_end; p += device::threads()) {
       if (shape.summation.present) maps.store(backward_map::mean, p, device::load(maps.saved.mean + p));
       if (shape.suppression.present) maps.store(backward_map::rstd, p, device::load(maps.saved.rstd + p));
     }
@@ -135,10 +168,11 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     fetch(maps, backward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
     fetch(maps, backward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
     device::sync_block();
-    if (shape.pass_count > 0) {
+    if (shape.statistics) {
       Work<T, ChannelsLast>::sums(tile, memory.x, memory.dy, memory.local, memory.affine, l1, r.slices, memory.partial,
                                   memory.pitch);
       device::sync_cluster(r.blocks);
+      A all_scale = 0, all_shift = 0;
       for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
         A scale = 0, shift = 0, centred = 0;
         for (int block = 0; block < r.channel_blocks; ++block) {
@@ -149,10 +183,28 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
             centred += from[(2 * r.slices + slice) * memory.pitch];
           }
         }
-        dsigma += start_backward(shape, maps, p, scale, shift, centred);
+        if (shape.whole) {
+          all_scale += scale;
+          all_shift += shift;
+        } else {
+          dsigma += start_backward(shape, maps, p, scale, shift, centred);
+        }
       }
-      run_passes<A>(args, maps, place.rank,
-                    BackwardFields<A, OwnedMaps<A>>{shape, maps, A(1) / static_cast<A>(shape.group_channels)});
+      if (shape.whole) {
+        all_scale = shared_sum(all_scale, memory.reduction);
+        all_shift = shared_sum(all_shift, memory.reduction);
+        merge_blocks<A>(args, memory, place, all_scale, all_shift, A(0), [&](auto&& totals) {
+          A scale = 0, shift = 0;
+          for (int block = 0; block < r.blocks; ++block) {
+            scale += totals(block, 0);
+            shift += totals(block, 1);
+          }
+          dsigma += save_slopes(shape, maps, scale, shift);
+        });
+      } else {
+        run_passes<A>(args, maps, place.rank,
+                      BackwardFields<A, OwnedMaps<A>>{shape, maps, A(1) / static_cast<A>(shape.group_channels)});
+      }
     }
     fetch(maps, backward_map::slope, shape.suppression.present, A(0), tile, memory.local.slope);
     fetch(maps, backward_map::offset, shape.summation.present, A(0), tile, memory.local.offset);

@@ -5,83 +5,9 @@
 // of a chunk follows a few chunks after the first, while the chunk is in the cache.
 #pragma once
 
-#include "block.h"
+#include "items.h"
 
 namespace divnorm::cuda {
-
-struct Item {
-  int stage = -1;  // -1: there is nothing to do
-  int chunk = 0;
-  int index = 0;
-
-  // By one thread, seen by all after the barrier.
-  static __device__ Item next(const Staged& s) {
-    int* ticket = reinterpret_cast<int*>(device::shared_memory());
-    if (device::thread() == 0) *ticket = device::take_ticket(s.counters);
-    device::sync_block();
-    const int number = *ticket, step = number / s.items;
-    device::sync_block();
-    Item item;
-    int index = number - step * s.items, stage = 0;
-    while (index >= s.stage[stage].items) index -= s.stage[stage++].items;
-    item.chunk = step - s.stage[stage].lag;
-    item.index = index;
-    if (item.chunk >= 0 && item.chunk < s.chunks) item.stage = stage;
-    return item;
-  }
-  __device__ int* counter(const Staged& s, int of_stage) const { return s.counters + 1 + of_stage * s.chunks + chunk; }
-  __device__ void wait(const Staged& s) const {
-    if (stage == 0) return;
-    if (device::thread() == 0) device::wait_for(counter(s, stage - 1), s.stage[stage - 1].items);
-    device::sync_block();
-  }
-  __device__ void done(const Staged& s) const {
-    device::sync_block();
-    if (device::thread() == 0) device::signal(counter(s, stage));
-  }
-};
-
-// Samples begin..end of a chunk's set number i.
-struct Samples {
-  __device__ Samples(const Shape& shape, const Staged& s, int chunk, int i, int64_t each) {
-    const int64_t chunk_begin = chunk * s.chunk_samples;
-    const int64_t chunk_end = chunk_begin + s.chunk_samples < shape.batch ? chunk_begin + s.chunk_samples : shape.batch;
-    begin = chunk_begin + i * each;
-    end = begin + each < chunk_end ? begin + each : chunk_end;
-  }
-  int64_t begin, end;
-};
-
-template <class A>
-__device__ GlobalMaps<A> maps_of_row(const Arguments& args, int scratch, int64_t row) {
-  return {static_cast<A*>(args.staged.maps) + row * args.shape.positions, args.staged.map_rows * args.shape.positions,
-          scratch, SavedMaps<A>(args.shape, args.tensors, row)};
-}
-
-__device__ inline int64_t row_of(const Shape& shape, int64_t sample, int group) {
-  return (shape.over_batch ? 0 : sample * shape.groups) + group;
-}
-
-// A statistics item: the positions of a tile, all channels of a group, the samples of a unit.
-struct StatisticsItem {
-  __device__ StatisticsItem(const Arguments& args, const Item& item)
-      : tiles((args.shape.positions - 1) / args.staged.tile_positions + 1),
-        tile(item.index % tiles),
-        group(item.index / tiles % args.shape.groups),
-        unit(item.index / tiles / args.shape.groups),
-        position(tile * args.staged.tile_positions),
-        positions(clamped(args.shape.positions - position, 0, args.staged.tile_positions)),
-        samples(args.shape, args.staged, item.chunk, unit, args.staged.unit_samples) {}
-  int tiles, tile, group, unit, position, positions;
-  Samples samples;
-};
-
-// Over the batch: where unit `unit` leaves map `map` of its statistics.
-template <class A>
-__device__ A* merged_at(const Arguments& args, int map, int maps, int unit, int group, int position) {
-  return static_cast<A*>(args.staged.merged) +
-         ((static_cast<int64_t>(unit) * args.shape.groups + group) * maps + map) * args.shape.positions + position;
-}
 
 template <class T, bool ChannelsLast>
 __device__ void forward_statistics(const Arguments& args, const Memory<T>& memory, const Item& item) {
@@ -113,6 +39,13 @@ __device__ void forward_statistics(const Arguments& args, const Memory<T>& memor
       counted += static_cast<A>(tile.channels);
     }
   if (at.samples.begin >= at.samples.end) return;
+  if (shape.whole) {
+    const auto all = block_moments(at.positions, memory.reduction,
+                                   [&](int p) { return Moments<A>{counted, mean[p], squares[p]}; });
+    const WholeRow row(args, at.samples.begin, at.group);
+    return keep_totals(row.totals<A>(args, at.unit * at.tiles * shape.over_batch + at.tile), all.count, all.mean,
+                       all.squares);
+  }
   for (int p = device::thread(); p < at.positions; p += device::threads()) {
     if (shape.over_batch) {
       device::store(merged_at<A>(args, 0, kForwardStatistics, at.unit, at.group, at.position + p), mean[p]);
@@ -157,6 +90,18 @@ __device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T>& me
     }
   }
   if (at.samples.begin >= at.samples.end) return 0;
+  if (shape.whole) {
+    A scale = 0, shift = 0;
+    for (int p = device::thread(); p < at.positions; p += device::threads()) {
+      scale += memory.owned[p];
+      shift += memory.owned[pitch + p];
+    }
+    scale = shared_sum(scale, memory.reduction);
+    shift = shared_sum(shift, memory.reduction);
+    const WholeRow row(args, at.samples.begin, at.group);
+    keep_totals(row.totals<A>(args, at.unit * at.tiles * shape.over_batch + at.tile), scale, shift, A(0));
+    return 0;
+  }
   A dsigma = 0;
   for (int p = device::thread(); p < at.positions; p += device::threads()) {
     if (shape.over_batch) {
@@ -189,6 +134,41 @@ __device__ void forward_merge(const Arguments& args, const Item& item) {
     maps.store(forward_map::mean_of_channels, p, whole.mean);
     maps.store(forward_map::squares, p, whole.squares / whole.count);
   }
+}
+
+// Of whole fields: the totals of all tiles of a row.
+template <class T>
+__device__ void forward_merge_whole(const Arguments& args, const Memory<T>& memory, const Item& item) {
+  using A = Acc<T>;
+  const WholeRow row(args, item);
+  if (row.sample >= args.shape.batch) return;
+  const auto all = block_moments(row.parts(args), memory.reduction, [&](int part) {
+    const A* totals = row.totals<A>(args, part);
+    return Moments<A>{device::load(totals), device::load(totals + 1), device::load(totals + 2)};
+  });
+  if (device::thread() == 0)
+    save_statistics(args, maps_of_row<A>(args, kForwardScratchMaps, row_of(args.shape, row.sample, row.group)),
+                    row.group, all);
+}
+
+template <class T>
+__device__ void backward_merge_whole(const Arguments& args, const Memory<T>& memory, const Item& item) {
+  using A = Acc<T>;
+  const WholeRow row(args, item);
+  if (row.sample >= args.shape.batch) return;
+  A scale = 0, shift = 0;
+  for (int part = device::thread(); part < row.parts(args); part += device::threads()) {
+    scale += device::load(row.totals<A>(args, part));
+    shift += device::load(row.totals<A>(args, part) + 1);
+  }
+  scale = shared_sum(scale, memory.reduction);
+  shift = shared_sum(shift, memory.reduction);
+  if (device::thread() != 0) return;
+  const auto maps = maps_of_row<A>(args, kBackwardScratchMaps, row_of(args.shape, row.sample, row.group));
+  const A whole = save_slopes(args.shape, maps, scale, shift);
+  const int64_t rows = args.shape.over_batch ? 1 : args.shape.batch;
+  if (args.partials.dsigma != nullptr)
+    device::store(static_cast<A*>(args.partials.dsigma) + row.group * rows + row.sample, whole);
 }
 
 template <class A>
@@ -228,30 +208,6 @@ __device__ void staged_passes(const Arguments& args, const Item& item, int scrat
     run_pass<A>(shape, shape.passes[i], maps, worker, end);
   }
 }
-
-// An item of the last stage: the samples of a span, a tile of a group.
-struct ApplyItem {
-  __device__ ApplyItem(const Arguments& args, const Item& item) : samples(args.shape, args.staged, item.chunk, 0, 0) {
-    const Shape& shape = args.shape;
-    const Staged& s = args.staged;
-    const int tiles = (shape.positions - 1) / s.tile_positions + 1;
-    const int channel_tiles = (shape.group_channels - 1) / s.tile_channels + 1;
-    const int position_tile = item.index % tiles, rest = item.index / tiles;
-    const int span = rest / channel_tiles / shape.groups;
-    channel = rest % channel_tiles * s.tile_channels;
-    group = rest / channel_tiles % shape.groups;
-    position = position_tile * s.tile_positions;
-    samples = Samples(shape, s, item.chunk, span, s.span_samples);
-    slot = static_cast<int64_t>(item.chunk) * s.spans + span;
-    if (!shape.per_position) slot = slot * tiles + position_tile;
-  }
-  __device__ Tile tile(const Arguments& args, int64_t sample) const {
-    return tile_at(args.shape, sample, group, channel, args.staged.tile_channels, position, args.staged.tile_positions);
-  }
-  Samples samples;
-  int group, channel, position;
-  int64_t slot;  // of the partial sums of weight's and bias' gradients
-};
 
 template <class T, bool ChannelsLast>
 __device__ void forward_apply(const Arguments& args, const Memory<T>& memory, const Item& item) {
@@ -320,7 +276,9 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
   const Memory<T> memory(args);
   switch (args.staged.stage[item.stage].kind) {
     case StageKind::statistics: forward_statistics<T, ChannelsLast>(args, memory, item); break;
-    case StageKind::merge: forward_merge<A>(args, item); break;
+    case StageKind::merge:
+      shape.whole ? forward_merge_whole<T>(args, memory, item) : forward_merge<A>(args, item);
+      break;
     case StageKind::passes:
       staged_passes<A>(args, item, kForwardScratchMaps, [&](const GlobalMaps<A>& maps, int group) {
         return ForwardFields<A, GlobalMaps<A>>{shape, maps, sigma_of<A>(args.tensors, group)};
@@ -344,7 +302,12 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
   A dsigma = 0;
   switch (stage.kind) {
     case StageKind::statistics: dsigma = backward_statistics<T, ChannelsLast>(args, memory, item); break;
-    case StageKind::merge: dsigma = backward_merge<A>(args, item); break;
+    case StageKind::merge:
+      if (shape.whole)
+        backward_merge_whole<T>(args, memory, item);
+      else
+        dsigma = backward_merge<A>(args, item);
+      break;
     case StageKind::passes:
       staged_passes<A>(args, item, kBackwardScratchMaps, [&](const GlobalMaps<A>& maps, int) {
         const A samples = shape.over_batch ? static_cast<A>(shape.batch) : A(1);
@@ -354,7 +317,7 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
     case StageKind::apply: backward_apply<T, ChannelsLast>(args, memory, item); break;
   }
   const bool final_statistics = stage.kind == (shape.over_batch ? StageKind::merge : StageKind::statistics);
-  if (final_statistics && shape.pass_count > 0) {
+  if (final_statistics && shape.statistics && !shape.whole) {
     const StatisticsItem at(args, item);
     const int64_t slots = static_cast<int64_t>(args.staged.chunks) * (stage.items / shape.groups);
     const int64_t slot = static_cast<int64_t>(item.chunk) * (stage.items / shape.groups) +

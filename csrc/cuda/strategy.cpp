@@ -136,6 +136,7 @@ class Chooser {
     at.dweight = backward_ ? plan.add(gradients * sum_) : -1;
     at.dbias = backward_ ? plan.add(gradients * sum_) : -1;
     at.reduction = plan.add(warps * sum_);
+    at.totals = shape_.whole ? plan.add(kTotals * sum_) : -1;
     at.pitch = static_cast<int>(pitch);
     at.bytes = static_cast<int>(std::min<int64_t>(plan.bytes(), std::numeric_limits<int>::max()));
     return at;
@@ -226,7 +227,7 @@ class Chooser {
 
     const int64_t sample_bytes = shape_.channels * positions * element_ * tensors;
     const auto cached = static_cast<int64_t>(p_.cache_share * static_cast<double>(device_.cache_bytes));
-    const bool two_passes = shape_.pass_count > 0;
+    const bool two_passes = shape_.statistics;
     const bool chunked = two_passes && !shape_.over_batch;
     const int64_t most_samples = chunked ? std::max<int64_t>(1, cached / sample_bytes) : shape_.batch;
     s.chunks = static_cast<int>(ceil_div(shape_.batch, most_samples));
@@ -256,8 +257,11 @@ class Chooser {
     };
     if (two_passes) {
       add(StageKind::statistics, s.units * shape_.groups * tiles, 0);
-      if (shape_.over_batch) add(StageKind::merge, shape_.groups * tiles, 0);
-      if (s.row_items == 1)
+      if (shape_.whole)
+        add(StageKind::merge, rows_of_chunk, 1);
+      else if (shape_.over_batch)
+        add(StageKind::merge, shape_.groups * tiles, 0);
+      if (s.row_items == 1 && !shape_.whole)
         add(StageKind::passes, rows_of_chunk, 1, 0, shape_.pass_count);
       else
         for (int i = 0; i < shape_.pass_count; ++i) add(StageKind::passes, rows_of_chunk * s.row_items, 1, i, i + 1);
@@ -275,11 +279,16 @@ class Chooser {
     scratch.counter_bytes = (1 + int64_t{s.stages} * s.chunks) * static_cast<int64_t>(sizeof(int));
     scratch.counters = plan.add(scratch.counter_bytes);
     if (two_passes)
-      scratch.maps = plan.add((backward_ ? kBackwardScratchMaps : kForwardScratchMaps) * s.map_rows * positions * sum_);
-    if (two_passes && shape_.over_batch)
+      scratch.maps =
+          plan.add((backward_ ? kBackwardScratchMaps : kForwardScratchMaps) * s.map_rows * shape_.map_positions * sum_);
+    if (shape_.whole)
+      scratch.merged =
+          plan.add(kTotals * (shape_.over_batch ? int64_t{s.units} : shape_.batch) * shape_.groups * tiles * sum_);
+    else if (two_passes && shape_.over_batch)
       scratch.merged = plan.add(statistics() * int64_t{s.units} * shape_.groups * positions * sum_);
     scratch.affine_slots = int64_t{s.chunks} * s.spans * (shape_.per_position ? 1 : tiles);
     scratch.sigma_slots = (shape_.over_batch ? 1 : int64_t{s.chunks} * s.units) * tiles;
+    if (shape_.whole) scratch.sigma_slots = shape_.over_batch ? 1 : shape_.batch;
     scratch.l1_slots = int64_t{s.chunks} * s.stage[s.stages - 1].items;
     add_partials(plan, scratch);
     return chosen;
@@ -319,6 +328,10 @@ Shape shape_of(const Problem& problem, Direction direction) {
   shape.relu = problem.relu;
   shape.summation = window_of(problem.summation);
   shape.suppression = window_of(problem.suppression);
+  shape.statistics = shape.summation.present || shape.suppression.present;
+  shape.whole = problem.whole && shape.statistics;
+  shape.map_positions = problem.whole ? 1 : shape.positions;
+  if (shape.whole) return shape;
   if (direction == Direction::forward) {
     using namespace forward_map;
     add_passes(shape, shape.summation, false, false, mean_of_channels, mean, spare);

@@ -15,8 +15,8 @@ struct Setting {
 };
 
 inline std::unique_ptr<Plan> plan_of(const Case& c, Dtype dtype) {
-  return std::make_unique<Plan>(dtype, c.channels_last, c.over_batch, c.features, c.relu, false, c.batch, c.channels,
-                                c.groups, c.extent, c.summation, c.suppression);
+  return std::make_unique<Plan>(dtype, c.channels_last, c.over_batch, c.features, c.relu, c.whole(), c.batch,
+                                c.channels, c.groups, c.extent, c.summation, c.suppression);
 }
 
 // A small device with `shared_bytes` for a block; cluster 0: two passes.

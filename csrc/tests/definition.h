@@ -114,7 +114,7 @@ struct Shape {
         n(c.channels / c.groups),
         numel(c.batch * c.channels * positions),
         affine(c.features ? positions : c.channels),
-        maps((c.over_batch ? 1 : c.batch) * c.groups * positions) {}
+        maps((c.over_batch ? 1 : c.batch) * c.groups * (c.whole() ? 1 : positions)) {}
   int64_t positions, n, numel, affine, maps;
 
   int64_t at(const Case& c, int64_t sample, int64_t channel, int64_t position) const {

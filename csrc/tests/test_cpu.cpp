@@ -13,8 +13,7 @@ Results run(const CpuKernels& kernels, const Case& c, Dtype dtype, const Inputs&
   const Plan plan(dtype, c.channels_last, c.over_batch, c.features, c.relu, c.whole(), c.batch, c.channels, c.groups,
                   c.extent, c.summation, c.suppression);
   Tensor x(dtype, in.x), dy(dtype, grad), weight(compute, in.weight), bias(compute, in.bias), sigma(compute, in.sigma);
-  const int64_t maps = c.whole() ? shape.maps / shape.positions : shape.maps;
-  Results r{{dtype, shape.numel},    {compute, maps},         {compute, maps},    {dtype, shape.numel},
+  Results r{{dtype, shape.numel},    {compute, shape.maps},   {compute, shape.maps}, {dtype, shape.numel},
             {compute, shape.affine}, {compute, shape.affine}, {compute, c.groups}};
   ForwardTensors f;
   f.x = x.data();

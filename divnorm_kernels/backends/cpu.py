@@ -63,7 +63,7 @@ def forward(
         return y, maps, torch.zeros((), dtype=compute) if with_l1 else None
     value, sigma = (0.0, sigma) if isinstance(sigma, Tensor) else (sigma, None)
     weight, bias, sigma = packed(weight), packed(bias), packed(sigma)
-    l1 = plan_for(g, x, g.whole).forward(
+    l1 = plan_for(g, x).forward(
         x.data_ptr(),
         *parameter(weight),
         *parameter(bias),
@@ -95,7 +95,7 @@ def backward(
         return dx if needs[0] else None, dweight, dbias, dsigma
     weight, bias = packed(weight), packed(bias)
     sigma = packed(sigma) if isinstance(sigma, Tensor) else None
-    plan_for(g, x, g.whole).backward(
+    plan_for(g, x).backward(
         x.data_ptr(),
         dy.data_ptr(),
         maps.data_ptr(),

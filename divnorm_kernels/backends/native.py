@@ -44,9 +44,9 @@ def _field(axes: tuple[Axis, ...] | None) -> tuple[tuple[int, int, int], ...] | 
     return None if axes is None else _three(tuple((a.lo, a.hi, a.divisor) for a in axes), _UNIT_AXIS)
 
 
-def plan_for(g: Geometry, x: Tensor, whole: bool) -> module.Plan:
+def plan_for(g: Geometry, x: Tensor) -> module.Plan:
     """The compiled module's plan for a call, made once per geometry, dtype and memory format."""
-    key = (x.dtype, channels_last_strides(x), whole)
+    key = (x.dtype, channels_last_strides(x))
     plan = g.cache.get(key)
     if plan is None:
         plan = g.cache[key] = module.Plan(
@@ -55,7 +55,7 @@ def plan_for(g: Geometry, x: Tensor, whole: bool) -> module.Plan:
             g.over_batch,
             g.features,
             g.relu,
-            whole,
+            g.whole,
             g.batch,
             g.channels,
             g.groups,

@@ -54,7 +54,7 @@ def description() -> str:
 
 def maps_shape(g: Geometry) -> tuple[int, ...]:
     """The shape of the maps: one number per position."""
-    return (*g.maps_shape[:3], *g.spatial)
+    return g.maps_shape
 
 
 def device_of(x: Tensor) -> Device:
@@ -69,7 +69,7 @@ def calls_for(g: Geometry, x: Tensor) -> Any:
     if calls is None:
         found = device_of(x)
         rows = (row_for(found, direction, x.element_size()) for direction in ("forward", "backward"))
-        calls = g.cache[key] = library.CudaCalls(plan_for(g, x, False), x.device.index or 0, found.facts(), *rows)
+        calls = g.cache[key] = library.CudaCalls(plan_for(g, x), x.device.index or 0, found.facts(), *rows)
     return calls
 
 

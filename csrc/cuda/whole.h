@@ -1,0 +1,76 @@
+// Whole fields: the statistics of a row are two numbers, so those of its positions are merged and nothing is summed
+// over windows. Blocks merge what they have; one block of a row merges the blocks.
+#pragma once
+
+#include "block.h"
+
+namespace divnorm::cuda {
+
+// A sum over the block that every thread receives.
+template <class A>
+__device__ A shared_sum(A value, A* reduction) {
+  const A sum = block_sum(value, reduction);
+  device::sync_block();
+  if (device::thread() == 0) reduction[0] = sum;
+  device::sync_block();
+  const A all = reduction[0];
+  device::sync_block();
+  return all;
+}
+
+// The moments of `sets` sets of numbers, set(i) for each, merged by a block; every thread receives them.
+template <class A, class Set>
+__device__ Moments<A> block_moments(int sets, A* reduction, Set&& set) {
+  A total = 0, mean = 0, rest = 0, squares = 0;
+  for (int i = device::thread(); i < sets; i += device::threads()) {
+    const Moments<A> one = set(i);
+    total += one.count;
+    if (one.count > A(0)) mean += one.count * one.mean;
+  }
+  total = shared_sum(total, reduction);
+  mean = shared_sum(mean, reduction) / total;
+  for (int i = device::thread(); i < sets; i += device::threads()) {
+    const Moments<A> one = set(i);
+    if (!(one.count > A(0))) continue;
+    const A difference = one.mean - mean;
+    rest += one.count * difference;
+    squares += one.squares + one.count * difference * difference;
+  }
+  rest = shared_sum(rest, reduction);
+  return {total, corrected(mean, rest / total), shared_sum(squares, reduction)};
+}
+
+template <class A>
+__device__ void keep_totals(A* to, A first, A second, A third) {
+  if (device::thread() != 0) return;
+  device::store(to, first);
+  device::store(to + 1, second);
+  device::store(to + 2, third);
+}
+
+// Ends forward for a row, by one thread.
+template <class A, class Maps>
+__device__ void save_statistics(const Arguments& args, const Maps& maps, int group, const Moments<A>& row) {
+  if (args.shape.summation.present) maps.save(forward_map::mean, 0, row.mean);
+  if (!args.shape.suppression.present) return;
+  const A sigma = sigma_of<A>(args.tensors, group);
+  maps.save(forward_map::rstd, 0, A(1) / std::sqrt(sigma * sigma + row.squares / row.count));
+}
+
+// slope and offset of a row from the sums over it of g v (scale) and of P1 rstd + l1's share (shift), by one thread;
+// returns P2 rstd^3. The sum of v is zero where a mean is subtracted.
+template <class A, class Maps>
+__device__ A save_slopes(const Shape& shape, const Maps& maps, A scale, A shift) {
+  const A samples = shape.over_batch ? static_cast<A>(shape.batch) : A(1);
+  const A count = samples * static_cast<A>(shape.group_channels) * static_cast<A>(shape.positions);
+  A whole = 0;
+  if (shape.suppression.present) {
+    const A rstd = maps.load(backward_map::rstd, 0);
+    whole = scale * rstd * rstd * rstd;
+    maps.store(backward_map::slope, 0, whole / count);
+  }
+  if (shape.summation.present) maps.store(backward_map::offset, 0, shift / count);
+  return whole;
+}
+
+}  // namespace divnorm::cuda
