@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-.PHONY: bench test gpu-check native-test lint format clean
+.PHONY: bench test gpu-check native-test docs lint format clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench run
@@ -27,6 +27,10 @@ native-test:
 	cmake --build build/race-tests --parallel --target divnorm_race_tests
 	ctest --test-dir build/race-tests --output-on-failure
 
+# The API reference and the recipes, as HTML in build/docs.
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,5 +51,5 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt setup.py $(CXX_SOURCES)
-	$(BIN)/python -m pip install --editable ".[bench,test,lint]"
+	$(BIN)/python -m pip install --editable ".[bench,test,docs,lint]"
 	touch $@

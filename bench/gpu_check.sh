@@ -6,7 +6,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-bench/out/gpu}
 python=${PYTHON:-python3}
-steps=${STEPS:-build tests memcheck racecheck synccheck initcheck bench}
+steps=${STEPS:-build tests memcheck racecheck synccheck initcheck bench layers}
 suite=${SUITE:-gpu-targets}
 mkdir -p "$out"
 export PYTHONPATH=.:tests PYTHONUNBUFFERED=1 HYPOTHESIS_PROFILE=${HYPOTHESIS_PROFILE:-quick}
@@ -36,6 +36,7 @@ for step in $steps; do
     build) run build build ;;
     tests) run tests "$python" -m pytest -p no:cacheprovider tests/test_gpu.py tests/test_cuda.py tests/test_triton.py ;;
     bench) run bench "$python" -m bench run --device cuda --suite "$suite" --seconds "${SECONDS_A_SETTING:-0.5}" --out "$out" ;;
+    layers) run layers "$python" -m bench layers --device cuda --seconds "${SECONDS_A_SETTING:-0.5}" --out "$out" ;;
     *) PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$step" compute-sanitizer --tool "$step" --error-exitcode 1 "$python" -m bench.sanitized ;;
     esac
 done

@@ -65,7 +65,7 @@ class Geometry:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape (N, C, *S) that is computed on."""
+        """The shape ``(N, C, *S)`` that is computed on."""
         return (self.batch, self.channels, *self.spatial)
 
     @property
@@ -111,7 +111,7 @@ def geometry(
     over_batch: bool,
     activation: str | None = None,
 ) -> Geometry:
-    """The geometry of a call on ``x`` of ``shape``, (N, C, *S) or (N, F); built once per set of arguments.
+    """The geometry of a call on ``x`` of ``shape``, ``(N, C, *S)`` or ``(N, F)``; built once per set of arguments.
 
     Raises:
         TypeError, ValueError: on an argument out of its domain, naming it, what it got and what was expected.

@@ -41,9 +41,9 @@ def divisive_norm(
     Source: Ren et al., "Normalizing the Normalizers", ICLR 2017 (arXiv 1611.04520), equations 1 to 4.
 
     Args:
-        x: (N, C, *S) with one to three spatial dimensions, or (N, F), which is computed as (N, 1, F). float64, float32,
-            bfloat16 or float16; float64 computes in float64, the others in float32. Contiguous and channels_last
-            tensors are read as they lie; any other layout costs one copy.
+        x: ``(N, C, *S)`` with one to three spatial dimensions, or (N, F), which is computed as (N, 1, F). float64,
+            float32, bfloat16 or float16; float64 computes in float64, the others in float32. Contiguous and
+            channels_last tensors are read as they lie; any other layout costs one copy.
         weight: (C,), or (F,) for the feature form; ``None`` stands for ones.
         bias: as ``weight``; ``None`` stands for zeros.
         window: the summation field A: an int k covering positions p-(k-1)//2 .. p+k//2, a tuple with one entry per

@@ -3,7 +3,7 @@
 The first row that matches the device, the size of an element and the kind of fields decides. ``measured`` says whether
 a benchmark stands behind a row. Rows that none stands behind follow a rule: windows go to the CUDA kernels, which read
 x once where a row of it fits the shared memory of a cluster, as the Triton kernels do only for small ones; whole fields
-go to the Triton kernels, which keep one number a row of them where the CUDA kernels keep a map.
+go to the Triton kernels, whose statistics stay in registers where the CUDA kernels' pass through shared memory.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class _Trailing(NormalizationLayer):
 
 
 class LayerNorm(_Trailing):
-    """Layer normalization of (..., *normalized_shape): `torch.nn.LayerNorm` with a sigma, a penalty and a fused ReLU.
+    """Layer normalization of ``(..., *normalized_shape)``: `torch.nn.LayerNorm` with a sigma, a penalty and a ReLU.
 
     Constructor order and ``state_dict`` keys are torch.nn's.
 
@@ -145,7 +145,7 @@ class LayerNorm(_Trailing):
 
 
 class RMSNorm(_Trailing):
-    """Root-mean-square normalization of (..., *normalized_shape): as `LayerNorm`, but no mean is subtracted.
+    """Root-mean-square normalization of ``(..., *normalized_shape)``: as `LayerNorm`, but no mean is subtracted.
 
     As `torch.nn.RMSNorm`: no bias, and where neither eps nor sigma is given, eps is that of x's dtype.
     """
