@@ -11,6 +11,8 @@ extern const CpuKernels kernels;
 namespace avx2 {
 extern const CpuKernels kernels;
 }
+#endif
+#ifdef DIVNORM_AVX512
 namespace avx512 {
 extern const CpuKernels kernels;
 }
@@ -29,9 +31,11 @@ int candidates(Candidate out[kMaxInstructionSets]) {
   __builtin_cpu_init();
   const bool avx2_runs =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#ifdef DIVNORM_AVX512
   const bool avx512_runs = avx2_runs && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   out[count++] = {&avx512::kernels, avx512_runs};
+#endif
   out[count++] = {&avx2::kernels, avx2_runs};
 #endif
   out[count++] = {&baseline::kernels, true};

@@ -40,8 +40,8 @@ __device__ void forward_statistics(const Arguments& args, const Memory<T>& memor
     }
   if (at.samples.begin >= at.samples.end) return;
   if (shape.whole) {
-    const auto all = block_moments(at.positions, memory.reduction,
-                                   [&](int p) { return Moments<A>{counted, mean[p], squares[p]}; });
+    const auto all =
+        block_moments(at.positions, memory.reduction, [&](int p) { return Moments<A>{counted, mean[p], squares[p]}; });
     const WholeRow row(args, at.samples.begin, at.group);
     return keep_totals(row.totals<A>(args, at.unit * at.tiles * shape.over_batch + at.tile), all.count, all.mean,
                        all.squares);
