@@ -175,7 +175,7 @@ def _wanted(only: Only, name: str, module: nn.Module) -> bool:
 
 
 def _carry(source: nn.Module, layer: nn.Module) -> None:
-    """Weight, bias, running statistics and training mode of ``source`` into ``layer``."""
+    """Weight, bias, running statistics, processes and training mode of ``source`` into ``layer``."""
     own = dict(layer.named_parameters()) | dict(layer.named_buffers())
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         value = getattr(source, name, None)
@@ -187,6 +187,8 @@ def _carry(source: nn.Module, layer: nn.Module) -> None:
                 target.copy_(value.reshape(target.shape))
         if isinstance(target, nn.Parameter):
             target.requires_grad_(value.requires_grad)
+    if isinstance(source, nn.SyncBatchNorm) or getattr(source, "sync", False):
+        modules.convert_sync(layer, source.process_group)
     layer.train(source.training)
 
 
@@ -220,9 +222,9 @@ def convert_norm(
 ) -> nn.Module:
     """Replaces the normalization layers of ``model``, torch.nn's and this package's, and says which.
 
-    Weight, bias, running statistics, device, dtype, ``requires_grad`` and training mode are carried over, as far as the
-    new layer has them; so is eps, where the new layer is of the batch, layer, group or instance family and neither
-    sigma nor eps is given. A module that is used in several places is replaced by one module.
+    Weight, bias, running statistics, device, dtype, ``requires_grad``, training mode and statistics across processes
+    are carried over, as far as the new layer has them; so is eps, where the new layer is of the batch, layer, group or
+    instance family and neither sigma nor eps is given. A module that is used in several places is replaced by one.
 
     Args:
         model: any module; where it is a normalization layer itself, its replacement is returned.

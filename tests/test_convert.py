@@ -121,6 +121,14 @@ def test_what_is_carried_over():
     assert meta[0].weight.is_meta
 
 
+def test_statistics_across_processes_stay_so():
+    layer = convert_norm(nn.SyncBatchNorm(4), "bn", report=None)
+    assert type(layer) is dk.BatchNorm2d
+    assert layer.sync
+    assert convert_norm(layer, "bn*", report=None).sync
+    assert not convert_norm(nn.BatchNorm2d(4), "bn", report=None).sync
+
+
 def test_only():
     for only in (nn.GroupNorm, (nn.GroupNorm, nn.LayerNorm), "2.*", lambda name, module: name == "2.0"):
         model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.GroupNorm(2, 4)))

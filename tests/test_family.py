@@ -100,6 +100,15 @@ def test_running_statistics_are_torchs(name, momentum):
     assert layer.num_batches_tracked == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_running_statistics_of_a_half_model(dtype):
+    layer, x = dk.BatchNorm2d(3, momentum=None, dtype=dtype), torch.randn(8, 3, 9, 9).to(dtype)
+    for _ in range(2):
+        layer(x)
+    expected = x.float().var((0, 2, 3))
+    torch.testing.assert_close(layer.running_var.float(), expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
 @pytest.mark.parametrize("name", RUNNING)
 def test_without_running_statistics_eval_mode_takes_the_batchs(name):
     layer, reference = pair(name, track_running_stats=False)

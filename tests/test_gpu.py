@@ -1,9 +1,12 @@
 """What only a GPU can show, of every backend that serves it: real sizes, graphs, streams, no synchronisation."""
 
+import copy
+
 import pytest
 import torch
 from oracle import Call, check, evaluate
 
+import divnorm_kernels as dk
 from divnorm_kernels import divisive_norm
 from divnorm_kernels.backends import KERNELS
 
@@ -30,7 +33,9 @@ def gpu(request):
         ((64, 2048, 7, 7), {"window": 3}),
         ((128, 16, 32, 32), {"window": 11}),
         ((1, 64, 224, 224), {"window": 31}),
-        ((9, 96, 61, 83), {"window": 7, "groups": 3}),
+        ((9, 96, 61, 83), {"window": 7, "groups": 3, "activation": "relu"}),
+        ((64, 512, 7, 7), {"window": "all", "groups": 512}),
+        ((16, 256, 56, 56), {"window": "all", "activation": "relu"}),
         ((64, 256, 28, 28), {"window": "all", "groups": 32}),
         ((64, 64, 56, 56), {"window": "all", "groups": 64, "over_batch": True}),
         ((40, 24, 30, 30), {"window": 3, "over_batch": True}),
@@ -104,6 +109,37 @@ def test_the_callers_stream(gpu):
         y = gpu(x, window=5, norm_window=None, bias=torch.ones(64, device="cuda"))
     stream.synchronize()
     assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("make", [dk.BatchNorm2d, lambda c: dk.GroupNorm(8, c), dk.DivisiveNorm2d, dk.InstanceNorm2d])
+def test_layers_under_autocast_and_in_a_graph(make, memory_format):
+    """Half in, half out, and the same as on the CPU; running statistics move on with every replay."""
+    layer = make(64).cuda()
+    alone = copy.deepcopy(layer).cpu().double()
+    x = torch.randn(16, 64, 28, 28, device="cuda").bfloat16().contiguous(memory_format=memory_format)
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16):
+            return layer(x)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = step()
+    graph.replay()
+    for _ in range(2):
+        expected = alone(x.double().cpu())
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(y.double().cpu(), expected, rtol=2**-7, atol=2**-7)
+    for name, buffer in layer.named_buffers():
+        torch.testing.assert_close(
+            buffer.double().cpu(), dict(alone.named_buffers())[name].double(), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.slow

@@ -122,10 +122,10 @@ class _RunningNorm(NormalizationLayer):
         if not self._over_batch:
             mean, variance = mean.mean(0), variance.mean(0)
         self.num_batches_tracked.add_(1)
-        share = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.to(mean.dtype)
-        self.running_mean.lerp_(mean.view(-1).to(self.running_mean.dtype), share)
-        variance = variance.view(-1).mul_(count / (count - 1))
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+        dtype = self.running_mean.dtype
+        share = self.momentum if self.momentum is not None else self.num_batches_tracked.to(dtype).reciprocal()
+        self.running_mean.lerp_(mean.view(-1).to(dtype), share)
+        self.running_var.lerp_(variance.view(-1).mul_(count / (count - 1)).to(dtype), share)
 
     def _by_running_statistics(self, x: Tensor) -> Tensor:
         if self.learn_sigma:
