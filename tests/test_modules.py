@@ -111,7 +111,7 @@ def test_copies(copied):
 def test_repr_is_a_call_that_makes_the_layer():
     for text in (
         "DivisiveNorm2d(4, window=5)",
-        "DivisiveNorm2d(4, window=(3, 'all'), norm_window=None, sigma=0.5, groups=2, learn_sigma=True)",
+        "DivisiveNorm2d(4, window=(3, 'all'), norm_window=None, groups=2, sigma=0.5, learn_sigma=True)",
         "DivisiveNorm1d(4, window=None, norm_window=3, affine=False, edges='zero', l1_weight=0.01, backend='cpu')",
         "DivisiveNormFeatures(9, window=4)",
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +16,26 @@ EPS = 1e-5
 """torch.nn's."""
 
 
-def resolve_sigma(sigma: float | None, eps: float | None, default_eps: float | None = EPS) -> float | None:
-    """The sigma that a layer is made with, from its own arguments: of ``sigma`` and ``eps`` = sigma^2 one is given.
+class Options(TypedDict, total=False):
+    """The keywords that every layer takes beside its own; `NormalizationLayer` says what they mean."""
 
-    ``None``, where both are and the default is: the layer takes the epsilon of its input's dtype.
+    sigma: float | None
+    learn_sigma: bool
+    l1_weight: float
+    activation: str | None
+    backend: str | None
 
-    Raises:
-        TypeError, ValueError: on both, on one of another type, or on a negative eps.
-    """
+
+def _resolved_sigma(sigma: float | None, eps: float | None, default_eps: float | None = EPS) -> float | None:
+    """The sigma that a layer is made with: of it and its square, eps, one is given or none."""
     if sigma is not None and eps is not None:
         raise ValueError(f"eps: got {eps!r} beside sigma {sigma!r}, expected one of them: eps is sigma squared")
     if sigma is not None:
         check_number("sigma", sigma, "a float")
         return float(sigma)
+    eps = default_eps if eps is None else eps
     if eps is None:
-        eps = default_eps
-        if eps is None:
-            return None
+        return None
     check_number("eps", eps, "a float of at least 0")
     if eps < 0:
         raise ValueError(f"eps: got {eps}, expected a float of at least 0")
@@ -42,11 +45,19 @@ def resolve_sigma(sigma: float | None, eps: float | None, default_eps: float | N
 class NormalizationLayer(nn.Module):
     """The base of every layer: one call of `divnorm_kernels.divisive_norm` with the layer's options.
 
-    ``sigma`` is a float or, learned, a parameter of shape (1,); ``eps`` its square. In training mode with
-    ``l1_weight > 0``, ``l1`` keeps mean abs(v) of the last call.
+    Every layer takes these keywords beside its own:
+
+    Args:
+        sigma: the smoothing constant, or the value that a learned one starts from; in place of eps, its square.
+        learn_sigma: makes sigma a parameter, of shape (1,), under the key ``sigma``.
+        l1_weight: the coefficient of the paper's penalty on the centred activations. Above 0, each call in training
+            mode keeps mean abs(v) in ``l1``; add `l1_penalty` of the model to the loss.
+        activation: ``"relu"`` for a fused one.
+        backend: as for `divnorm_kernels.divisive_norm`.
     """
 
     l1: Tensor | None
+    _default_eps: ClassVar[float | None] = EPS
 
     def __init__(
         self,
@@ -54,15 +65,17 @@ class NormalizationLayer(nn.Module):
         *,
         weight: bool,
         bias: bool,
-        sigma: float | None,
-        learn_sigma: bool,
-        l1_weight: float,
-        activation: str | None,
-        backend: str | None,
+        eps: float | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        sigma: float | None = None,
+        learn_sigma: bool = False,
+        l1_weight: float = 0.0,
+        activation: str | None = None,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
+        sigma = _resolved_sigma(sigma, eps, self._default_eps)
         check_flag("learn_sigma", learn_sigma)
         check_number("l1_weight", l1_weight, "a number of at least 0")
         if l1_weight < 0:
@@ -90,7 +103,7 @@ class NormalizationLayer(nn.Module):
     def eps(self, value: float) -> None:
         if self.learn_sigma:
             raise AttributeError("eps: sigma is learned, set layer.sigma")
-        self.sigma = self.initial_sigma = resolve_sigma(None, value)
+        self.sigma = self.initial_sigma = _resolved_sigma(None, value)
 
     def reset_parameters(self) -> None:
         """Sets weight to one, bias to zero and a learned sigma to its initial value."""
@@ -148,6 +161,7 @@ class NormalizationLayer(nn.Module):
 
     def _options_repr(self) -> list[tuple[str, Any, Any]]:
         return [
+            ("sigma", self.initial_sigma, None if self._default_eps is None else self._default_eps**0.5),
             ("learn_sigma", self.learn_sigma, False),
             ("l1_weight", self.l1_weight, 0.0),
             ("activation", self.activation, None),

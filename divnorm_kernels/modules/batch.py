@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
 from ..checks import check_flag, check_size
-from .base import EPS, NormalizationLayer, listed, resolve_sigma
+from .base import NormalizationLayer, Options, listed
 from .distributed import ProcessGroup, batch_norm_across
 
 
@@ -30,28 +31,12 @@ class _RunningNorm(NormalizationLayer):
         track_running_stats: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-        *,
-        sigma: float | None,
-        learn_sigma: bool,
-        l1_weight: float,
-        activation: str | None,
-        backend: str | None,
+        **options: Unpack[Options],
     ) -> None:
         check_size("num_features", num_features)
         check_flag("affine", affine)
         check_flag("track_running_stats", track_running_stats)
-        super().__init__(
-            (num_features,),
-            weight=affine,
-            bias=affine,
-            sigma=resolve_sigma(sigma, eps),
-            learn_sigma=learn_sigma,
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__((num_features,), weight=affine, bias=affine, eps=eps, device=device, dtype=dtype, **options)
         self.num_features, self.momentum, self.affine = num_features, momentum, affine
         self.track_running_stats = track_running_stats
         if track_running_stats:
@@ -154,7 +139,6 @@ class _RunningNorm(NormalizationLayer):
         return listed(
             [f"{self.num_features}"],
             [
-                ("sigma", self.initial_sigma, EPS**0.5),
                 ("momentum", self.momentum, 0.1),
                 *((name, getattr(self, name), default) for name, default in self._defaults.items()),
                 *self._options_repr(),
@@ -175,27 +159,9 @@ class _BatchNorm(_RunningNorm):
         track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        sigma: float | None = None,
-        learn_sigma: bool = False,
-        l1_weight: float = 0.0,
-        activation: str | None = None,
-        backend: str | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            sigma=sigma,
-            learn_sigma=learn_sigma,
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         self.sync = False
         """Whether statistics are those of all processes' batches; `divnorm_kernels.convert_sync` sets it."""
         self.process_group: ProcessGroup | None = None
@@ -232,11 +198,7 @@ class BatchNorm2d(_BatchNorm):
         affine: gives the layer a weight and a bias of shape (C,).
         track_running_stats: without, the batch's statistics normalize in eval mode too.
         device, dtype: of parameters and buffers.
-        sigma: the smoothing constant of the paper's BN-s and BN*, in place of eps.
-        learn_sigma: makes sigma a parameter, of shape (1,), under the key ``sigma``.
-        l1_weight: the coefficient of the penalty on the centred activations, as for `DivisiveNorm2d`.
-        activation: ``"relu"`` for a fused one.
-        backend: as for `divnorm_kernels.divisive_norm`.
+        options: as for `NormalizationLayer`; with sigma and l1_weight, the paper's BN-s and BN*.
     """
 
     _dims = (4,)
@@ -261,27 +223,9 @@ class _InstanceNorm(_RunningNorm):
         track_running_stats: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        sigma: float | None = None,
-        learn_sigma: bool = False,
-        l1_weight: float = 0.0,
-        activation: str | None = None,
-        backend: str | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            sigma=sigma,
-            learn_sigma=learn_sigma,
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes ``x``, which like torch.nn's may come without a batch dimension."""

@@ -6,53 +6,39 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..checks import check_flag, check_size
 from ..fields import Window, geometry
-from .base import NormalizationLayer, listed, resolve_sigma
+from .base import EPS, NormalizationLayer, Options, listed
 
 
 class _Windowed(NormalizationLayer):
-    """(N, C, *S) with windows over the positions."""
+    """Windows over the positions of ``(N, C, *S)``."""
 
     _input_dims: ClassVar[int]
     _input_form: ClassVar[str]
-    _default_sigma: ClassVar[float] = 1.0
+    _default_eps = 1.0
 
     def __init__(
         self,
         num_channels: int,
-        window: Window,
-        norm_window: Window,
+        window: Window = 5,
+        norm_window: Window = "same",
         *,
-        sigma: float | None,
-        eps: float | None,
-        learn_sigma: bool,
-        groups: int,
-        affine: bool,
-        edges: str,
-        l1_weight: float,
-        activation: str | None,
-        backend: str | None,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        eps: float | None = None,
+        groups: int = 1,
+        affine: bool = True,
+        edges: str = "valid",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[Options],
     ) -> None:
         check_size("num_channels", num_channels)
         check_flag("affine", affine)
         # The geometry of an input with one position, for its checks.
         geometry((1, num_channels, *[1] * (self._input_dims - 2)), window, norm_window, groups, edges, False)
-        super().__init__(
-            (num_channels,),
-            weight=affine,
-            bias=affine,
-            sigma=resolve_sigma(sigma, eps, self._default_sigma**2),
-            learn_sigma=learn_sigma,
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__((num_channels,), weight=affine, bias=affine, eps=eps, device=device, dtype=dtype, **options)
         self.num_channels, self.window, self.norm_window = num_channels, window, norm_window
         self.groups, self.edges, self.affine = groups, edges, affine
         self.reset_parameters()
@@ -74,7 +60,6 @@ class _Windowed(NormalizationLayer):
             [f"{self.num_channels}", f"window={self.window!r}"],
             [
                 ("norm_window", self.norm_window, "same"),
-                ("sigma", self.initial_sigma, self._default_sigma),
                 ("groups", self.groups, 1),
                 ("affine", self.affine, True),
                 ("edges", self.edges, "valid"),
@@ -83,65 +68,25 @@ class _Windowed(NormalizationLayer):
         )
 
 
-class _DivisiveNormNd(_Windowed):
-    def __init__(
-        self,
-        num_channels: int,
-        window: Window = 5,
-        norm_window: Window = "same",
-        *,
-        sigma: float | None = None,
-        eps: float | None = None,
-        learn_sigma: bool = False,
-        groups: int = 1,
-        affine: bool = True,
-        edges: str = "valid",
-        l1_weight: float = 0.0,
-        activation: str | None = None,
-        backend: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            num_channels,
-            window,
-            norm_window,
-            sigma=sigma,
-            eps=eps,
-            learn_sigma=learn_sigma,
-            groups=groups,
-            affine=affine,
-            edges=edges,
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
-
-
-class DivisiveNorm1d(_DivisiveNormNd):
+class DivisiveNorm1d(_Windowed):
     """Divisive normalization of (N, C, L). Arguments as for `DivisiveNorm2d`."""
 
     _input_dims = 3
     _input_form = "(N, C, L)"
 
 
-class DivisiveNorm2d(_DivisiveNormNd):
+class DivisiveNorm2d(_Windowed):
     """Divisive normalization of (N, C, H, W) over local windows: `divnorm_kernels.divisive_norm` as a layer.
 
     Source: Ren et al., "Normalizing the Normalizers", ICLR 2017.
 
     Args:
         num_channels: C.
-        window, norm_window, groups, edges, activation, backend: as for `divnorm_kernels.divisive_norm`.
-        sigma: the smoothing constant, or its initial value; 1 where neither it nor eps is given.
-        eps: sigma squared, in place of it.
-        learn_sigma: makes sigma a parameter, of shape (1,).
+        window, norm_window, groups, edges: as for `divnorm_kernels.divisive_norm`.
+        eps: sigma squared; 1 where neither it nor sigma is given.
         affine: gives the layer a weight and a bias of shape (C,).
-        l1_weight: the coefficient of the paper's sparse penalty on the centred activations. Above 0, each call in
-            training mode keeps mean abs(v) in ``l1``; add `l1_penalty` of the model to the loss.
         device, dtype: of the parameters.
+        options: as for `NormalizationLayer`.
 
     Example:
         >>> layer = DivisiveNorm2d(64, window=5, sigma=0.5)
@@ -153,7 +98,7 @@ class DivisiveNorm2d(_DivisiveNormNd):
     _input_form = "(N, C, H, W)"
 
 
-class DivisiveNorm3d(_DivisiveNormNd):
+class DivisiveNorm3d(_Windowed):
     """Divisive normalization of (N, C, D, H, W). Arguments as for `DivisiveNorm2d`."""
 
     _input_dims = 5
@@ -181,32 +126,24 @@ class LocalContrastNorm2d(_Windowed):
         window: Window = 9,
         norm_window: Window = "same",
         *,
-        sigma: float | None = None,
         eps: float | None = None,
-        learn_sigma: bool = False,
         affine: bool = True,
         edges: str = "valid",
-        l1_weight: float = 0.0,
-        activation: str | None = None,
-        backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             num_channels,
             window,
             norm_window,
-            sigma=sigma,
             eps=eps,
-            learn_sigma=learn_sigma,
             groups=num_channels,
             affine=affine,
             edges=edges,
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
             device=device,
             dtype=dtype,
+            **options,
         )
 
     def extra_repr(self) -> str:
@@ -227,7 +164,7 @@ class PositionalNorm2d(_Windowed):
 
     _input_dims = 4
     _input_form = "(N, C, H, W)"
-    _default_sigma = 1e-5**0.5
+    _default_eps = EPS
 
     def __init__(
         self,
@@ -236,29 +173,9 @@ class PositionalNorm2d(_Windowed):
         affine: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        sigma: float | None = None,
-        learn_sigma: bool = False,
-        l1_weight: float = 0.0,
-        activation: str | None = None,
-        backend: str | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            num_channels,
-            1,
-            "same",
-            sigma=sigma,
-            eps=eps,
-            learn_sigma=learn_sigma,
-            groups=1,
-            affine=affine,
-            edges="valid",
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(num_channels, 1, eps=eps, affine=affine, device=device, dtype=dtype, **options)
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""
@@ -274,38 +191,25 @@ class DivisiveNormFeatures(NormalizationLayer):
         others: as for `DivisiveNorm2d`.
     """
 
+    _default_eps = 1.0
+
     def __init__(
         self,
         num_features: int,
         window: Window = 60,
         norm_window: Window = "same",
         *,
-        sigma: float | None = None,
         eps: float | None = None,
-        learn_sigma: bool = False,
         affine: bool = True,
         edges: str = "valid",
-        l1_weight: float = 0.0,
-        activation: str | None = None,
-        backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: Unpack[Options],
     ) -> None:
         check_size("num_features", num_features)
         check_flag("affine", affine)
         geometry((1, num_features), window, norm_window, 1, edges, False)
-        super().__init__(
-            (num_features,),
-            weight=affine,
-            bias=affine,
-            sigma=resolve_sigma(sigma, eps, 1.0),
-            learn_sigma=learn_sigma,
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__((num_features,), weight=affine, bias=affine, eps=eps, device=device, dtype=dtype, **options)
         self.num_features, self.window, self.norm_window = num_features, window, norm_window
         self.edges, self.affine = edges, affine
         self.reset_parameters()
@@ -327,7 +231,6 @@ class DivisiveNormFeatures(NormalizationLayer):
             [f"{self.num_features}", f"window={self.window!r}"],
             [
                 ("norm_window", self.norm_window, "same"),
-                ("sigma", self.initial_sigma, 1.0),
                 ("affine", self.affine, True),
                 ("edges", self.edges, "valid"),
                 *self._options_repr(),

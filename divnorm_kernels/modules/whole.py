@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..checks import check_flag, check_size
-from .base import EPS, NormalizationLayer, listed, resolve_sigma
+from .base import NormalizationLayer, Options, listed
 
 _MOST_DIMS = 5
 
@@ -22,16 +23,12 @@ class _Trailing(NormalizationLayer):
     def __init__(
         self,
         normalized_shape: int | Sequence[int],
-        sigma: float | None,
+        eps: float | None,
         elementwise_affine: bool,
         bias: bool,
-        *,
-        learn_sigma: bool,
-        l1_weight: float,
-        activation: str | None,
-        backend: str | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        **options: Unpack[Options],
     ) -> None:
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         if not shape:
@@ -44,13 +41,10 @@ class _Trailing(NormalizationLayer):
             shape,
             weight=elementwise_affine,
             bias=elementwise_affine and bias,
-            sigma=sigma,
-            learn_sigma=learn_sigma,
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
+            eps=eps,
             device=device,
             dtype=dtype,
+            **options,
         )
         self.normalized_shape, self.elementwise_affine = shape, elementwise_affine
         self._size = math.prod(shape)
@@ -94,11 +88,7 @@ class LayerNorm(_Trailing):
         elementwise_affine: gives the layer a weight and, with ``bias``, a bias.
         bias: whether there is a bias.
         device, dtype: of the parameters.
-        sigma: the smoothing constant of the paper's LN-s and LN*, in place of eps.
-        learn_sigma: makes sigma a parameter, of shape (1,), under the key ``sigma``.
-        l1_weight: the coefficient of the penalty on the centred activations, as for `DivisiveNorm2d`.
-        activation: ``"relu"`` for a fused one.
-        backend: as for `divnorm_kernels.divisive_norm`.
+        options: as for `NormalizationLayer`; with sigma and l1_weight, the paper's LN-s and LN*.
     """
 
     _subtracts_mean = True
@@ -111,32 +101,15 @@ class LayerNorm(_Trailing):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        sigma: float | None = None,
-        learn_sigma: bool = False,
-        l1_weight: float = 0.0,
-        activation: str | None = None,
-        backend: str | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            normalized_shape,
-            resolve_sigma(sigma, eps),
-            elementwise_affine,
-            bias,
-            learn_sigma=learn_sigma,
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype, **options)
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""
         return listed(
             [f"{self.normalized_shape}"],
             [
-                ("sigma", self.initial_sigma, EPS**0.5),
                 ("elementwise_affine", self.elementwise_affine, True),
                 ("bias", self.bias is not None, self.elementwise_affine),
                 *self._options_repr(),
@@ -151,6 +124,7 @@ class RMSNorm(_Trailing):
     """
 
     _subtracts_mean = False
+    _default_eps = None
 
     def __init__(
         self,
@@ -159,32 +133,15 @@ class RMSNorm(_Trailing):
         elementwise_affine: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        sigma: float | None = None,
-        learn_sigma: bool = False,
-        l1_weight: float = 0.0,
-        activation: str | None = None,
-        backend: str | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            normalized_shape,
-            resolve_sigma(sigma, eps, None),
-            elementwise_affine,
-            False,
-            learn_sigma=learn_sigma,
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(normalized_shape, eps, elementwise_affine, False, device, dtype, **options)
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""
         return listed(
             [f"{self.normalized_shape}"],
             [
-                ("sigma", self.initial_sigma, None),
                 ("elementwise_affine", self.elementwise_affine, True),
                 *self._options_repr(),
             ],
@@ -210,30 +167,14 @@ class GroupNorm(NormalizationLayer):
         affine: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        sigma: float | None = None,
-        learn_sigma: bool = False,
-        l1_weight: float = 0.0,
-        activation: str | None = None,
-        backend: str | None = None,
+        **options: Unpack[Options],
     ) -> None:
         check_size("num_groups", num_groups)
         check_size("num_channels", num_channels)
         check_flag("affine", affine)
         if num_channels % num_groups:
             raise ValueError(f"num_groups: got {num_groups}, expected a divisor of the {num_channels} channels")
-        super().__init__(
-            (num_channels,),
-            weight=affine,
-            bias=affine,
-            sigma=resolve_sigma(sigma, eps),
-            learn_sigma=learn_sigma,
-            l1_weight=l1_weight,
-            activation=activation,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__((num_channels,), weight=affine, bias=affine, eps=eps, device=device, dtype=dtype, **options)
         self.num_groups, self.num_channels, self.affine = num_groups, num_channels, affine
         self.reset_parameters()
 
@@ -254,5 +195,5 @@ class GroupNorm(NormalizationLayer):
         """The options, with defaults left out."""
         return listed(
             [f"{self.num_groups}, {self.num_channels}"],
-            [("sigma", self.initial_sigma, EPS**0.5), ("affine", self.affine, True), *self._options_repr()],
+            [("affine", self.affine, True), *self._options_repr()],
         )
