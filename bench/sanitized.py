@@ -20,7 +20,7 @@ CALLS = (
     ((1, 8, 400, 400), {"window": 7}),
     ((3, 6, 40, 40), {"window": 3, "over_batch": True}),
     ((3, 64, 20, 20), {"window": "all", "groups": 8}),
-    ((2, 64, 100, 100), {"window": "all", "groups": 2}),
+    ((2, 64, 50, 50), {"window": "all", "groups": 2}),
     ((3, 16, 20, 20), {"window": "all", "groups": 16, "over_batch": True}),
     ((2, 4, 5, 6, 7), {"window": (3, 2, 5)}),
     ((64, 200), {"window": 60}),

@@ -2,6 +2,9 @@
 
 import os
 
+# Read when torch loads OpenMP. Tests run in several processes, whose threads would spin for each other's processors.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
