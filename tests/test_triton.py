@@ -205,6 +205,17 @@ def test_non_finite_values_reach_exactly_the_reference_set(call: Call, value: fl
     assert torch.equal(want.isnan(), got.isnan())
 
 
+def test_an_infinite_mean_stays_one_when_chunks_of_channels_are_merged():
+    """Found by the search above: the chunk after one with an infinity made the mean NaN."""
+    x = torch.randn(3, 34, 3, 7, device=DEVICE)
+    x[0, 0, 0, 0] = float("inf")
+    with table(**STAGED):
+        got = triton(x, window=5, groups=2)
+    want = reference(x, window=5, groups=2)
+    assert torch.equal(want.isnan(), got.isnan())
+    assert torch.equal(want.isfinite(), got.isfinite())
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 5, 5), (2, 4, 0, 5), (0, 7), (3, 0)], ids=str)
 def test_empty(shape):
     x, affine, sigma = torch.zeros(shape), torch.ones(shape[1]), torch.ones(())

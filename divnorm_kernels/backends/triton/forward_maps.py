@@ -37,7 +37,8 @@ def _channel_statistics(
             chunk_mean = tl.div_rn(tl.sum(values, 0), count)
             centred = tl.where(mask, values - chunk_mean[None, :], 0.0)
             delta = chunk_mean - mean
-            mean += delta * tl.div_rn(count, together)
+            # about an infinite mean there is no step
+            mean += tl.where(delta - delta == 0.0, delta * tl.div_rn(count, together), chunk_mean)
             squares += tl.sum(centred * centred, 0) + delta * tl.div_rn(begin * count, together) * delta
         else:
             squares += tl.sum(values * values, 0)
