@@ -122,6 +122,11 @@ def _named(family: str, source: _Source) -> Callable[..., nn.Module]:
     """The layer of a family that takes the place of ``source``, to be called with options alone."""
     if family == "none":
         return lambda **_: nn.Identity()
+    shape = tuple(getattr(source.module, "normalized_shape", ()))
+    if len(shape) > 1 and family in ("ln", "rms"):  # a weight for every element, which no norm over channels has
+        return partial(modules.LayerNorm if family == "ln" else modules.RMSNorm, shape)
+    if source.dims is not None and source.dims > len(_DIVISIVE):
+        raise ValueError(f"to: got {family!r} for a layer over {shape}, expected 'ln' or 'rms' for so many dimensions")
     if source.shape is not None:
         trailing: dict[str, Callable[..., nn.Module]] = {
             "ln": partial(modules.LayerNorm, source.shape),

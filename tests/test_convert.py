@@ -91,6 +91,18 @@ def test_names(name):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
 
+@pytest.mark.parametrize("shape", [(8, 5, 6), (5, 6), (2, 3, 2, 3, 2)], ids=str)
+def test_layer_norm_over_several_dimensions_keeps_every_weight(shape):
+    model = nn.LayerNorm(shape)
+    for p in model.parameters():
+        nn.init.normal_(p)
+    x = torch.randn(3, *shape)
+    torch.testing.assert_close(convert_norm(model, "ln", report=None)(x), model(x), rtol=1e-4, atol=1e-5)
+    if len(shape) > 4:
+        with pytest.raises(ValueError, match="to: got 'dn' for a layer over"):
+            convert_norm(model, "dn", report=None)
+
+
 def test_none_and_options():
     assert type(convert_norm(images(), "none", report=None)[1]) is nn.Identity
     layer = convert_norm(images(), "dn*", window=3, sigma=0.5, l1_weight=0.005, affine=False, report=None)[1]
