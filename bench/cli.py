@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -14,54 +13,39 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from . import family
+from . import family, properties, recurrent
 from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, Setting, settings
 from .inputs import image_cases, sample_cases, tensor_case
 from .machine import describe
 from .measure import check, measure, measure_windows
+from .options import chosen, command_line, device_named, width
 from .overhead import call_overhead
 from .plots import plot_ratios, plot_windows
 from .report import print_headline, sweep_table, table
 from .results import headline, read, write
 from .timing import keep_freed_memory, return_freed_memory
+from .training.command import app as train
+from .training.data import DataError
+from .training.images import load as load_images
+from .training.norms import check_norm
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Times divisive normalization against BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm, the eager reference "
-    "and torch.compile of it, with a plain copy of the tensor as the yardstick. Start with `run`.",
+    "and torch.compile of it, with a plain copy of the tensor as the yardstick: start with `run`. Trains the paper's "
+    "networks: `train`.",
 )
-DEVICES = ("auto", "cpu", "cuda")
+app.add_typer(train, name="train")
 SWEEP_SHARE = 0.25
 """Part of a setting's seconds that one window of a sweep gets: it has one subject, not eight."""
-
-
-def _width() -> int | None:
-    return None if sys.stdout.isatty() else 190
-
-
-def _chosen(name: str, given: list[str] | None, known: dict | tuple, default: tuple[str, ...]) -> list[str]:
-    for one in given or ():
-        if one not in known:
-            raise typer.BadParameter(f"got {one!r}, expected one of {', '.join(known)}", param_hint=name)
-    return list(given or default)
-
-
-def _device(given: str) -> str:
-    if given not in DEVICES:
-        raise typer.BadParameter(f"got {given!r}, expected one of {', '.join(DEVICES)}", param_hint="--device")
-    if given == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("got 'cuda', but torch finds no GPU here", param_hint="--device")
-    if given == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return given
 
 
 @app.command()
 def cases() -> None:
     """Lists the cases and suites."""
-    console = Console(width=_width())
+    console = Console(width=width())
     out = Table("case", "what it stands for", "suites")
     for case in CASES.values():
         out.add_row(case.name, case.what, ", ".join(name for name, suite in SUITES.items() if case.name in suite.cases))
@@ -114,13 +98,13 @@ def run(
     medians. Results are compared with the reference in float64 first, and a wrong one is not timed: the command then
     ends with status 1.
     """
-    device = _device(device)
+    device = device_named(device)
     suite = suite or ("quick" if device == "cpu" else "gpu")
     if suite not in SUITES:
         raise typer.BadParameter(f"got {suite!r}, expected one of {', '.join(SUITES)}", param_hint="--suite")
     selection = SUITES[suite]
-    dtypes = _chosen("--dtype", dtype, DTYPES, selection.dtypes)
-    formats = _chosen("--format", format, FORMATS, selection.formats)
+    dtypes = chosen("--dtype", dtype, DTYPES, selection.dtypes)
+    formats = chosen("--format", format, FORMATS, selection.formats)
     windows = list(window or selection.windows)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -134,7 +118,7 @@ def run(
         plan = list(settings(own, dtypes, formats, windows, device))
         swept: list[Case] = own[:1]
     else:
-        named = [CASES[name] for name in _chosen("--case", case, CASES, selection.cases)]
+        named = [CASES[name] for name in chosen("--case", case, CASES, selection.cases)]
         plan = list(settings(named, dtypes, formats, windows, device))
         if case is None:  # the default run always sees a real picture
             plan += settings(sample_cases(), dtypes[:1], formats, windows[:1], device)
@@ -145,12 +129,12 @@ def run(
         for setting in settings(swept if sweep else [], dtypes, formats, windows[:1], device)
     ]
 
-    console = Console(width=_width())
+    console = Console(width=width())
     rows, sweep_rows = _measure_all(console, plan, sweeps, with_compiled, seconds)
     overhead = call_overhead(device)
     machine = describe(device)
     out.mkdir(parents=True, exist_ok=True)
-    write(out / "results.json", machine, rows, sweep_rows, overhead, " ".join(["python -m bench", *sys.argv[1:]]))
+    write(out / "results.json", machine, rows, sweep_rows, overhead, command_line())
     _show(console, out, {"rows": rows, "sweeps": sweep_rows, "machine": machine, "call_overhead_us": overhead})
     if headline(rows)["wrong"]:
         raise typer.Exit(1)
@@ -174,23 +158,87 @@ def layers(
 
     Results are compared with the reference in float64 first; the command ends with status 1 where one is wrong.
     """
-    device = _device(device)
-    names = _chosen("--layer", layer, tuple(p.name for p in family.PAIRS), tuple(p.name for p in family.PAIRS))
-    dtypes = _chosen("--dtype", dtype, DTYPES, ("float32", "bfloat16"))
-    formats = _chosen("--format", format, FORMATS, FORMATS)
+    device = device_named(device)
+    names = chosen("--layer", layer, tuple(p.name for p in family.PAIRS), tuple(p.name for p in family.PAIRS))
+    dtypes = chosen("--dtype", dtype, DTYPES, ("float32", "bfloat16"))
+    formats = chosen("--format", format, FORMATS, FORMATS)
     if threads is not None:
         torch.set_num_threads(threads)
-    console, rows = Console(width=_width()), []
+    console, rows = Console(width=width()), []
     keep_freed_memory()
     plan = [setting for setting in family.settings(dtypes, formats, device) if setting[0].name in names]
     for pair, setting, relu in track(plan, "timing", console=console, transient=True):
         rows.append(family.measure(pair, setting, relu, seconds))
     machine = describe(device)
     out.mkdir(parents=True, exist_ok=True)
-    family.write(out / "layers.json", rows, machine, " ".join(["python -m bench", *sys.argv[1:]]))
+    family.write(out / "layers.json", rows, machine, command_line())
     family.show(console, rows, machine)
     if any(row.ours is None for row in rows):
         raise typer.Exit(1)
+
+
+@app.command("properties")
+def properties_command(
+    norm: Annotated[
+        list[str] | None, typer.Option(help=f"Default: {', '.join(properties.NORMS)}; may be repeated.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with CIFAR in the binary layout; without: textures made on the spot.")
+    ] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Layers behind the stem.")] = 20,
+    channels: Annotated[int, typer.Option(min=2, help="Channels of every layer.")] = 64,
+    batch: Annotated[int, typer.Option(min=2, help="Pictures.")] = 32,
+    seeds: Annotated[int, typer.Option(min=1, help="Networks per norm, with seeds 0, 1, ...")] = 3,
+    backend: Annotated[str | None, typer.Option(help="Of divnorm_kernels; default: the best.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for properties.json and properties.png.")] = Path("bench/out"),
+) -> None:
+    """Measures deep networks at their initial values: scale and similarity of activations, gradients."""
+    norms = list(dict.fromkeys(norm or properties.NORMS))
+    try:
+        for one in norms:
+            check_norm(one)
+        images = load_images(data)
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--data") from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--norm") from None
+    console = Console(width=width())
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("measuring", total=len(properties.NETWORKS) * len(norms) * seeds)
+        rows = properties.measure_all(
+            norms, images, depth, channels, batch, seeds, backend, lambda: progress.advance(task)
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    properties.write(out / "properties.json", rows, command_line(), images.name)
+    properties.plot(out / "properties.png", rows)
+    console.print(properties.table(rows))
+    console.print(f"written to {out}: properties.json, properties.png")
+
+
+@app.command()
+def cells(
+    cell: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(recurrent.MODELS)}; may be repeated.")
+    ] = None,
+    norm: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(recurrent.NORMS)}; may be repeated.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads torch and the kernels may use; default: torch's.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for all norms of one cell together.")] = 10.0,
+    out: Annotated[Path, typer.Option(help="Folder for cells.json.")] = Path("bench/out"),
+) -> None:
+    """Times recurrent layers with a norm in every step against the same layer with torch's LayerNorm."""
+    models = chosen("--cell", cell, recurrent.MODELS, recurrent.MODELS)
+    norms = chosen("--norm", norm, recurrent.NORMS, recurrent.NORMS)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+    rows, machine = recurrent.measure(models, norms, seconds), describe("cpu")
+    out.mkdir(parents=True, exist_ok=True)
+    recurrent.write(out / "cells.json", rows, machine, command_line())
+    Console(width=width()).print(recurrent.table(rows))
 
 
 @app.command()
@@ -202,7 +250,7 @@ def show(
         document = read(results)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    _show(Console(width=_width()), results.parent, document)
+    _show(Console(width=width()), results.parent, document)
 
 
 def _measure_all(

@@ -1,0 +1,1 @@
+"""The paper's experiments: small programs over one training loop."""

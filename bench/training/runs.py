@@ -1,0 +1,155 @@
+"""Many runs of one experiment: every norm with every seed, in one process or several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..timing import keep_freed_memory
+from . import cifar, superres, text
+from .loop import Task, finished, train
+from .settings import Settings
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A program of this folder: its models, what its table shows, and the norms and steps it runs by default."""
+
+    name: str
+    models: tuple[str, ...]
+    task: Callable[[Any, str, int], Task]
+    load: Callable[[Any], Any]
+    """Reads the data, so that what is wrong with it is said before any run starts."""
+    figure: str
+    """The figure of the table, from the final evaluation."""
+    curve: str
+    """The figure of the plot, from every evaluation."""
+    also: tuple[str, ...]
+    """Other figures of the table."""
+    higher_is_better: bool
+    norms: tuple[str, ...]
+    steps: int
+    paper: Callable[[Settings], dict[str, float]]
+    """The paper's figures by norm, where it has them for these settings."""
+
+
+EXPERIMENTS = {
+    e.name: e
+    for e in (
+        Experiment(
+            "cifar",
+            tuple(cifar.MODELS),
+            cifar.Classification,
+            lambda settings: cifar.pictures(settings.data),
+            "accuracy",
+            "accuracy",
+            (),
+            True,
+            ("none", "bn", "bn-s", "bn*", "ln", "ln-s", "ln*", "dn", "dn*"),
+            600,
+            lambda settings: cifar.PAPER if settings.model == "cnn" else {},
+        ),
+        Experiment(
+            "text",
+            tuple(text.WINDOWS),
+            text.Language,
+            lambda settings: text.texts(settings.data, settings.vocabulary),
+            "perplexity",
+            "valid",
+            ("valid",),
+            False,
+            ("none", "bn", "bn*", "ln", "ln-s", "ln*", "dn", "dn*"),
+            600,
+            lambda settings: text.PAPER[settings.model],
+        ),
+        Experiment(
+            "superres",
+            ("srcnn",),
+            superres.SuperResolution,
+            lambda settings: superres.pictures(settings.data, settings.scale),
+            "psnr",
+            "psnr",
+            ("ssim", "bicubic psnr", "bicubic ssim"),
+            True,
+            ("none", "bn", "dn*"),
+            2000,
+            lambda settings: superres.PAPER.get(settings.scale, {}),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a norm, and the seed of its initial values and of the data's order."""
+
+    norm: str
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where its log and checkpoint are; a star is no character for a file name."""
+        return out / f"{self.norm.replace('*', '-star')}-{self.seed}"
+
+
+Report = Callable[[int, int], None]
+"""Called with the number of a run and of its steps that are done."""
+
+
+def _train(name: str, settings: Settings, run: Run, out: Path, advance: Callable[[int], None]) -> None:
+    keep_freed_memory()
+    record = {"experiment": name, "norm": run.norm, "seed": run.seed, **settings.record()}
+    task = EXPERIMENTS[name].task
+    train(lambda: task(settings, run.norm, run.seed), record, run.seed, run.folder(out), advance)
+
+
+_done: Any = None
+"""In a worker process: steps done by run, in memory that all processes share."""
+
+
+def _start_worker(done: Any, threads: int) -> None:
+    global _done
+    _done = done
+    torch.set_num_threads(threads)
+
+
+def _train_in_worker(number: int, *arguments: Any) -> None:
+    def advance(step: int) -> None:
+        _done[number] = step
+
+    _train(*arguments, advance)
+
+
+def run_all(name: str, settings: Settings, runs: list[Run], out: Path, jobs: int, report: Report) -> None:
+    """Trains every run that has not ended before; with several ``jobs``, in so many processes at a time."""
+    if jobs == 1:
+        for number, run in enumerate(runs):
+            _train(name, settings, run, out, lambda step, number=number: report(number, step))
+        return
+    context = get_context("spawn")  # threads do not survive a fork
+    done = context.Array("l", len(runs))
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, context, _start_worker, (done, threads)) as pool:
+        waiting = {pool.submit(_train_in_worker, i, name, settings, run, out) for i, run in enumerate(runs)}
+        while waiting:
+            ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            for number, step in enumerate(done):
+                report(number, step)
+            for future in ended:
+                if future.exception() is not None:
+                    pool.shutdown(cancel_futures=True)
+                future.result()
+
+
+def collect(out: Path) -> list[dict[str, Any]]:
+    """The logs of all runs in the folder that have ended, those of earlier commands too."""
+    logs: Iterable[dict[str, Any] | None] = (finished(folder) for folder in sorted(out.iterdir()) if folder.is_dir())
+    return [log for log in logs if log is not None]
