@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     assert log["diverged"]
     assert log["figures"] == {}
     assert [record["step"] for record in log["records"]] == [1, 2, 3]
-    assert collect(tmp_path) == [log]
+    assert collect(tmp_path, {}) == [log]
 
 
 def test_a_run_that_has_ended_is_not_trained_again(tmp_path):
@@ -184,7 +184,7 @@ def test_several_processes_train_what_one_does(tmp_path):
         seen = {}
         run_all("text", settings, runs, tmp_path / str(jobs), jobs, seen.__setitem__)
         assert seen == dict.fromkeys(range(4), 3)
-    one, two = (collect(tmp_path / str(jobs)) for jobs in (1, 2))
+    one, two = (collect(tmp_path / str(jobs), settings.record()) for jobs in (1, 2))
     assert [log["settings"] for log in one] == [log["settings"] for log in two]
     assert len({log["figures"]["perplexity"] for log in one}) == 4
     for a, b in zip(one, two, strict=True):
@@ -218,6 +218,7 @@ def document(**more):
         "curve": "accuracy",
         "also": [],
         "higher_is_better": True,
+        "jobs": 1,
         "norms": ["none", "dn"],
         "paper": {"dn": 0.8058},
         "runs": [log("dn", 0, 0.5), log("dn", 1, 0.7), log("none", 0, 0.25), log("gn", 0, None)],
@@ -285,7 +286,7 @@ def test_networks_learn(tmp_path):
     """Before a step a word is one of 100 for a network; after 60 it knows which ones are frequent."""
     settings = TextSettings("tanh", None, 60, evaluations=1, vocabulary=100)
     run_all("text", settings, [Run("dn*", 0)], tmp_path, 1, lambda number, step: None)
-    (log,) = collect(tmp_path)
+    (log,) = collect(tmp_path, {})
     assert log["records"][0]["loss"] == pytest.approx(20 * math.log(100), rel=0.05)
     assert log["figures"]["perplexity"] < 25
 
@@ -366,6 +367,20 @@ def test_torchs_layer_norm_stands_where_ours_does():
     ours, theirs = (recurrent._norm(name, "tanh")(30, 2) for name in ("ln", recurrent.TORCH))
     x = torch.randn(4, 60)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-3, rtol=1e-3)  # eps 1e-4 and 1e-5
+
+
+def test_results_hold_the_runs_of_one_setting(tmp_path):
+    for norm, steps in (("dn", 1), ("ln", 2)):
+        settings = Settings("cnn", None, steps)
+        train(lambda: Line(1), {**settings.record(), "norm": norm}, 0, tmp_path / norm, lambda step: None)
+    (log,) = collect(tmp_path, Settings("cnn", None, 2).record())
+    assert log["settings"]["norm"] == "ln"
+
+
+def test_files_that_are_no_results_are_refused(tmp_path):
+    for content in ("no json", "[]", '{"machine": 1}'):
+        (tmp_path / RESULTS).write_text(content)
+        assert "expected the results.json" in re.sub(r"[\s│]+", " ", run("train", "show", tmp_path / RESULTS, code=2))
 
 
 def test_settings_tell_the_data_by_name_alone(tmp_path):

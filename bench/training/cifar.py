@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -12,43 +12,58 @@ from torch.nn import functional as F
 
 from .images import Images, load
 from .loop import Plan, Task
-from .norms import Constants, image_norm
+from .norms import Constants, family, image_norm
 from .settings import Settings
 
 BATCH = 100
 TEST_BATCH = 500
 PROBED = 1000
 
+
+def _constants(sigma: float, batch_sigma: float, penalties: dict[str, float]) -> dict[str, Constants]:
+    """By norm: 0.01 where sigma is no part of the model, ``batch_sigma`` for batch and ``sigma`` for other norms."""
+    sigmas = {"none*": 1.0, "bn": 0.01, "ln": 0.01, "bn-s": batch_sigma, "bn*": batch_sigma}
+    names = (*sigmas, "ln-s", "ln*", "dn", "dn*", "dn-mean-only")
+    return {name: Constants(sigmas.get(name, sigma), penalties.get(name, 0.0)) for name in names}
+
+
 CONSTANTS = {
-    "none*": Constants(1.0, 0.01),
-    "bn": Constants(0.01),
-    "bn-s": Constants(1.0),
-    "bn*": Constants(1.0, 0.005),
-    "ln": Constants(0.01),
-    "ln-s": Constants(0.5),
-    "ln*": Constants(0.5, 0.005),
-    "dn": Constants(0.5),
-    "dn*": Constants(0.5, 0.005),
-    "dn-mean-only": Constants(0.5),
+    10: _constants(0.5, 1.0, {"none*": 0.01, "bn*": 0.005, "ln*": 0.005, "dn*": 0.005}),
+    100: _constants(0.5, 0.25, {"none*": 0.01, "bn*": 0.01, "ln*": 0.005, "dn*": 0.001}),
 }
-"""The paper's for CIFAR-10 and the convolutional network."""
+"""The paper's for the convolutional network, by the number of classes."""
 RESNET_CONSTANTS = {
-    name: Constants(0.01 if name in ("bn", "ln") else 0.5, 1e-3 if name.endswith("*") else 0.0) for name in CONSTANTS
+    10: _constants(0.5, 0.5, dict.fromkeys(("none*", "bn*", "ln*", "dn*"), 1e-3)),
+    100: _constants(2.0, 2.0, dict.fromkeys(("none*", "bn*", "ln*", "dn*"), 1e-2)),
 }
 
 PAPER = {
-    "none": 0.7565,
-    "none*": 0.7839,
-    "bn": 0.7807,
-    "bn-s": 0.8017,
-    "bn*": 0.8179,
-    "ln": 0.7211,
-    "ln-s": 0.8083,
-    "ln*": 0.8091,
-    "dn": 0.8058,
-    "dn*": 0.8122,
+    "CIFAR-10": {
+        "none": 0.7565,
+        "none*": 0.7839,
+        "bn": 0.7807,
+        "bn-s": 0.8017,
+        "bn*": 0.8179,
+        "ln": 0.7211,
+        "ln-s": 0.8083,
+        "ln*": 0.8091,
+        "dn": 0.8058,
+        "dn*": 0.8122,
+    },
+    "CIFAR-100": {
+        "none": 0.4409,
+        "none*": 0.4517,
+        "bn": 0.4814,
+        "bn-s": 0.5005,
+        "bn*": 0.5156,
+        "ln": 0.4249,
+        "ln-s": 0.4863,
+        "ln*": 0.4957,
+        "dn": 0.4892,
+        "dn*": 0.5066,
+    },
 }
-"""Accuracy on CIFAR-10 with all 50,000 pictures and 80,000 steps."""
+"""Accuracy of the convolutional network with all 50,000 pictures and 80,000 steps."""
 
 
 class Convolutional(nn.Module):
@@ -65,7 +80,7 @@ class Convolutional(nn.Module):
         for i, (width, window, pool, std) in enumerate(
             zip(self.WIDTHS, self.WINDOWS, pools, self.DEVIATIONS, strict=True)
         ):
-            place = image_norm(norm, width, CONSTANTS, window=window, edges="zero", backend=backend)
+            place = image_norm(norm, width, CONSTANTS[classes], window=window, edges="zero", backend=backend)
             convolution = nn.Conv2d(channels, width, 5, padding=2)
             nn.init.normal_(convolution.weight, std=std)
             nn.init.zeros_(convolution.bias)
@@ -86,15 +101,13 @@ class Convolutional(nn.Module):
 class Block(nn.Module):
     """Two convolutions and a path around them, which drops positions and adds zero channels where sizes change."""
 
-    def __init__(self, norm: str, inputs: int, width: int, window: int, backend: str | None) -> None:
+    def __init__(self, inputs: int, width: int, norm: Callable[..., nn.Module], window: int, bias: bool) -> None:
         super().__init__()
         self.stride = 1 if inputs == width else 2
-        options = {"window": window, "edges": "zero", "learn_sigma": True, "backend": backend}
-        plain = norm == "none"
-        self.first = nn.Conv2d(inputs, width, 3, self.stride, padding=1, bias=plain)
-        self.first_norm = image_norm(norm, width, RESNET_CONSTANTS, **options)
-        self.second = nn.Conv2d(width, width, 3, padding=1, bias=plain)
-        self.second_norm = image_norm(norm, width, RESNET_CONSTANTS, activation=None, **options)
+        self.first = nn.Conv2d(inputs, width, 3, self.stride, padding=1, bias=bias)
+        self.first_norm = norm(width, window=window)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=bias)
+        self.second_norm = norm(width, window=window, activation=None)
         self.added = width - inputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,13 +126,14 @@ class ResNet32(nn.Module):
 
     def __init__(self, norm: str, classes: int, backend: str | None = None) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=norm == "none")
-        options = {"edges": "zero", "learn_sigma": True, "backend": backend}
-        self.stem_norm = image_norm(norm, 16, RESNET_CONSTANTS, window=self.WINDOWS[0], **options)
+        constants, bias = RESNET_CONSTANTS[classes], family(norm) == "none"
+        normed = partial(image_norm, norm, constants=constants, edges="zero", learn_sigma=True, backend=backend)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=bias)
+        self.stem_norm = normed(16, window=self.WINDOWS[0])
         blocks, channels = [], 16
         for width, window in zip(self.WIDTHS[1:], self.WINDOWS[1:], strict=True):
             for _ in range(self.BLOCKS):
-                blocks.append(Block(norm, channels, width, window, backend))
+                blocks.append(Block(channels, width, normed, window, bias))
                 channels = width
         self.blocks = nn.Sequential(*blocks)
         self.classes = nn.Linear(channels, classes)

@@ -125,7 +125,7 @@ def _train(name: str, settings: Settings, norm: list[str] | None, seeds: int, jo
         "higher_is_better": experiment.higher_is_better,
         "norms": experiment.norms,
         "paper": experiment.paper(settings),
-        "runs": collect(out),
+        "runs": collect(out, settings.record()),
     }
     (out / RESULTS).write_text(json.dumps(document, separators=(",", ":")) + "\n")
     _show(console, out, document)
@@ -216,4 +216,9 @@ def show(
     markdown: Annotated[bool, typer.Option(help="The table alone, as Markdown.")] = False,
 ) -> None:
     """Prints the table of earlier runs and draws their plots again, beside the file."""
-    _show(Console(width=width()), results.parent, json.loads(results.read_text()), markdown)
+    try:
+        document = json.loads(results.read_text())
+        document["runs"], document["figure"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise typer.BadParameter(f"{results}: expected the {RESULTS} of a training command ({error!r})") from None
+    _show(Console(width=width()), results.parent, document, markdown)

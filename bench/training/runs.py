@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -38,8 +38,8 @@ class Experiment:
     higher_is_better: bool
     norms: tuple[str, ...]
     steps: int
-    paper: Callable[[Settings], dict[str, float]]
-    """The paper's figures by norm, where it has them for these settings."""
+    paper: Callable[[Any], dict[str, float]]
+    """The paper's figures by norm, where it has them for these settings and this data."""
 
 
 EXPERIMENTS = {
@@ -49,40 +49,40 @@ EXPERIMENTS = {
             "cifar",
             tuple(cifar.MODELS),
             cifar.Classification,
-            lambda settings: cifar.pictures(settings.data),
+            lambda s: cifar.pictures(s.data),
             "accuracy",
             "accuracy",
             (),
             True,
             ("none", "bn", "bn-s", "bn*", "ln", "ln-s", "ln*", "dn", "dn*"),
             600,
-            lambda settings: cifar.PAPER if settings.model == "cnn" else {},
+            lambda s: cifar.PAPER.get(cifar.pictures(s.data).name, {}) if s.model == "cnn" else {},
         ),
         Experiment(
             "text",
             tuple(text.WINDOWS),
             text.Language,
-            lambda settings: text.texts(settings.data, settings.vocabulary),
+            lambda s: text.texts(s.data, s.vocabulary),
             "perplexity",
             "valid",
             ("valid",),
             False,
             ("none", "bn", "bn*", "ln", "ln-s", "ln*", "dn", "dn*"),
             600,
-            lambda settings: text.PAPER[settings.model],
+            lambda s: {} if s.data is None else text.PAPER[s.model],
         ),
         Experiment(
             "superres",
             ("srcnn",),
             superres.SuperResolution,
-            lambda settings: superres.pictures(settings.data, settings.scale),
+            lambda s: superres.pictures(s.data, s.scale),
             "psnr",
             "psnr",
             ("ssim", "bicubic psnr", "bicubic ssim"),
             True,
             ("none", "bn", "dn*"),
             2000,
-            lambda settings: superres.PAPER.get(settings.scale, {}),
+            lambda s: {} if s.data is None else superres.PAPER.get(s.scale, {}),
         ),
     )
 }
@@ -106,7 +106,7 @@ Report = Callable[[int, int], None]
 
 def _train(name: str, settings: Settings, run: Run, out: Path, advance: Callable[[int], None]) -> None:
     keep_freed_memory()
-    record = {"experiment": name, "norm": run.norm, "seed": run.seed, **settings.record()}
+    record = {**settings.record(), "experiment": name, "norm": run.norm, "seed": run.seed}
     task = EXPERIMENTS[name].task
     train(lambda: task(settings, run.norm, run.seed), record, run.seed, run.folder(out), advance)
 
@@ -149,7 +149,7 @@ def run_all(name: str, settings: Settings, runs: list[Run], out: Path, jobs: int
                 future.result()
 
 
-def collect(out: Path) -> list[dict[str, Any]]:
-    """The logs of all runs in the folder that have ended, those of earlier commands too."""
-    logs: Iterable[dict[str, Any] | None] = (finished(folder) for folder in sorted(out.iterdir()) if folder.is_dir())
-    return [log for log in logs if log is not None]
+def collect(out: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The logs of the runs in the folder that have ended with the settings of ``record``, of earlier commands too."""
+    logs = (finished(folder) for folder in sorted(out.iterdir()) if folder.is_dir())
+    return [log for log in logs if log is not None and log["settings"].items() >= record.items()]

@@ -36,7 +36,11 @@ def table(document: dict[str, Any], markdown: bool = False) -> Table:
     digits = 4 if document["higher_is_better"] and max(paper.values(), default=0) < 1 else 2
     rows = by_norm(document["runs"], tuple(document["norms"]))
     extra = [name for name in document["also"] if any(name in run["figures"] for run in document["runs"])]
-    out = Table(title=None if markdown else document["title"], box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
+    out = Table(
+        title=None if markdown else document["title"],
+        caption=None if markdown else f"ms a step: median, while {document['jobs']} at a time were training",
+        box=box.MARKDOWN if markdown else box.HEAVY_HEAD,
+    )
     out.add_column("norm")
     for name in (figure, *extra, "seeds", "ms a step", "sparsity", "correlation"):
         out.add_column(name, justify="right", no_wrap=True)
