@@ -2,6 +2,7 @@
 # Everything that takes a GPU: a build for it, the tests on the device, compute-sanitizer, the benchmark. Needs no
 # network: Python must have torch, setuptools and pybind11, and cmake and nvcc be there.
 # Usage: bench/gpu_check.sh [FOLDER]; logs, JSON and plots go to FOLDER. Steps: STEPS="tests memcheck ... bench".
+# STEPS=train runs the experiments, TRAIN_STEPS each, on the data in the folder DATA.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-bench/out/gpu}
@@ -18,6 +19,15 @@ build() {
     local arch
     arch=$("$python" -c 'import torch; print("".join(map(str, torch.cuda.get_device_capability())))') || return
     CMAKE_ARGS="-DDIVNORM_CUDA=on -DDIVNORM_CUDA_ARCHS=$arch" "$python" setup.py build_ext --inplace
+}
+
+# The paper's experiments, three runs at a time: one alone does not fill a GPU.
+train() {
+    local data=${DATA:?DATA: expected a folder with cifar-10-batches-bin, wikitext-2-small and super-resolution}
+    local options=(--device cuda --jobs 3 --steps "${TRAIN_STEPS:-4000}")
+    "$python" -m bench train cifar --data "$data/cifar-10-batches-bin" "${options[@]}" --out "$out/cifar-cnn" &&
+        "$python" -m bench train text --data "$data/wikitext-2-small" "${options[@]}" --out "$out/text-lstm" &&
+        "$python" -m bench train superres --data "$data/super-resolution" "${options[@]}" --out "$out/superres"
 }
 
 run() {
@@ -37,6 +47,7 @@ for step in $steps; do
     tests) run tests "$python" -m pytest -p no:cacheprovider tests/test_gpu.py tests/test_cuda.py tests/test_triton.py ;;
     bench) run bench "$python" -m bench run --device cuda --suite "$suite" --seconds "${SECONDS_A_SETTING:-0.5}" --out "$out" ;;
     layers) run layers "$python" -m bench layers --device cuda --seconds "${SECONDS_A_SETTING:-0.5}" --out "$out" ;;
+    train) run train train ;;
     *) PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$step" compute-sanitizer --tool "$step" --error-exitcode 1 "$python" -m bench.sanitized ;;
     esac
 done

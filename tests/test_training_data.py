@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.data import camera
 
 from bench.training import images, luma, words
 from bench.training.data import DataError
@@ -126,7 +127,7 @@ def test_luma_is_in_studio_range():
 
 
 def test_pairs_are_cut_to_the_scale_and_quality_ignores_the_border():
-    target = luma.luma(luma.data.camera())[150:250, 150:239]
+    target = luma.luma(camera())[150:250, 150:239]
     bicubic, cut = luma.pair(target, 3)
     assert bicubic.shape == cut.shape == (99, 87)
     assert np.array_equal(cut, target[:99, :87])

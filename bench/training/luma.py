@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from skimage import data
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ..inputs import PICTURE_SUFFIXES
 from .data import DataError
@@ -42,6 +40,8 @@ def pair(target: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
 
 def quality(result: np.ndarray, target: np.ndarray, border: int) -> tuple[float, float]:
     """``(PSNR in dB, SSIM)`` without a border, as published: Gaussian windows of deviation 1.5."""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity  # no other command needs scikit-image
+
     result, target = (a[border:-border, border:-border] for a in (result, target))
     psnr = peak_signal_noise_ratio(target, result, data_range=FULL)
     ssim = structural_similarity(
@@ -66,6 +66,8 @@ def _folder(path: Path) -> dict[str, np.ndarray]:
 
 
 def _samples(names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    from skimage import data
+
     return {name: luma(getattr(data, name)()) for name in names}
 
 
