@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import family, properties, recurrent
+from . import pages as tables
 from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, Setting, settings
 from .inputs import image_cases, sample_cases, tensor_case
 from .machine import describe
@@ -239,6 +240,20 @@ def cells(
     out.mkdir(parents=True, exist_ok=True)
     recurrent.write(out / "cells.json", rows, machine, command_line())
     Console(width=width()).print(recurrent.table(rows))
+
+
+@app.command()
+def pages(
+    check: Annotated[bool, typer.Option(help="Change nothing; status 1 where a table is not up to date.")] = False,
+) -> None:
+    """Writes the documentation's tables anew from the committed results of the experiments."""
+    stale = [page for page in tables.PAGES if tables.filled(page.read_text()) != page.read_text()]
+    for page in stale:
+        typer.echo(f"{page}: {'not up to date' if check else 'written'}")
+        if not check:
+            page.write_text(tables.filled(page.read_text()))
+    if check and stale:
+        raise typer.Exit(1)
 
 
 @app.command()

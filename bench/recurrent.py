@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -14,7 +15,7 @@ from torch import nn
 
 from divnorm_kernels import l1_penalty
 
-from .timing import Times, interleaved
+from .timing import interleaved
 from .training import cells
 from .training.norms import OverTime
 from .training.text import BATCH, STEPS, UNITS, WINDOWS, over_time
@@ -23,20 +24,6 @@ TORCH = "torch LayerNorm"
 NORMS = ("none", TORCH, "bn", "ln", "ln-s", "dn", "dn*", "dn-mean-only")
 MODELS = tuple(WINDOWS)
 TOKENS = BATCH * STEPS
-
-
-@dataclass
-class CellRow:
-    """One layer; times in milliseconds for a sequence of 20 steps in a batch of 20."""
-
-    cell: str
-    norm: str
-    times: Times
-
-    @property
-    def token(self) -> float:
-        """Microseconds per token, forward and backward."""
-        return 1e3 * self.times.both / TOKENS
 
 
 def _norm(name: str, model: str) -> Callable[[int, int], OverTime]:
@@ -70,34 +57,42 @@ def _round(model: str, name: str) -> Callable[[], tuple[float, float]]:
     return once
 
 
-def measure(models: list[str], norms: list[str], seconds: float) -> list[CellRow]:
-    """The norms of a model in turn, round after round, in ``seconds`` for each model."""
+def measure(models: list[str], norms: list[str], seconds: float) -> list[dict[str, Any]]:
+    """The norms of a model in turn, round after round, in ``seconds`` for each model.
+
+    A row has the cell, the norm and the `Times` in milliseconds of a sequence of 20 steps in a batch of 20.
+    """
     rows = []
     for model in models:
         times = interleaved({name: _round(model, name) for name in norms}, seconds)
-        rows += [CellRow(model, name, times[name]) for name in norms]
+        rows += [{"cell": model, "norm": name, "times": asdict(times[name])} for name in norms]
     return rows
 
 
-def table(rows: list[CellRow]) -> Table:
-    """A line per layer and norm."""
+def _token(row: dict[str, Any]) -> float:
+    """Microseconds per token, forward and backward."""
+    return 1e3 * row["times"]["both"] / TOKENS
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """A line per layer and norm, from rows as `write` keeps them."""
     out = Table("cell", "norm", title=f"a recurrent layer of {UNITS} units, batch {BATCH}, {STEPS} steps")
     for name in ("forward ms", "backward ms", "us a token", f"{TORCH} / this"):
         out.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        peer = next((r.token for r in rows if r.cell == row.cell and r.norm == TORCH), None)
+        peer = next((_token(r) for r in rows if r["cell"] == row["cell"] and r["norm"] == TORCH), None)
         out.add_row(
-            row.cell,
-            row.norm,
-            f"{row.times.forward:.2f}",
-            f"{row.times.backward:.2f}",
-            f"{row.token:.1f}",
-            "-" if peer is None else f"{peer / row.token:.2f}x",
+            row["cell"],
+            row["norm"],
+            f"{row['times']['forward']:.2f}",
+            f"{row['times']['backward']:.2f}",
+            f"{_token(row):.1f}",
+            "-" if peer is None else f"{peer / _token(row):.2f}x",
         )
     return out
 
 
-def write(path: Path, rows: list[CellRow], machine: dict, command: str) -> None:
+def write(path: Path, rows: list[dict[str, Any]], machine: dict, command: str) -> None:
     """One JSON document."""
-    document = {"machine": machine, "command": command, "rows": [asdict(row) for row in rows]}
+    document = {"machine": machine, "command": command, "rows": rows}
     path.write_text(json.dumps(document, indent=1) + "\n")

@@ -18,7 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import divnorm_kernels as dk
-from bench import properties, recurrent
+from bench import pages, properties, recurrent
 from bench.cli import app
 from bench.training import luma
 from bench.training.images import textures
@@ -227,11 +227,14 @@ def document(**more):
 
 
 def test_the_table_gives_mean_deviation_and_what_diverged(tmp_path):
-    path = tmp_path / RESULTS
-    path.write_text(json.dumps(document()))
-    lines = [
-        re.split(r"\s*\|\s*", line.strip())[1:-1] for line in run("train", "show", path, "--markdown").splitlines()
-    ]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / RESULTS).write_text(json.dumps(document()))
+    page = "before\n<!-- table one/results.json -->\nold\n<!-- end -->\nafter\n"
+    written = pages.filled(page, tmp_path)
+    assert written.startswith("before\n<!-- table one/results.json -->\n\n| norm |")
+    assert written.endswith("|\n\n<!-- end -->\nafter\n")
+    assert pages.filled(written, tmp_path) == written
+    lines = [re.split(r"\s*\|\s*", line.strip())[1:-1] for line in written.splitlines()]
     by_norm = {cells[0]: cells[1:] for cells in lines if len(cells) > 1}
     assert by_norm["none"] == ["0.2500", "1", "20", "0.50", "0.25", "-"]
     assert by_norm["dn"] == ["0.6000 ± 0.1414", "2", "20", "0.50", "0.25", "0.8058"]
@@ -375,6 +378,11 @@ def test_results_hold_the_runs_of_one_setting(tmp_path):
         train(lambda: Line(1), {**settings.record(), "norm": norm}, 0, tmp_path / norm, lambda step: None)
     (log,) = collect(tmp_path, Settings("cnn", None, 2).record())
     assert log["settings"]["norm"] == "ln"
+
+
+def test_the_documentations_tables_are_those_of_the_committed_results():
+    assert all("<!-- table" in (ROOT / page).read_text() for page in pages.PAGES)
+    run("pages", "--check")
 
 
 def test_files_that_are_no_results_are_refused(tmp_path):

@@ -131,12 +131,11 @@ def _train(name: str, settings: Settings, norm: list[str] | None, seeds: int, jo
     _show(console, out, document)
 
 
-def _show(console: Console, folder: Path, document: dict[str, Any], markdown: bool = False) -> None:
-    console.print(table(document, markdown))
-    if not markdown:
-        plot_curves(folder / "curves.png", document)
-        plot_activations(folder / "activations.png", document)
-        console.print(f"written to {folder}: {RESULTS}, curves.png, activations.png, and a folder for every run")
+def _show(console: Console, folder: Path, document: dict[str, Any]) -> None:
+    console.print(table(document))
+    plot_curves(folder / "curves.png", document)
+    plot_activations(folder / "activations.png", document)
+    console.print(f"written to {folder}: {RESULTS}, curves.png, activations.png, and a folder for every run")
 
 
 @app.command()
@@ -213,7 +212,6 @@ def superres(
 @app.command()
 def show(
     results: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A results.json of earlier runs.")],
-    markdown: Annotated[bool, typer.Option(help="The table alone, as Markdown.")] = False,
 ) -> None:
     """Prints the table of earlier runs and draws their plots again, beside the file."""
     try:
@@ -221,4 +219,4 @@ def show(
         document["runs"], document["figure"]
     except (ValueError, KeyError, TypeError) as error:
         raise typer.BadParameter(f"{results}: expected the {RESULTS} of a training command ({error!r})") from None
-    _show(Console(width=width()), results.parent, document, markdown)
+    _show(Console(width=width()), results.parent, document)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from statistics import mean, median, stdev
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 Runs = list[dict[str, Any]]
@@ -30,17 +29,13 @@ def _written(values: list[float], digits: int) -> str:
     return f"{middle:.{digits}f}" + (f" ± {deviation:.{digits}f}" if len(values) > 1 else "")
 
 
-def table(document: dict[str, Any], markdown: bool = False) -> Table:
+def table(document: dict[str, Any]) -> Table:
     """A line per norm: figures with their deviation, wall time of a step, activations, the paper's figure."""
     figure, paper = document["figure"], document["paper"]
     digits = 4 if document["higher_is_better"] and max(paper.values(), default=0) < 1 else 2
     rows = by_norm(document["runs"], tuple(document["norms"]))
     extra = [name for name in document["also"] if any(name in run["figures"] for run in document["runs"])]
-    out = Table(
-        title=None if markdown else document["title"],
-        caption=None if markdown else f"ms a step: median, while {document['jobs']} at a time were training",
-        box=box.MARKDOWN if markdown else box.HEAVY_HEAD,
-    )
+    out = Table(title=document["title"], caption=f"ms a step: median, while {document['jobs']} at a time were training")
     out.add_column("norm")
     for name in (figure, *extra, "seeds", "ms a step", "sparsity", "correlation"):
         out.add_column(name, justify="right", no_wrap=True)
