@@ -126,6 +126,9 @@ def test_a_run_that_has_ended_is_not_trained_again(tmp_path):
     again = train(lambda: pytest.fail("built anew"), {"a": 1}, 0, tmp_path, counted.append)
     assert again == first
     assert counted == [4]
+    (tmp_path / LOG).unlink()  # killed between checkpoint and log
+    train(lambda: pytest.fail("built anew"), {"a": 1}, 0, tmp_path, counted.append)
+    assert json.loads((tmp_path / LOG).read_text()) == first
     with pytest.raises(ValueError, match=r"expected a run with these settings, .* \(a 1 there and 2 here\)"):
         train(lambda: Line(4), {"a": 2}, 0, tmp_path, lambda step: None)
 

@@ -98,6 +98,10 @@ def _write(path: Path, write: Callable[[Path], None]) -> None:
     os.replace(part, path)
 
 
+def _write_log(folder: Path, log: dict[str, Any]) -> None:
+    _write(folder / LOG, lambda path: path.write_text(json.dumps(log, indent=1) + "\n"))
+
+
 def _checkpoint(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """What an earlier run with the same settings left in the folder: tensors and plain values, no other objects."""
     path = folder / CHECKPOINT
@@ -143,6 +147,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     saved = _checkpoint(folder, settings)
     if saved is not None and saved["log"]["finished"]:
+        _write_log(folder, saved["log"])  # it comes after the checkpoint: a kill may have been between them
         advance(saved["step"])
         return saved["log"]
     torch.manual_seed(seed)
@@ -159,17 +164,16 @@ def train(
         advance(first)
 
     def save(step: int) -> None:
-        text = json.dumps(log, indent=1) + "\n"
         content = {
             "step": step,
-            "log": text,
+            "log": json.dumps(log),
             "times": times,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "task": task.state(),
         }
         _write(folder / CHECKPOINT, lambda path: torch.save(content, path))
-        _write(folder / LOG, lambda path: path.write_text(text))
+        _write_log(folder, log)
 
     every = max(1, plan.steps // RECORDS)
     for step in range(first, plan.steps):
