@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 import divnorm_kernels as dk
 from bench import pages, properties, recurrent
 from bench.cli import app
-from bench.training import luma
+from bench.training import luma, superres
 from bench.training.images import textures
 from bench.training.loop import CHECKPOINT, LOG, Plan, Task, train
 from bench.training.runs import EXPERIMENTS, RESULTS, Run, collect, run_all
@@ -147,10 +148,16 @@ def _curve(folder):
     return json.loads((folder / LOG).read_text())["records"]
 
 
+def _children(process):
+    """The processes that a process has started, where the system tells."""
+    found = Path(f"/proc/{process}/task/{process}/children")
+    return found.read_text().split() if found.exists() else []
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        ("text", "--model", "lstm", "--norm", "dn*", "--vocabulary", 60),
+        ("text", "--model", "lstm", "--norm", "dn*", "--vocabulary", 60, "--jobs", 2),
         ("cifar", "--norm", "bn*", "--model", "cnn"),
     ],
     ids=["state of a recurrent network", "running statistics"],
@@ -170,8 +177,14 @@ def test_a_killed_run_goes_on_where_it_was(command, tmp_path):
     )
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.01)
+    workers = _children(process.pid)
+    assert len(workers) >= ("--jobs" in command)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}/stat").exists() for worker in workers):  # they end with their next step
+        assert time.monotonic() < deadline, "the workers of a killed command train on"
+        time.sleep(0.01)
     done = torch.load(checkpoint, weights_only=True)["step"]
     assert 1 <= done < 9
     run("train", *arguments, "--out", killed)
@@ -254,6 +267,7 @@ def test_perplexities_have_two_digits():
 def _shrunk(monkeypatch):
     monkeypatch.setattr(luma, "TRAINING_SAMPLES", ("coins",))
     monkeypatch.setattr(luma, "TEST_SAMPLES", ("coins",))
+    superres.pictures.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -268,7 +282,6 @@ def _shrunk(monkeypatch):
 )
 def test_commands_run_without_data_and_say_so(command, says, tmp_path, monkeypatch):
     _shrunk(monkeypatch)
-    EXPERIMENTS["superres"].load.__globals__["superres"].pictures.cache_clear()
     output = run("train", *command, "--seeds", 1, "--evaluations", 1, "--out", tmp_path)
     assert says in output
     found = json.loads((tmp_path / RESULTS).read_text())
@@ -301,6 +314,7 @@ def test_networks_learn(tmp_path):
     ("command", "message"),
     [
         (("train", "cifar", "--norm", "bnn"), "to: got 'bnn', expected"),
+        (("train", "text", "--norm", "gn"), "to: got 'gn' for a layer over the last dimension"),
         (("train", "cifar", "--model", "vgg"), "got 'vgg', expected one of cnn, resnet"),
         (("train", "cifar", "--backend", "cudnn"), "backend: got 'cudnn'"),
         (("train", "cifar", "--data", "nowhere"), "nowhere: no folder; expected one with data_batch_1.bin"),

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from skimage.data import camera
 
-from bench.training import images, luma, words
+from bench.training import images, luma, text, words
 from bench.training.data import DataError
 
 
@@ -92,12 +92,12 @@ def test_words_are_numbered_by_frequency(tmp_path):
     (tmp_path / "train.txt").write_text(" the cat <unk> \n\n the dog sat on the mat cat \n")
     (tmp_path / "valid.txt").write_text("the bird\n")
     (tmp_path / "ptb.test.txt").write_text("cat the\n")
-    text = words.load(tmp_path, vocabulary=4)
-    assert text.vocabulary == 4
+    found = words.load(tmp_path, vocabulary=4)
+    assert found.vocabulary == 4
     # <unk> 0, the 1 (three times), <eos> 2 and cat 3 (twice, by name)
-    assert text.train.tolist() == [1, 3, 0, 2, 1, 0, 0, 0, 1, 0, 3, 2]
-    assert text.valid.tolist() == [1, 0, 2]
-    assert text.test.tolist() == [3, 1, 2]
+    assert found.train.tolist() == [1, 3, 0, 2, 1, 0, 0, 0, 1, 0, 3, 2]
+    assert found.valid.tolist() == [1, 0, 2]
+    assert found.test.tolist() == [3, 1, 2]
 
 
 def test_missing_and_empty_texts_are_clear_errors(tmp_path):
@@ -113,11 +113,18 @@ def test_missing_and_empty_texts_are_clear_errors(tmp_path):
         words.load(tmp_path, 10)
 
 
+def test_texts_shorter_than_a_batch_are_refused(tmp_path):
+    for part in words.PARTS:
+        (tmp_path / f"{part}.txt").write_text("a b c d e f\n" * (3 if part == "valid" else 10))
+    with pytest.raises(DataError, match=r"got 21 words in valid.txt, expected at least 40"):
+        text.texts(tmp_path, 10)
+
+
 def test_text_that_comes_along():
-    text = words.load(None, 500)
-    assert text.name == "Python's help"
-    assert text.vocabulary == 500
-    assert len(text.train) > 7 * len(text.test) > 10_000
+    found = words.load(None, 500)
+    assert found.name == "Python's help"
+    assert found.vocabulary == 500
+    assert len(found.train) > 7 * len(found.test) > 10_000
 
 
 def test_luma_is_in_studio_range():

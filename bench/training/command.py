@@ -15,7 +15,7 @@ from divnorm_kernels.backends import availability, check_name
 from ..machine import describe
 from ..options import chosen, command_line, device_named, width
 from .data import DataError
-from .norms import check_norm
+from .loop import ResumeError
 from .plots import plot_activations, plot_curves
 from .runs import EXPERIMENTS, RESULTS, Experiment, Run, collect, run_all
 from .settings import Settings
@@ -83,7 +83,7 @@ def _train(name: str, settings: Settings, norm: list[str] | None, seeds: int, jo
     try:
         check_name(settings.backend)
         for one in norms:
-            check_norm(one)
+            experiment.check_norm(one)
         experiment.load(settings)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from None
@@ -111,8 +111,8 @@ def _train(name: str, settings: Settings, norm: list[str] | None, seeds: int, jo
 
         try:
             run_all(name, settings, runs, out, jobs, report)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
+        except ResumeError as error:
+            raise typer.BadParameter(str(error), param_hint="--out") from None
     machine = describe(settings.device)
     document = {
         "title": _title(experiment, settings, machine),

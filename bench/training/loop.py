@@ -25,6 +25,10 @@ RECORDS = 100
 """Points of a curve, at most."""
 
 
+class ResumeError(ValueError):
+    """Says why what an earlier run left in a folder cannot be gone on with."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a model is trained: SGD, and a rate that is multiplied by a factor at parts of the steps."""
@@ -111,11 +115,11 @@ def _checkpoint(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None
         found = torch.load(path, map_location="cpu", weights_only=True)
         log = json.loads(found["log"])
     except Exception as error:
-        raise ValueError(f"{path}: expected a checkpoint of this command ({error}); remove it to start anew") from None
+        raise ResumeError(f"{path}: expected a checkpoint of this command ({error}); remove it to start anew") from None
     if log["settings"] != settings:
         other = {k: (v, settings.get(k)) for k, v in log["settings"].items() if settings.get(k) != v}
         differences = ", ".join(f"{name} {was!r} there and {now!r} here" for name, (was, now) in other.items())
-        raise ValueError(
+        raise ResumeError(
             f"{folder}: expected a run with these settings, got one with others ({differences}); choose another --out"
         )
     return {**found, "log": log}

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from ..timing import keep_freed_memory
 from . import cifar, superres, text
 from .loop import Task, finished, train
+from .norms import check_norm
 from .settings import Settings
 
 RESULTS = "results.json"
@@ -29,6 +30,8 @@ class Experiment:
     task: Callable[[Any, str, int], Task]
     load: Callable[[Any], Any]
     """Reads the data, so that what is wrong with it is said before any run starts."""
+    check_norm: Callable[[str], None]
+    """Raises ValueError on a norm that it cannot train with."""
     figure: str
     """The figure of the table, from the final evaluation."""
     curve: str
@@ -50,6 +53,7 @@ EXPERIMENTS = {
             tuple(cifar.MODELS),
             cifar.Classification,
             lambda s: cifar.pictures(s.data),
+            check_norm,
             "accuracy",
             "accuracy",
             (),
@@ -63,6 +67,7 @@ EXPERIMENTS = {
             tuple(text.WINDOWS),
             text.Language,
             lambda s: text.texts(s.data, s.vocabulary),
+            text.check_norm,
             "perplexity",
             "valid",
             ("valid",),
@@ -76,6 +81,7 @@ EXPERIMENTS = {
             ("srcnn",),
             superres.SuperResolution,
             lambda s: superres.pictures(s.data, s.scale),
+            check_norm,
             "psnr",
             "psnr",
             ("ssim", "bicubic psnr", "bicubic ssim"),
@@ -123,6 +129,8 @@ def _start_worker(done: Any, threads: int) -> None:
 
 def _train_in_worker(number: int, *arguments: Any) -> None:
     def advance(step: int) -> None:
+        if not parent_process().is_alive():  # killed, and perhaps started again: two would write one folder
+            os._exit(1)  # an exception would only end the task, and the process wait for the next
         _done[number] = step
 
     _train(*arguments, advance)

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from . import cells
 from .cells import State
+from .data import DataError
 from .loop import Plan, Task
 from .norms import Constants, OverTime
 from .settings import Settings
-from .words import Text, load
+from .words import PARTS, Text, load
 
 LAYERS, UNITS = 2, 200
 BATCH, STEPS = 20, 20
@@ -123,17 +124,25 @@ class LanguageModel(nn.Module):
         return self.scores(x.flatten(0, 1)), after
 
 
+def check_norm(norm: str) -> None:
+    """Raises ValueError on a name that is not of the family, or needs more than one dimension."""
+    over_time(norm, "lstm", None, UNITS, 1)
+
+
 @cache
 def texts(path: Path | None, vocabulary: int) -> Text:
     """The data of a run, read once."""
-    return load(path, vocabulary)
+    found = load(path, vocabulary)
+    for part in PARTS:
+        words = len(getattr(found, part))
+        if words < 2 * BATCH:
+            raise DataError(f"{found.name}: got {words} words in {part}.txt, expected at least {2 * BATCH}")
+    return found
 
 
 def _columns(words: Tensor, device: str) -> Tensor:
     """(length, BATCH): the text cut into as many parts as a batch has rows, side by side."""
     length = len(words) // BATCH
-    if length < 2:
-        raise ValueError(f"got a text of {len(words)} words, expected at least {2 * BATCH}")
     return words[: length * BATCH].view(BATCH, length).t().contiguous().to(device)
 
 
