@@ -33,3 +33,9 @@ def _seeded_and_poisoned():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def torchs_defaults(_seeded_and_poisoned):
+    """Torch as users have it, for what is not about kernels."""
+    torch.use_deterministic_algorithms(False)

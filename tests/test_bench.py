@@ -9,31 +9,21 @@ from timeit import timeit
 import numpy as np
 import pytest
 import torch
+from bench_command import run
 from process import run_python
-from typer.testing import CliRunner
 
 import divnorm_kernels as dk
 from bench import family, gpu, sanitized
 from bench import measure as measuring
 from bench.cases import CASES, SUITES, SWEEP_WINDOWS, Case, Setting, settings
-from bench.cli import app
 from bench.inputs import image_cases, sample_cases, tensor_case
 from bench.measure import check, measure
 from bench.results import best_of_ours, geometric_mean, headline, ratio, settings_of, share_of_limit, window_growth
 from bench.subjects import OURS, PEERS, Subject, activation, groups_for, ours, peers
 
+pytestmark = pytest.mark.usefixtures("torchs_defaults")
+
 SMALL = Setting(Case("small", (2, 8, 9, 9), "a test"), "float32", "contiguous", 3)
-
-
-@pytest.fixture(autouse=True)
-def _torchs_defaults():
-    torch.use_deterministic_algorithms(False)
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def test_suites_name_cases_that_exist():

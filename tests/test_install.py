@@ -72,7 +72,7 @@ def unpacked(built, where):
     return where
 
 
-def test_wheel_runs_on_every_instruction_set_and_a_second_build_works(tree, tmp_path):
+def test_wheel_runs_on_every_instruction_set_and_an_editable_install_follows(tree, tmp_path):
     built, _ = wheel(tree, **CPU_ALONE)
     home = unpacked(built, tmp_path / "home")
     names = {p.name for p in (home / "divnorm_kernels").iterdir()}
@@ -93,12 +93,8 @@ def test_wheel_runs_on_every_instruction_set_and_a_second_build_works(tree, tmp_
         shared = [line for line in symbols if f"divnorm::{file.parts[-4].split('_')[-1].split('.')[0]}::" not in line]
         assert [line for line in shared if "DW.ref." not in line] == []
 
-    again, _ = wheel(tree, **QUICK)  # CMake's cache of the first build names tools that pip has deleted since
-    report = python(REPORT, unpacked(again, tmp_path / "second"))
-    assert "backend cpu: available" in report
-
-
-def test_editable_install_compiles_into_the_tree(tree):
+    # A second build: CMake's cache of the first names tools that pip has deleted since. It compiles into the tree.
+    assert not list((tree / "divnorm_kernels").glob("_native*.so"))
     assert "backend cpu: available" in editable(tree, **QUICK)
     assert len(list((tree / "divnorm_kernels").glob("_native*.so"))) == 1
 

@@ -13,32 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench_command import run
+from payload import Payload
 from process import ROOT
-from test_training_data import Payload
 from torch import nn
-from typer.testing import CliRunner
 
 import divnorm_kernels as dk
-from bench import pages, properties, recurrent
-from bench.cli import app
+from bench import pages
 from bench.training import luma, superres
-from bench.training.images import textures
 from bench.training.loop import CHECKPOINT, LOG, Plan, Task, train
 from bench.training.runs import EXPERIMENTS, RESULTS, Run, collect, run_all
 from bench.training.settings import Settings
 from bench.training.summary import table
 from bench.training.text import TextSettings, plan
 
-
-@pytest.fixture(autouse=True)
-def _torchs_defaults():
-    torch.use_deterministic_algorithms(False)
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    assert result.exit_code == code, result.output
-    return result.output
+pytestmark = pytest.mark.usefixtures("torchs_defaults")
 
 
 def test_the_rate_falls_where_the_plan_says():
@@ -259,9 +248,12 @@ def test_the_table_gives_mean_deviation_and_what_diverged(tmp_path):
 
 
 def test_perplexities_have_two_digits():
-    text = document(figure="accuracy", higher_is_better=False, paper={"dn": 103.7})
-    cells = list(table(text).columns[1].cells)
-    assert cells == ["0.25", "0.60 ± 0.14", "- (1 diverged)"]
+    text = document(figure="perplexity", paper={"dn": 103.7})
+    for log in text["runs"]:
+        log["figures"] = {"perplexity": 200 * log["figures"].get("accuracy", 1)}
+    columns = {column.header: list(column.cells) for column in table(text).columns}
+    assert columns["perplexity"][:2] == ["50.00", "120.00 ± 28.28"]
+    assert columns["paper"] == ["-", "103.70", "-"]
 
 
 def _shrunk(monkeypatch):
@@ -327,66 +319,6 @@ def test_networks_learn(tmp_path):
 )
 def test_bad_options_are_clear_errors(command, message):
     assert message in re.sub(r"[\s│]+", " ", run(*command, code=2))
-
-
-def test_similarity_of_known_activations():
-    y = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
-    assert properties.similarity(y) == pytest.approx((0 + 2 * math.sqrt(0.5)) / 3)
-    assert properties.similarity(torch.ones(4, 3, 2)) == pytest.approx(1)
-
-
-def test_properties_of_a_network_without_norms_follow_from_its_formula():
-    """One layer by hand: scales and gradients of relu(W x), and of x + relu(W x)."""
-    x, direction = torch.randn(3, 3, 8, 8), torch.randn(3, 4, 4, 4)
-    for residual in (False, True):
-        network = properties.Deep("none", 1, 4, residual)
-        measured = properties.measure(network, x, direction)
-        first = network.stem(x).detach().requires_grad_()
-        inner = network.convolutions[0](first).relu()
-        last = first + inner if residual else inner
-        (gradient,) = torch.autograd.grad((last * direction).sum(), first)
-
-        def size(y):
-            return y.detach().square().mean().sqrt().item()
-
-        assert measured["scale"] == pytest.approx([size(first), size(last)], rel=1e-5)
-        assert measured["gradient"] == pytest.approx([size(gradient) / size(direction), 1.0], rel=1e-5)
-        assert measured["similarity"][1] == pytest.approx(properties.similarity(last.detach()), rel=1e-5)
-
-
-def test_layer_normalization_makes_activations_alike_and_batch_normalization_less_so():
-    """The finding of "Beyond BatchNorm" on plain networks, at a size that runs in seconds."""
-    rows = properties.measure_all(["bn", "ln"], textures(10, 40), 12, 32, 24, 1, None, lambda: None)
-    last = {row["norm"]: row["similarity"][-1] for row in rows if row["network"] == "plain"}
-    assert last["ln"] > 2 * last["bn"]
-
-
-def test_properties_are_written_and_drawn(tmp_path):
-    arguments = ("--depth", 2, "--channels", 4, "--batch", 3, "--seeds", 1)
-    output = run("properties", *arguments, "--norm", "dn", "--norm", "none", "--out", tmp_path)
-    assert "residual" in output
-    rows = json.loads((tmp_path / "properties.json").read_text())["rows"]
-    assert {(row["network"], row["norm"]) for row in rows} == {
-        (k, n) for k in properties.NETWORKS for n in ("dn", "none")
-    }
-    assert all(len(row["scale"]) == 3 for row in rows)
-    assert (tmp_path / "properties.png").stat().st_size > 10_000
-
-
-def test_cells_are_timed_against_torchs_layer_norm(tmp_path, monkeypatch):
-    monkeypatch.setattr(recurrent, "STEPS", 2)
-    arguments = ("--cell", "lstm", "--norm", "dn*", "--norm", recurrent.TORCH, "--seconds", 0.01, "--out", tmp_path)
-    output = run("cells", *arguments)
-    assert "us a token" in output
-    rows = json.loads((tmp_path / "cells.json").read_text())["rows"]
-    assert [row["norm"] for row in rows] == ["dn*", recurrent.TORCH]
-    assert all(row["times"]["both"] > 0 for row in rows)
-
-
-def test_torchs_layer_norm_stands_where_ours_does():
-    ours, theirs = (recurrent._norm(name, "tanh")(30, 2) for name in ("ln", recurrent.TORCH))
-    x = torch.randn(4, 60)
-    torch.testing.assert_close(ours(x), theirs(x), atol=1e-3, rtol=1e-3)  # eps 1e-4 and 1e-5
 
 
 def test_results_hold_the_runs_of_one_setting(tmp_path):

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from payload import Payload
 from PIL import Image
 from skimage.data import camera
 
@@ -44,16 +45,6 @@ def test_cifar_100_takes_the_fine_classes(tmp_path):
     assert found.classes == 100
     assert found.train_classes.tolist() == records(3, 2, 0)[:, 1].tolist()
     assert torch.equal(found.train.flatten(1), torch.from_numpy(records(3, 2, 0)[:, 2:].copy()))
-
-
-class Payload:
-    """Leaves a file behind where anything unpickles it."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_missing_and_damaged_pictures_are_clear_errors(tmp_path):

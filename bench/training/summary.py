@@ -22,9 +22,12 @@ def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     return mean(values), stdev(values) if len(values) > 1 else float("nan")
 
 
-def _written(values: list[float], digits: int) -> str:
+def _written(values: list[float], digits: int | None = None) -> str:
+    """Mean ± deviation; four digits for shares, two for other figures, where ``digits`` does not say otherwise."""
     if not values:
         return "-"
+    if digits is None:
+        digits = 4 if max(values) <= 1 else 2
     middle, deviation = mean_and_deviation(values)
     return f"{middle:.{digits}f}" + (f" ± {deviation:.{digits}f}" if len(values) > 1 else "")
 
@@ -32,7 +35,6 @@ def _written(values: list[float], digits: int) -> str:
 def table(document: dict[str, Any]) -> Table:
     """A line per norm: figures with their deviation, wall time of a step, activations, the paper's figure."""
     figure, paper = document["figure"], document["paper"]
-    digits = 4 if document["higher_is_better"] and max(paper.values(), default=0) < 1 else 2
     rows = by_norm(document["runs"], tuple(document["norms"]))
     extra = [name for name in document["also"] if any(name in run["figures"] for run in document["runs"])]
     out = Table(title=document["title"], caption=f"ms a step: median, while {document['jobs']} at a time were training")
@@ -43,7 +45,7 @@ def table(document: dict[str, Any]) -> Table:
         out.add_column("paper", justify="right", no_wrap=True)
     for norm, runs in rows.items():
         ended = [run for run in runs if not run["diverged"]]
-        cells = [_written([run["figures"][name] for run in ended], digits) for name in (figure, *extra)]
+        cells = [_written([run["figures"][name] for run in ended]) for name in (figure, *extra)]
         cells[0] += f" ({len(runs) - len(ended)} diverged)" if len(ended) < len(runs) else ""
         seconds = median(run["seconds_per_step"] for run in runs)
         measured = [place for run in ended for place in run["activations"].values()]
@@ -52,5 +54,5 @@ def table(document: dict[str, Any]) -> Table:
             for name in ("sparsity", "correlation")
         ]
         cells += [str(len(runs)), f"{1e3 * seconds:.0f}", *shares]
-        out.add_row(norm, *cells, *([f"{paper[norm]:.{digits}f}" if norm in paper else "-"] if paper else []))
+        out.add_row(norm, *cells, *([_written([paper[norm]] if norm in paper else [])] if paper else []))
     return out

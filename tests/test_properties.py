@@ -1,0 +1,73 @@
+"""Properties of deep networks at their initial values, and what a norm costs in a recurrent layer."""
+
+import json
+import math
+
+import pytest
+import torch
+from bench_command import run
+
+from bench import properties, recurrent
+from bench.training.images import textures
+
+pytestmark = pytest.mark.usefixtures("torchs_defaults")
+
+
+def test_similarity_of_known_activations():
+    y = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+    assert properties.similarity(y) == pytest.approx((0 + 2 * math.sqrt(0.5)) / 3)
+    assert properties.similarity(torch.ones(4, 3, 2)) == pytest.approx(1)
+
+
+def test_properties_of_a_network_without_norms_follow_from_its_formula():
+    """One layer by hand: scales and gradients of relu(W x), and of x + relu(W x)."""
+    x, direction = torch.randn(3, 3, 8, 8), torch.randn(3, 4, 4, 4)
+    for residual in (False, True):
+        network = properties.Deep("none", 1, 4, residual)
+        measured = properties.measure(network, x, direction)
+        first = network.stem(x).detach().requires_grad_()
+        inner = network.convolutions[0](first).relu()
+        last = first + inner if residual else inner
+        (gradient,) = torch.autograd.grad((last * direction).sum(), first)
+
+        def size(y):
+            return y.detach().square().mean().sqrt().item()
+
+        assert measured["scale"] == pytest.approx([size(first), size(last)], rel=1e-5)
+        assert measured["gradient"] == pytest.approx([size(gradient) / size(direction), 1.0], rel=1e-5)
+        assert measured["similarity"][1] == pytest.approx(properties.similarity(last.detach()), rel=1e-5)
+
+
+def test_layer_normalization_makes_activations_alike_and_batch_normalization_less_so():
+    """The finding of "Beyond BatchNorm" on plain networks, at a size that runs in seconds."""
+    rows = properties.measure_all(["bn", "ln"], textures(10, 40), 12, 32, 24, 1, None, lambda: None)
+    last = {row["norm"]: row["similarity"][-1] for row in rows if row["network"] == "plain"}
+    assert last["ln"] > 2 * last["bn"]
+
+
+def test_properties_are_written_and_drawn(tmp_path):
+    arguments = ("--depth", 2, "--channels", 4, "--batch", 3, "--seeds", 1)
+    output = run("properties", *arguments, "--norm", "dn", "--norm", "none", "--out", tmp_path)
+    assert "residual" in output
+    rows = json.loads((tmp_path / "properties.json").read_text())["rows"]
+    assert {(row["network"], row["norm"]) for row in rows} == {
+        (k, n) for k in properties.NETWORKS for n in ("dn", "none")
+    }
+    assert all(len(row["scale"]) == 3 for row in rows)
+    assert (tmp_path / "properties.png").stat().st_size > 10_000
+
+
+def test_cells_are_timed_against_torchs_layer_norm(tmp_path, monkeypatch):
+    monkeypatch.setattr(recurrent, "STEPS", 2)
+    arguments = ("--cell", "lstm", "--norm", "dn*", "--norm", recurrent.TORCH, "--seconds", 0.01, "--out", tmp_path)
+    output = run("cells", *arguments)
+    assert "us a token" in output
+    rows = json.loads((tmp_path / "cells.json").read_text())["rows"]
+    assert [row["norm"] for row in rows] == ["dn*", recurrent.TORCH]
+    assert all(row["times"]["both"] > 0 for row in rows)
+
+
+def test_torchs_layer_norm_stands_where_ours_does():
+    ours, theirs = (recurrent._norm(name, "tanh")(30, 2) for name in ("ln", recurrent.TORCH))
+    x = torch.randn(4, 60)
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-3, rtol=1e-3)  # eps 1e-4 and 1e-5
