@@ -11,7 +11,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m bench run
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses auto --durations 12
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 12
 	$(MAKE) native-test
 
 # On a machine with a GPU: tests, sanitizers and benchmark, with its own Python ($(PYTHON)) and no network.

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import random
 import re
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from torch import nn
 
 import divnorm_kernels as dk
 from bench import pages
-from bench.training import luma, superres
+from bench.training import luma, superres, words
 from bench.training.loop import CHECKPOINT, LOG, Plan, Task, train
 from bench.training.runs import EXPERIMENTS, RESULTS, Run, collect, run_all
 from bench.training.settings import Settings
@@ -137,6 +138,18 @@ def _curve(folder):
     return json.loads((folder / LOG).read_text())["records"]
 
 
+@pytest.fixture
+def small_text(tmp_path):
+    """A folder of texts that are evaluated in no time."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    generator = random.Random(0)
+    for part, lines in zip(words.PARTS, (200, 20, 20), strict=True):
+        text = "\n".join(" ".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=10)) for _ in range(lines))
+        (folder / f"{part}.txt").write_text(text)
+    return folder
+
+
 def _children(process):
     """The processes that a process has started, where the system tells."""
     found = Path(f"/proc/{process}/task/{process}/children")
@@ -146,15 +159,16 @@ def _children(process):
 @pytest.mark.parametrize(
     "command",
     [
-        ("text", "--model", "lstm", "--norm", "dn*", "--vocabulary", 60, "--jobs", 2),
-        ("cifar", "--norm", "bn*", "--model", "cnn"),
+        ("text", "--model", "lstm", "--norm", "dn*", "--vocabulary", 60, "--jobs", 2, "--steps", 60),
+        ("cifar", "--norm", "bn*", "--model", "cnn", "--steps", 10),
     ],
     ids=["state of a recurrent network", "running statistics"],
 )
-def test_a_killed_run_goes_on_where_it_was(command, tmp_path):
+def test_a_killed_run_goes_on_where_it_was(command, tmp_path, small_text):
     """Killed without warning after its first checkpoint, then given again: the same numbers as in one go."""
-    name = command[0]
-    arguments = [*command, "--steps", 9, "--seeds", 1, "--checkpoint-every", 1, "--evaluations", 1, "--device", "cpu"]
+    name, steps = command[0], command[-1]
+    arguments = [*command, "--seeds", 1, "--checkpoint-every", 1, "--evaluations", 1, "--device", "cpu"]
+    arguments += ["--data", small_text] if name == "text" else []
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run("train", *arguments, "--out", whole)
     (folder,) = [path for path in whole.iterdir() if path.is_dir()]
@@ -175,15 +189,15 @@ def test_a_killed_run_goes_on_where_it_was(command, tmp_path):
         assert time.monotonic() < deadline, "the workers of a killed command train on"
         time.sleep(0.01)
     done = torch.load(checkpoint, weights_only=True)["step"]
-    assert 1 <= done < 9
+    assert 1 <= done < steps
     run("train", *arguments, "--out", killed)
     assert _curve(killed / folder.name) == _curve(folder)
-    assert len(_curve(folder)) == 9
+    assert len(_curve(folder)) == steps
     assert EXPERIMENTS[name].figure in json.loads((killed / RESULTS).read_text())["runs"][0]["figures"]
 
 
-def test_several_processes_train_what_one_does(tmp_path):
-    settings = TextSettings("tanh", None, 3, evaluations=1, vocabulary=50)
+def test_several_processes_train_what_one_does(tmp_path, small_text):
+    settings = TextSettings("tanh", small_text, 3, evaluations=1, vocabulary=50)
     runs = [Run(norm, seed) for seed in (0, 1) for norm in ("ln*", "dn")]
     for jobs in (1, 2):
         seen = {}
@@ -196,8 +210,8 @@ def test_several_processes_train_what_one_does(tmp_path):
         assert a["figures"] == pytest.approx(b["figures"], rel=1e-4)  # other numbers of threads, other orders of sums
 
 
-def test_an_error_in_a_process_ends_the_command(tmp_path):
-    settings = TextSettings("tanh", None, 3, vocabulary=50)
+def test_an_error_in_a_process_ends_the_command(tmp_path, small_text):
+    settings = TextSettings("tanh", small_text, 3, vocabulary=50)
     (tmp_path / "dn-0").mkdir()
     (tmp_path / "dn-0" / CHECKPOINT).write_text("none")
     with pytest.raises(ValueError, match="expected a checkpoint"):
