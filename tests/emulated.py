@@ -55,6 +55,8 @@ def backend(**row: Any) -> Iterator[None]:
     if DEVICE == "cpu":
         cuda.library, cuda.DEVICE_TYPE, cuda.device_of = module(), "cpu", lambda x: TINY
     fields._built.cache_clear()
-    yield
-    cuda.library, cuda.DEVICE_TYPE, cuda.device_of, table.ROWS = saved
-    fields._built.cache_clear()
+    try:
+        yield
+    finally:
+        cuda.library, cuda.DEVICE_TYPE, cuda.device_of, table.ROWS = saved
+        fields._built.cache_clear()

@@ -102,13 +102,31 @@ def tolerances(call: Call, expected: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
+def _without_underflow(
+    function: Callable[..., Any], call: Call, got: dict[str, Tensor]
+) -> tuple[Call, dict[str, Tensor]]:
+    """The call and its results with no gradient where y next to zero became zero in float16.
+
+    Its sign, which decides whether the ReLU passes, cannot be read from such a y.
+    """
+    exact_y = evaluate(reference, replace(call.in_double(), options=call.options | {"activation": None}))["y"]
+    near = tolerances(replace(call, x=call.x.float()), {"y": exact_y})["y"]
+    hidden = (got["y"] == 0) & (exact_y != 0) & (exact_y.abs() <= near)
+    if not hidden.any():
+        return call, got
+    call = replace(call, dy=call.dy.masked_fill(hidden, 0))
+    return call, evaluate(function, call)
+
+
 def check(function: Callable[..., Any], call: Call) -> dict[str, Tensor]:
     """Compares every result of ``function`` with the oracle's, value by value; returns them.
 
     A ReLU passes the gradient where ``function``'s own y is above zero: next to zero rounding decides which side it is.
     """
-    exact = call.in_double()
     got = evaluate(function, call)
+    if call.options.get("activation") == "relu" and call.x.dtype == torch.float16 and call.x.numel():
+        call, got = _without_underflow(function, call, got)
+    exact = call.in_double()
     if call.options.get("activation") == "relu":
         exact = replace(exact, dy=exact.dy * (got["y"] > 0), options=call.options | {"activation": None})
     expected = evaluate(reference, exact)

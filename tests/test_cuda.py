@@ -116,6 +116,19 @@ def test_values_and_gradients(call: Call, strategy: str):
         check(on_cuda, call)
 
 
+def test_a_y_above_zero_that_float16_cannot_hold():
+    """Found by the search above: y = 1.5e-8 is stored as 0 and passes the gradient, as its sign says."""
+    options = {"window": None, "norm_window": None, "activation": "relu"}
+    call = case((2, 1, 3, 3), options, torch.float16)
+    call = dataclasses.replace(call, x=0 * call.x, weight=None, bias=torch.full_like(call.sigma, 1.5e-8), sigma=1.0)
+    with backend():
+        got = evaluate(on_cuda, call)
+        check(on_cuda, call)
+    assert (got["y"] == 0).all()
+    # d l1 / d x is 0 at x = 0
+    assert torch.equal(got["dx"], call.dy)
+
+
 @pytest.mark.parametrize("strategy", NAMES)
 def test_parameters_and_gradients_that_are_not_there(strategy):
     """Without weight, bias, a sigma that learns, and a gradient of l1; and with some gradients not wanted."""
