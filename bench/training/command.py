@@ -40,7 +40,7 @@ Norm = Annotated[
         help='Of the family: none, bn, ln, gn, in, rms, dn, dn-mean-only; "-s" and "*" may follow. May be repeated.'
     ),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Training steps; default: about an hour on two cores for all.")]
+Steps = Annotated[int, typer.Option(min=1, help="Training steps; default: about an hour on two cores for all.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Runs per norm, with seeds 0, 1, ...")]
 Rate = Annotated[float | None, typer.Option(min=0, help="Learning rate; default: the paper's.")]
 Decay = Annotated[
