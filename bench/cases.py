@@ -89,9 +89,7 @@ SUITES = {
     "quick": Selection(TARGETS, ("float32", "bfloat16"), FORMATS, (5,), ("16x256x28x28",), ("32x64x56x56",)),
     "targets": Selection((*TARGETS, "64x64x112x112"), ("float32", "bfloat16"), FORMATS, (5, 11), TARGETS, TARGETS),
     "gpu": Selection(GPU, ("float32", "bfloat16"), FORMATS, (5,), ("64x512x28x28",), ("64x512x28x28",)),
-    "gpu-targets": Selection(
-        GPU_TARGETS, ("float32", "bfloat16", "float16"), FORMATS, (3, 11), ("64x512x28x28", "256x256x56x56"), GPU
-    ),
+    "gpu-targets": Selection(GPU_TARGETS, ("float32", "bfloat16"), FORMATS, (5,), ("64x512x28x28",), GPU),
     "full": Selection(tuple(CASES), tuple(DTYPES), FORMATS, (3, 5, 11, 31), TARGETS, TARGETS),
 }
 SWEEP_WINDOWS = (3, 5, 7, 9, 11, 15, 21, 31)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -13,22 +12,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from . import family, properties, recurrent
+from . import family, properties, recurrent, targets
 from . import pages as tables
-from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, Setting, settings
+from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, settings
 from .inputs import image_cases, sample_cases, tensor_case
 from .machine import describe
-from .measure import check, measure, measure_windows
+from .measure import copy_bandwidth
 from .options import chosen, command_line, device_named, width
 from .overhead import call_overhead
 from .plots import plot_ratios, plot_windows
 from .report import print_headline, sweep_table, table
-from .results import headline, read, write
-from .timing import keep_freed_memory, return_freed_memory
+from .results import headline, read
+from .running import Plan, Results, steps
+from .timing import keep_freed_memory
 from .training.command import app as train
 from .training.data import DataError
 from .training.images import load as load_images
 from .training.norms import check_norm
+from .tuning.command import tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,11 +37,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Times divisive normalization against BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm, the eager reference "
     "and torch.compile of it, with a plain copy of the tensor as the yardstick: start with `run`. Trains the paper's "
-    "networks: `train`.",
+    "networks: `train`. Tunes the GPU backends: `tune`.",
 )
 app.add_typer(train, name="train")
-SWEEP_SHARE = 0.25
-"""Part of a setting's seconds that one window of a sweep gets: it has one subject, not eight."""
+app.command()(tune)
 
 
 @app.command()
@@ -91,13 +91,17 @@ def run(
     sweep: Annotated[
         bool, typer.Option(help="Measure the time against the window size on the suite's cases for it.")
     ] = True,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Keep what results.json in the folder has, and measure what it has not yet."),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for results.json, ratios.png and windows.png.")] = Path("bench/out"),
 ) -> None:
     """Measures forward, backward and both; prints a table, writes JSON and plots.
 
     Every subject of a setting runs in turn, round after round, so that the machine's moods hit all alike; figures are
     medians. Results are compared with the reference in float64 first, and a wrong one is not timed: the command then
-    ends with status 1.
+    ends with status 1. results.json is written after every setting; a run that was killed goes on with --resume.
     """
     device = device_named(device)
     suite = suite or ("quick" if device == "cpu" else "gpu")
@@ -131,13 +135,27 @@ def run(
     ]
 
     console = Console(width=width())
-    rows, sweep_rows = _measure_all(console, plan, sweeps, with_compiled, seconds)
-    overhead = call_overhead(device)
-    machine = describe(device)
     out.mkdir(parents=True, exist_ok=True)
-    write(out / "results.json", machine, rows, sweep_rows, overhead, command_line())
-    _show(console, out, {"rows": rows, "sweeps": sweep_rows, "machine": machine, "call_overhead_us": overhead})
-    if headline(rows)["wrong"]:
+    machine = describe(device) | {"copy_bytes_per_second": copy_bandwidth(device)}
+    results = Results(out / "results.json", machine, command_line(), call_overhead(device))
+    work = Plan(plan, sweeps, with_compiled, seconds)
+    if resume:
+        try:
+            results.go_on()
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--resume") from None
+        work = work.without(results)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        todo = list(steps(work, results))
+        task = progress.add_task("", total=len(todo))
+        for description, step in todo:
+            progress.update(task, description=description)
+            step()
+            progress.advance(task)
+    results.write()
+    _show(console, out, results.document())
+    if headline(results.rows)["wrong"]:
         raise typer.Exit(1)
 
 
@@ -268,41 +286,13 @@ def show(
     _show(Console(width=width()), results.parent, document)
 
 
-def _measure_all(
-    console: Console, plan: list[Setting], sweeps: list[list[Setting]], with_compiled: set[str], seconds: float
-) -> tuple[list[dict], list[dict]]:
-    checks = {}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        everything = list(dict.fromkeys([*plan, *chain(*sweeps)]))
-        task = progress.add_task("", total=len(everything) + len(plan) + len(sweeps))
-        return_freed_memory()
-        for setting in everything:
-            progress.update(task, description=f"checking {_describe(setting)} window {setting.window}")
-            checks[setting] = check(setting)
-            progress.advance(task)
-        keep_freed_memory()
-        rows, sweep_rows = [], []
-        for setting in plan:
-            progress.update(task, description=f"timing {_describe(setting)} window {setting.window}")
-            compiled = setting.case.name in with_compiled
-            rows += measure(setting, checks[setting], compiled=compiled, seconds=seconds)
-            progress.advance(task)
-        for group in sweeps:
-            progress.update(task, description=f"timing {_describe(group[0])} against the window")
-            share = SWEEP_SHARE * seconds * len(group)
-            sweep_rows += measure_windows(group, [checks[setting] for setting in group], seconds=share)
-            progress.advance(task)
-    return [row.as_dict() for row in rows], [row.as_dict() for row in sweep_rows]
-
-
-def _describe(setting: Setting) -> str:
-    return f"{setting.case.name} {setting.dtype} {setting.format}"
-
-
 def _show(console: Console, folder: Path, document: dict) -> None:
     rows, sweeps, machine = document["rows"], document["sweeps"], document["machine"]
     console.print(table(rows))
+    reached = targets.verdicts(rows, machine)
+    if reached:
+        console.print(targets.table(reached))
+        console.print(f"{sum(not verdict.missed for verdict in reached)} of {len(reached)} reach all targets")
     plot_ratios(folder / "ratios.png", rows, machine)
     if sweeps:
         console.print(sweep_table(sweeps))

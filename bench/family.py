@@ -183,6 +183,23 @@ def show(console: Console, rows: list[FamilyRow], machine: dict) -> None:
                 )
 
 
+def means_table(documents: list[dict]) -> Table:
+    """A line per layer: how many times as long torch's takes (geometric mean), and how often ours is no slower."""
+    out = Table("layer")
+    for document in documents:
+        for suffix in ("", ", with a ReLU behind it"):
+            out.add_column(machine_name(document["machine"]) + suffix, no_wrap=True)
+    for name in dict.fromkeys(row["layer"] for document in documents for row in document["rows"]):
+        cells = []
+        for document in documents:
+            for relu in (False, True):
+                rows = [row for row in document["rows"] if (row["layer"], row["relu"]) == (name, relu) and row["ours"]]
+                found = [row["theirs"]["both"] / row["ours"]["both"] for row in rows]
+                cells.append(f"{geometric_mean(found):.2f}x, {sum(r >= 1 for r in found)} of {len(found)}")
+        out.add_row(name, *cells)
+    return out
+
+
 def write(path: Path, rows: list[FamilyRow], machine: dict, command: str) -> None:
     """One JSON document."""
     document = {"machine": machine, "command": command, "rows": [asdict(row) for row in rows]}

@@ -16,6 +16,9 @@ from .subjects import Subject, activation, ours, peers
 from .timing import Times, interleaved, step
 
 COPY = "copy"
+CEILING_BYTES = 1 << 28
+"""A tensor larger than every cache."""
+CEILING_SECONDS = 0.3
 LIMIT_COPIES = 2.5
 """Forward 1 read + 1 write, backward 2 reads + 1 write: five times the bytes of x, where a copy moves two."""
 
@@ -37,10 +40,6 @@ class Row:
     device: str
     times: Times | None
     copies: float | None
-    forward_share: float | None
-    """The part of the speed that forward's bytes, one read and one write, would have at the copy's bandwidth."""
-    backward_share: float | None
-    """The same for backward's two reads and one write."""
     extra_bytes: int | None
     extra_share: float | None
     error: Error | None
@@ -58,6 +57,13 @@ class Check:
     extra_bytes: int | None
 
 
+def copy_bandwidth(device: str) -> float:
+    """Bytes per second, those read and those written, of a copy that no cache helps: the ceiling of every kernel."""
+    x = torch.randn(CEILING_BYTES // 4, device=device)
+    taken = interleaved({COPY: _clock(device).copy_round(x)}, CEILING_SECONDS)[COPY]
+    return 2 * CEILING_BYTES / (1e-3 * taken.both)
+
+
 def check(setting: Setting) -> dict[str, Check]:
     """Compares our backends with the reference in float64, and measures their memory."""
     x, dy = _inputs(setting)
@@ -67,7 +73,7 @@ def check(setting: Setting) -> dict[str, Check]:
         _, _, (y, dx, *_) = step(subject, x, dy)
         error = compare(y, dx, expected, setting.window)
         del y, dx
-        found[subject.name] = Check(error, _clock(setting).extra_memory(subject, x, dy))
+        found[subject.name] = Check(error, _clock(setting.device).extra_memory(subject, x, dy))
     return found
 
 
@@ -76,7 +82,7 @@ def measure(setting: Setting, checks: dict[str, Check], *, compiled: bool, secon
     x, dy = _inputs(setting)
     subjects = ours(setting, x) + peers(setting, x, compiled)
     timed = [s for s in subjects if s.name not in checks or not checks[s.name].error.wrong]
-    clock = _clock(setting)
+    clock = _clock(setting.device)
     rounds = {COPY: clock.copy_round(x)} | {s.name: clock.round_of(s, x, dy) for s in timed}
     times = interleaved(rounds, seconds)
     return [_row(setting, x, s, times.get(s.name), checks.get(s.name), times[COPY]) for s in (_COPIED, *subjects)]
@@ -86,7 +92,7 @@ def measure_windows(sweep: list[Setting], checks: list[dict[str, Check]], *, sec
     """Rows for our backends on settings that differ in the window alone, all measured in turn with one copy."""
     x, dy = _inputs(sweep[0])
     subjects = [(s, subject, of[subject.name]) for s, of in zip(sweep, checks, strict=True) for subject in ours(s, x)]
-    clock = _clock(sweep[0])
+    clock = _clock(sweep[0].device)
     rounds = {(s.window, own.name): clock.round_of(own, x, dy) for s, own, of in subjects if not of.error.wrong}
     times = interleaved({(0, COPY): clock.copy_round(x)} | rounds, seconds)
     copy = times[0, COPY]
@@ -107,8 +113,6 @@ def _row(setting: Setting, x: Tensor, subject: Subject, taken: Times | None, che
         setting.device,
         taken,
         None if taken is None else taken.both / copy.both,
-        _share(copy.both, taken and taken.forward),
-        _share(1.5 * copy.both, taken and taken.backward),
         extra,
         None if extra is None else extra / (x.numel() * x.element_size()),
         None if checked is None else checked.error,
@@ -130,9 +134,5 @@ def _upstream(shape: torch.Size) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def _clock(setting: Setting) -> ModuleType:
-    return timing if setting.device == "cpu" else gpu
-
-
-def _share(limit: float, taken: float | None) -> float | None:
-    return limit / taken if taken else None
+def _clock(device: str) -> ModuleType:
+    return timing if device == "cpu" else gpu

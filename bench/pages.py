@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from . import properties, recurrent
+from . import family, properties, recurrent, report, targets
 from .training import summary
 
-RESULTS = Path("bench/results/experiments")
-PAGES = (Path("docs/experiments.md"),)
-_BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+RESULTS = Path("bench/results")
+PAGES = (Path("README.md"), Path("docs/performance.md"), Path("docs/experiments.md"))
+VIEWS: dict[str, Callable[[list[dict]], Table]] = {
+    "means": report.means_table,
+    "ratios": lambda documents: report.ratios_table(documents[0]["rows"]),
+    "settings": lambda documents: report.table(documents[0]["rows"]),
+    "windows": lambda documents: report.sweep_table(documents[0]["sweeps"]),
+    "targets": lambda documents: targets.table(targets.verdicts(documents[0]["rows"], documents[0]["machine"])),
+    "layers": family.means_table,
+    "properties": lambda documents: properties.table(documents[0]["rows"]),
+    "cells": lambda documents: recurrent.table(documents[0]["rows"]),
+    "runs": lambda documents: summary.table(documents[0]),
+}
+"""The ways to show results: ``means`` and ``layers`` compare the files of several machines, the others show one."""
+_BLOCK = re.compile(r"(<!-- table (\w+) ((?:\S+ )+)-->\n).*?(<!-- end -->)", re.DOTALL)
 _WIDTH = 250
 """Wider than any table."""
 
@@ -30,15 +43,17 @@ def markdown(table: Table) -> str:
     return "\n".join(line.strip() for line in captured.get().strip().splitlines()) + "\n"
 
 
-def table_of(path: Path) -> Table:
-    """The table of a results file of any of the commands."""
-    document = json.loads(path.read_text())
-    if "runs" in document:
-        return summary.table(document)
-    maker = {"properties.json": properties.table, "cells.json": recurrent.table}[path.name]
-    return maker(document["rows"])
-
-
 def filled(page: str, results: Path = RESULTS) -> str:
-    """The page with every block ``<!-- table FILE -->`` to ``<!-- end -->`` made anew; FILE: below ``results``."""
-    return _BLOCK.sub(lambda block: f"{block[1]}\n{markdown(table_of(results / block[2]))}\n{block[3]}", page)
+    """The page with every block ``<!-- table VIEW FILE... -->`` to ``<!-- end -->`` made anew; FILE: below ``results``.
+
+    Raises:
+        ValueError: on a view that does not exist.
+    """
+
+    def made(block: re.Match[str]) -> str:
+        if block[2] not in VIEWS:
+            raise ValueError(f"{block[1].strip()}: got view {block[2]!r}, expected one of {', '.join(VIEWS)}")
+        documents = [json.loads((results / name).read_text()) for name in block[3].split()]
+        return f"{block[1]}\n{markdown(VIEWS[block[2]](documents))}\n{block[4]}"
+
+    return _BLOCK.sub(made, page)

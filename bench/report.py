@@ -10,6 +10,7 @@ from .results import (
     Rows,
     best_of_ours,
     by_window,
+    direction_shares,
     geometric_mean,
     headline,
     machine_name,
@@ -18,7 +19,7 @@ from .results import (
     share_of_limit,
     window_growth,
 )
-from .subjects import PEERS
+from .subjects import BATCH_NORM, GROUP_NORM, PEERS
 
 SHORT = {
     "BatchNorm": "Batch",
@@ -64,7 +65,7 @@ def table(rows: Rows) -> Table:
         else:
             cells += [_number(times["forward"], ".3f"), _number(times["backward"], ".3f")]
             cells += [_number(own["copies"], ".2f"), _number(share_of_limit(own), ".0%")]
-            cells += [_number(own["forward_share"], ".0%"), _number(own["backward_share"], ".0%")]
+            cells += [_number(share, ".0%") for share in direction_shares(own, subjects[COPY])]
         cells += [_peer(ratio(own, subjects.get(peer))) for peer in PEERS]
         cells.append(_number(own["extra_share"], ".1%"))
         cells.append(_number(max(error["y"], error["dx"]), ".1e"))
@@ -83,6 +84,40 @@ def sweep_table(sweeps: Rows) -> Table:
         out.add_row(
             *key, *(_number(line[w]["copies"], ".2f") if w in line else "-" for w in windows), f"{growth[key]:.2f}"
         )
+    return out
+
+
+def ratios_table(rows: Rows) -> Table:
+    """How many times as long BatchNorm / GroupNorm take: a line per case, a column per dtype and format; one window."""
+    window = rows[0]["window"]
+    found = {key: subjects for key, subjects in settings_of(rows).items() if key[3] == window}
+    columns = list(dict.fromkeys((dtype, form) for _, dtype, form, _ in found))
+    out = Table("N x C x H x W")
+    for dtype, form in columns:
+        out.add_column(dtype if form == "contiguous" else f"{dtype}, {form}", no_wrap=True)
+    for case in dict.fromkeys(key[0] for key in found):
+        cells = []
+        for column in columns:
+            subjects = found.get((case, *column, window), {})
+            own = best_of_ours(subjects)
+            values = [None if own is None else ratio(own, subjects.get(peer)) for peer in (BATCH_NORM, GROUP_NORM)]
+            cells.append(" / ".join(_number(value, ".2f") for value in values) if any(values) else "-")
+        out.add_row(case, *cells)
+    return out
+
+
+def means_table(documents: list[dict]) -> Table:
+    """A line per peer, a column per machine: how many times as long the peer takes, and what else sums a run up."""
+    out = Table("times as long as divisive normalization")
+    for document in documents:
+        out.add_column(f"{machine_name(document['machine'])}, torch {document['machine']['torch']}", no_wrap=True)
+    summaries = [headline(document["rows"]) for document in documents]
+    for peer in PEERS:
+        means = (summary["geometric mean of peer time / our time"][peer] for summary in summaries)
+        out.add_row(peer, *(_number(mean, ".2f") for mean in means))
+    growths = [list(window_growth(document["sweeps"]).values()) for document in documents]
+    out.add_row("window 31 / window 3", *(_number(geometric_mean(growth), ".2f") for growth in growths))
+    out.add_row("settings", *(str(summary["settings"]) for summary in summaries))
     return out
 
 

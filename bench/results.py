@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from math import prod
 from pathlib import Path
 
 from .measure import LIMIT_COPIES
 from .subjects import BATCH_NORM, GROUP_NORM, OURS, PEERS
 
+METHOD = (
+    "Subjects run in turn, round after round; medians, milliseconds. forward: the call with gradients on; backward: "
+    "torch.autograd.grad for x and the parameters. CPU: the C library keeps freed memory, for every subject, so that "
+    "none pays page faults. GPU: CUDA graphs of steps over copies that pass the cache. copies: forward + backward in "
+    "copies of x. limit: 2.5 copies."
+)
 Rows = list[dict]
 KEY = ("case", "dtype", "format", "window")
 
@@ -43,6 +50,14 @@ def ratio(own: dict, peer: dict | None) -> float | None:
 def share_of_limit(own: dict) -> float | None:
     """The part of the byte limit's speed that is reached."""
     return None if own["copies"] is None else LIMIT_COPIES / own["copies"]
+
+
+def direction_shares(own: dict, copy: dict) -> tuple[float | None, float | None]:
+    """The parts of the speed that forward's bytes, a read and a write, and backward's, two reads and a write, allow."""
+    if own["times"] is None:
+        return None, None
+    times, limit = own["times"], copy["times"]["both"]
+    return limit / times["forward"], 1.5 * limit / times["backward"]
 
 
 def geometric_mean(values: list[float]) -> float | None:
@@ -92,22 +107,11 @@ def headline(rows: Rows) -> dict[str, object]:
     }
 
 
-def write(path: Path, machine: dict, rows: Rows, sweeps: Rows, overhead: dict, command: str) -> None:
-    """One JSON document with everything a later reader needs."""
-    document = {
-        "machine": machine,
-        "command": command,
-        "method": (
-            "Subjects run in turn, round after round; medians, milliseconds. forward: the call with gradients on; "
-            "backward: torch.autograd.grad for x and the parameters. The C library keeps freed memory, for every "
-            "subject, so that none pays page faults. copies: forward + backward in copies of x. limit: 2.5 copies."
-        ),
-        "headline": headline(rows),
-        "call_overhead_us": overhead,
-        "rows": rows,
-        "sweeps": sweeps,
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n")
+def write(path: Path, document: dict) -> None:
+    """One JSON document with everything a later reader needs; the file is replaced at once, never half written."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(part, path)
 
 
 def read(path: Path) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from timeit import timeit
@@ -13,7 +14,7 @@ from bench_command import run
 from process import run_python
 
 import divnorm_kernels as dk
-from bench import family, gpu, sanitized
+from bench import family, gpu, pages, running, sanitized
 from bench import measure as measuring
 from bench.cases import CASES, SUITES, SWEEP_WINDOWS, Case, Setting, settings
 from bench.inputs import image_cases, sample_cases, tensor_case
@@ -168,6 +169,95 @@ def test_run_writes_results_and_plots_and_show_reads_them(tmp_path):
     (tmp_path / "ratios.png").unlink()
     assert "8x16x32x32" in run("show", tmp_path / "results.json")
     assert (tmp_path / "ratios.png").exists()
+
+
+def measured(monkeypatch):
+    """Records the settings that are timed."""
+    seen, before = [], running.measure
+
+    def recorded(setting, *arguments, **options):
+        seen.append((setting.case.name, setting.dtype))
+        return before(setting, *arguments, **options)
+
+    monkeypatch.setattr(running, "measure", recorded)
+    return seen
+
+
+def test_a_killed_run_goes_on_with_resume(tmp_path, monkeypatch):
+    """After every setting the file holds what has been measured; what it holds is not measured again."""
+    seen, out = measured(monkeypatch), tmp_path / "results.json"
+    options = ("--case", "8x16x32x32", "--format", "contiguous", "--seconds", 0.01, "--no-compile", "--no-sweep")
+    options += ("--out", tmp_path)
+
+    def killed(setting, *arguments, **options):
+        if setting.dtype == "bfloat16":
+            raise KeyboardInterrupt
+        return recorded(setting, *arguments, **options)
+
+    recorded = running.measure
+    monkeypatch.setattr(running, "measure", killed)
+    run("run", *options, code=130)
+    first = json.loads(out.read_text())["rows"]
+    assert {row["dtype"] for row in first} == {"float32"}
+    monkeypatch.setattr(running, "measure", recorded)
+    del seen[:]
+    assert "faster than BatchNorm" in run("run", *options, "--resume")
+    assert seen == [("8x16x32x32", "bfloat16")]
+    rows = json.loads(out.read_text())["rows"]
+    assert rows[: len(first)] == first
+    assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
+
+
+def test_only_results_of_this_machine_are_resumed(tmp_path):
+    options = ("--case", "64x1024", "--seconds", 0.01, "--no-compile", "--no-sweep", "--resume", "--out", tmp_path)
+    run("run", *options)
+    out = tmp_path / "results.json"
+    document = json.loads(out.read_text())
+    document["machine"]["threads"] += 1
+    out.write_text(json.dumps(document))
+    threads = document["machine"]["threads"]
+    message = f"got results with threads {threads}, expected {threads - 1}, as here"
+    assert message in re.sub(r"[\s│]+", " ", run("run", *options, code=2))
+    out.write_text("[]")
+    assert "expected a results file of this benchmark" in re.sub(r"[\s│]+", " ", run("run", *options, code=2))
+
+
+def document_of(times, machine="a processor"):
+    """A results file: milliseconds by (case, dtype, subject)."""
+    rows = [
+        {"case": case, "dtype": dtype, "format": "contiguous", "window": 5, "subject": subject, "error": None}
+        | {"times": {"both": both}, "copies": both}
+        for (case, dtype, subject), both in times.items()
+    ]
+    sweeps = [{**rows[0], "window": window, "times": {"both": both}} for window, both in ((3, 2.0), (31, 3.0))]
+    known = {"processor": machine, "threads": 2, "instruction_set": "avx2", "torch": "2.13.0"}
+    return {"rows": rows, "sweeps": sweeps, "machine": known}
+
+
+def cells_of(page):
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    return {cells[0]: cells[1:] for cells in ([c.strip() for c in line.strip("|").split("|")] for line in lines)}
+
+
+def test_tables_of_the_documentation_are_ratios_of_times(tmp_path):
+    ours, batch, group = f"{OURS} cpu", "BatchNorm", "GroupNorm"
+    one = {("a", "float32", ours): 2.0, ("a", "float32", batch): 3.0, ("a", "float32", group): 1.0}
+    two = {("a", "bfloat16", ours): 1.0, ("a", "bfloat16", batch): 6.0, ("b", "float32", ours): 1.0}
+    for name, times in (("one", one), ("two", one | two)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document_of(times, name)))
+    page = "<!-- table ratios two.json -->\n<!-- end -->\ntext\n<!-- table means one.json two.json -->\n<!-- end -->\n"
+    first, text, second = pages.filled(page, tmp_path).partition("text")
+    assert text
+    ratios, means = cells_of(first), cells_of(second)
+    assert ratios["N x C x H x W"] == ["float32", "bfloat16"]
+    assert ratios["a"] == ["1.50 / 0.50", "6.00 / -"]
+    assert ratios["b"] == ["-", "-"]
+    assert means[batch] == ["1.50", "3.00"], "the geometric mean of 1.5 and 6"
+    assert means["window 31 / window 3"] == ["1.50", "1.50"]
+    assert means["eager reference"] == ["-", "-"]
+    assert means["settings"] == ["1", "3"]
+    with pytest.raises(ValueError, match=r"table nothing one.json -->: got view 'nothing', expected one of means, "):
+        pages.filled("<!-- table nothing one.json -->\n<!-- end -->", tmp_path)
 
 
 def test_sweep_over_windows(tmp_path):

@@ -248,9 +248,9 @@ def document(**more):
 def test_the_table_gives_mean_deviation_and_what_diverged(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / RESULTS).write_text(json.dumps(document()))
-    page = "before\n<!-- table one/results.json -->\nold\n<!-- end -->\nafter\n"
+    page = "before\n<!-- table runs one/results.json -->\nold\n<!-- end -->\nafter\n"
     written = pages.filled(page, tmp_path)
-    assert written.startswith("before\n<!-- table one/results.json -->\n\n| norm |")
+    assert written.startswith("before\n<!-- table runs one/results.json -->\n\n| norm |")
     assert written.endswith("|\n\n<!-- end -->\nafter\n")
     assert pages.filled(written, tmp_path) == written
     lines = [re.split(r"\s*\|\s*", line.strip())[1:-1] for line in written.splitlines()]

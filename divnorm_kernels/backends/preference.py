@@ -26,11 +26,11 @@ def order(g: Geometry, x: Tensor) -> tuple[str, ...]:
     """The backends to try for a call, best first; one of them may refuse it."""
     if not x.is_cuda:
         return _CPU
-    return _order(_arch(x.device.index), x.element_size(), "whole" if g.whole else "windows")
+    return _order(arch(x.device.index), x.element_size(), "whole" if g.whole else "windows")
 
 
 @cache
-def _arch(index: int) -> str:
+def arch(index: int) -> str:
     if torch.version.hip is not None:
         return "hip"
     return "sm_{}{}".format(*torch.cuda.get_device_capability(index))
