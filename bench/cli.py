@@ -186,11 +186,11 @@ def layers(
     console, rows = Console(width=width()), []
     keep_freed_memory()
     plan = [setting for setting in family.settings(dtypes, formats, device) if setting[0].name in names]
-    for pair, setting, relu in track(plan, "timing", console=console, transient=True):
-        rows.append(family.measure(pair, setting, relu, seconds))
     machine = describe(device)
     out.mkdir(parents=True, exist_ok=True)
-    family.write(out / "layers.json", rows, machine, command_line())
+    for pair, setting, relu in track(plan, "timing", console=console, transient=True):
+        rows.append(family.measure(pair, setting, relu, seconds))
+        family.write(out / "layers.json", rows, machine, command_line())
     family.show(console, rows, machine)
     if any(row.ours is None for row in rows):
         raise typer.Exit(1)

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from divnorm_kernels.backends import KERNELS, preference
 
@@ -48,7 +49,7 @@ def tune(
         Path, typer.Option(help="Folder for the tables as they come out, and tuning.json with every trial.")
     ] = Path("bench/out/tuning"),
 ) -> None:
-    """Tunes the tables of the GPU backends on the GPU at hand, entry by entry, and then which backend comes first.
+    """Tunes the tables of the GPU backends on the GPU at hand, entry by entry, and finds which backend comes first.
 
     A value of an entry is kept if its results are right and its time is at least 1% shorter than the present one's, as
     a geometric mean over calls. The files are written after every entry.
@@ -85,7 +86,7 @@ def tune(
                         document["trials"].append(asdict(trial))
                         tunable.table.ROWS = tables.with_rows(tunable.table.ROWS, [trial.row], KEYS)
                         save(tunable.file, folder, tunable.table.ROWS)
-            if set(backends) == set(TUNABLE):
+            if set(there) == set(TUNABLE):
                 for row, by_call in search.preferred(prepared, seconds):
                     console.print(f"{name}, {row['fields']}: {' before '.join(row['order'])}")
                     document["preferences"].append({"row": row, "calls": by_call})
@@ -96,6 +97,6 @@ def tune(
 
 def _line(trial: search.Trial) -> str:
     scores = ", ".join(f"{value}: {score:.3f}" for value, score in trial.scores.items())
-    failed = "".join(f"; {value} is out: {why}" for value, why in trial.out.items())
+    failed = "".join(f"; {value} is out: {escape(why)}" for value, why in trial.out.items())
     kept = f"[green]{trial.kept}[/]" if trial.kept != trial.present else f"{trial.kept} stays"
     return f"{trial.knob}: {kept} ({scores}){failed}"

@@ -65,7 +65,7 @@ def tuned(
             jobs = [(backend, direction, {**row, knob: value}, p.call) for p in served for value in values]
             list(workers.map(compile_ahead, jobs, chunksize=len(values)))
         for p in served:
-            trial.calls[p.call.name] = _compared(backend, direction, row, knob, values, p, seconds, trial.out)
+            trial.calls[p.call.name] = _compared(trial, values, p, seconds)
         for value in values:
             if str(value) not in trial.out:
                 trial.scores[str(value)] = geometric_mean([of[str(value)] for of in trial.calls.values()])
@@ -76,37 +76,30 @@ def tuned(
         yield trial
 
 
-def _compared(
-    backend: str,
-    direction: str,
-    row: Row,
-    knob: str,
-    values: list[Any],
-    p: Prepared,
-    seconds: float,
-    out: dict[str, str],
-) -> dict[str, float]:
-    """Times of the values on a call over that of the first; what fails is noted in ``out``."""
-    tunable, g, x = TUNABLE[backend], p.call.geometry(), p.xs[0]
+def _compared(trial: Trial, values: list[Any], p: Prepared, seconds: float) -> dict[str, float]:
+    """Times of the values on a call over that of the first; what fails is noted in the trial's ``out``."""
+    tunable, g, x = TUNABLE[trial.backend], p.call.geometry(), p.xs[0]
+    direction = trial.row["direction"]
     cuts: list[object] = []
     alike: dict[str, int] = {}
     rounds: dict[int, Callable[[], tuple[float, float]]] = {}
     for value in values:
-        with replaced(tunable.table, [{**row, knob: value}, *tunable.table.ROWS]):
+        with replaced(tunable.table, [{**trial.row, trial.knob: value}, *tunable.table.ROWS]):
             cut = tunable.cut(g, x, direction)
             if cut not in cuts:
                 try:
-                    run = p.runner(backend, direction)
+                    run = p.runner(trial.backend, direction)
                     if p.wrong(run(0), direction):
                         raise ArithmeticError(f"wrong result on {p.call.name}")
                     rounds[len(cuts)] = gpu_round(run)
                 except Exception as error:  # whatever a candidate raises, the others go on
-                    out[str(value)] = str(error)
+                    trial.out[str(value)] = str(error)
                     continue
                 cuts.append(cut)
             alike[str(value)] = cuts.index(cut)
-    if str(values[0]) in out:
-        raise RuntimeError(f"{backend}, {direction}, the present row: {out[str(values[0])]}")
+    present = trial.out.get(str(values[0]))
+    if present is not None:
+        raise RuntimeError(f"{trial.backend}, {direction}, the present row: {present}")
     times = interleaved(rounds, seconds)
     return {value: times[i].both / times[0].both for value, i in alike.items()}
 
