@@ -100,6 +100,20 @@ def test_every_strategy(strategy, name, channels_last, dtype):
         assert got["dx"].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="the device's clusters are what they are")
+@pytest.mark.parametrize(("largest", "taken"), [(16, "cluster-resident"), (3, "cluster-resident"), (1, "two-pass")])
+def test_a_device_without_room_for_large_clusters(largest, taken):
+    """Not every GPU has as many multiprocessors side by side as its architecture allows to a cluster."""
+    call = case((2, 48, 40, 40), {"window": 3}, torch.float32)
+    with backend():
+        module().set_largest_cluster(largest)
+        try:
+            check(on_cuda, call)
+            assert cuda.strategies(geometry_of(call), call.x)[0] == taken
+        finally:
+            module().set_largest_cluster(16)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", OVER_BATCH)

@@ -31,29 +31,36 @@ void* within(const Call& call, int64_t offset) { return static_cast<unsigned cha
 
 // Errors of the runtime say which kernel they met, and on what.
 template <class Body>
-void Calls::naming(Direction direction, Body&& body) const {
+void Calls::naming(Direction direction, const Strategy& strategy, Body&& body) const {
   try {
     body();
   } catch (const std::runtime_error& error) {
-    throw std::runtime_error("CUDA, " + described(direction) + ": " + error.what());
+    std::string shape = std::to_string(problem_.batch) + ", " + std::to_string(problem_.channels);
+    for (const int64_t extent : problem_.extent) shape += ", " + std::to_string(extent);
+    throw std::runtime_error("CUDA, " + strategy.name() + (direction == Direction::forward ? " forward" : " backward") +
+                             " of (" + shape + "): " + error.what());
   }
 }
 
 Calls::Calls(const Plan& plan, int device, const Device& facts, const Preferences& forward, const Preferences& backward)
-    : problem_(plan.problem()), kernels_(kernels_for(problem_.dtype)) {
-  forward_ = choose(problem_, Direction::forward, forward, facts);
-  backward_ = choose(problem_, Direction::backward, backward, facts);
-  for (const Direction direction : {Direction::forward, Direction::backward})
-    naming(direction, [&] {
-      prepare(device, facts.block_shared_bytes,
-              kernel_of(kernels_, direction, of(direction).resident, problem_.channels_last));
-    });
-}
+    : problem_(plan.problem()),
+      kernels_(kernels_for(problem_.dtype)),
+      forward_(prepared(Direction::forward, device, facts, forward)),
+      backward_(prepared(Direction::backward, device, facts, backward)) {}
 
-std::string Calls::described(Direction direction) const {
-  std::string shape = std::to_string(problem_.batch) + ", " + std::to_string(problem_.channels);
-  for (const int64_t extent : problem_.extent) shape += ", " + std::to_string(extent);
-  return of(direction).name() + (direction == Direction::forward ? " forward" : " backward") + " of (" + shape + ")";
+// The strategy of the table, with smaller clusters where the device cannot hold its own.
+Strategy Calls::prepared(Direction direction, int device, const Device& facts, Preferences preferences) const {
+  for (;;) {
+    const Strategy strategy = choose(problem_, direction, preferences, facts);
+    const Kernel kernel = kernel_of(kernels_, direction, strategy.resident, problem_.channels_last);
+    bool found = false;
+    naming(direction, strategy, [&] {
+      prepare(device, facts.block_shared_bytes, kernel);
+      found = startable(device, launch_of(strategy), kernel);
+    });
+    if (found) return strategy;
+    preferences.cluster = strategy.cluster - 1;
+  }
 }
 
 void Calls::run(Direction direction, const Call& call) const {
@@ -73,7 +80,7 @@ void Calls::run(Direction direction, const Call& call) const {
     if (call.dsigma.data != nullptr && problem_.suppression.present)
       arguments.partials.dsigma = within(call, scratch.dsigma);
   }
-  naming(direction, [&] {
+  naming(direction, strategy, [&] {
     if (!strategy.resident) {
       arguments.staged.counters = static_cast<int*>(within(call, scratch.counters));
       arguments.staged.maps = scratch.maps < 0 ? nullptr : within(call, scratch.maps);

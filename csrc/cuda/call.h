@@ -27,10 +27,10 @@ class Calls {
 
  private:
   const Strategy& of(Direction direction) const { return direction == Direction::forward ? forward_ : backward_; }
+  Strategy prepared(Direction direction, int device, const Device& facts, Preferences preferences) const;
   void finish(Direction direction, const Call& call) const;
-  std::string described(Direction direction) const;
   template <class Body>
-  void naming(Direction direction, Body&& body) const;
+  void naming(Direction direction, const Strategy& strategy, Body&& body) const;
 
   const Problem& problem_;
   const KernelSet& kernels_;

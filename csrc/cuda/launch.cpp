@@ -36,20 +36,32 @@ class Current {
   bool changed_ = false;
 };
 
+// A launch as the runtime takes it.
+class Config {
+ public:
+  Config(const Launch& launch, Stream stream) {
+    cluster_.id = cudaLaunchAttributeClusterDimension;
+    cluster_.val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
+    config_.gridDim = dim3(static_cast<unsigned>(launch.blocks));
+    config_.blockDim = dim3(static_cast<unsigned>(launch.threads));
+    config_.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
+    config_.stream = reinterpret_cast<cudaStream_t>(stream.handle);
+    config_.attrs = &cluster_;
+    config_.numAttrs = launch.cluster > 1 ? 1 : 0;
+  }
+  Config(const Config&) = delete;
+  Config& operator=(const Config&) = delete;
+  const cudaLaunchConfig_t* get() const { return &config_; }
+
+ private:
+  cudaLaunchAttribute cluster_ = {};
+  cudaLaunchConfig_t config_ = {};
+};
+
 void start(const Launch& launch, Stream stream, const void* kernel, const void* arguments) {
   const Current current(stream.device);
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(launch.blocks));
-  config.blockDim = dim3(static_cast<unsigned>(launch.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
-  config.stream = reinterpret_cast<cudaStream_t>(stream.handle);
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = launch.cluster > 1 ? 1 : 0;
   void* all[] = {const_cast<void*>(arguments)};
-  check(cudaLaunchKernelExC(&config, kernel, all), "cudaLaunchKernelExC");
+  check(cudaLaunchKernelExC(Config(launch, stream).get(), kernel, all), "cudaLaunchKernelExC");
 }
 
 }  // namespace
@@ -67,6 +79,20 @@ void prepare(int device, int most_shared_bytes, Kernel kernel) {
   if (major >= kFirstWithClusters)
     check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
           "cudaFuncSetAttribute(NonPortableClusterSizeAllowed)");
+}
+
+bool startable(int device, const Launch& launch, Kernel kernel) {
+  if (launch.cluster == 1) return true;
+  const Current current(device);
+  int clusters = 0;
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel),
+                                                            Config(launch, {device, 0}).get());
+  if (status == cudaErrorInvalidClusterSize) {
+    cudaGetLastError();  // an answer, not a failure
+    return false;
+  }
+  check(status, "cudaOccupancyMaxActiveClusters");
+  return clusters > 0;
 }
 
 void start(const Launch& launch, Stream stream, Kernel kernel, const Arguments& arguments) {

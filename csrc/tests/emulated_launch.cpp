@@ -8,6 +8,8 @@ namespace divnorm::cuda {
 
 void prepare(int, int, Kernel) {}
 
+bool startable(int, const Launch& launch, Kernel) { return launch.cluster <= emulation::largest_cluster; }
+
 void start(const Launch& launch, Stream, Kernel kernel, const Arguments& arguments) {
   emulation::run(launch.blocks, launch.cluster, launch.threads, launch.shared_bytes, [&] { kernel(arguments); });
 }

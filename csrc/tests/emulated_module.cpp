@@ -19,5 +19,6 @@ PYBIND11_MODULE(_emulated, m) {
     const auto traffic = emulation::traffic_elsewhere();
     return py::make_tuple(traffic.read, traffic.written);
   });
+  m.def("set_largest_cluster", [](int blocks) { emulation::largest_cluster = blocks; });
   m.def("forget_traffic", &emulation::forget_traffic);
 }
