@@ -43,6 +43,8 @@ class Row:
     extra_bytes: int | None
     extra_share: float | None
     error: Error | None
+    failure: str | None
+    """Why a peer could not be measured."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -83,9 +85,19 @@ def measure(setting: Setting, checks: dict[str, Check], *, compiled: bool, secon
     subjects = ours(setting, x) + peers(setting, x, compiled)
     timed = [s for s in subjects if s.name not in checks or not checks[s.name].error.wrong]
     clock = _clock(setting.device)
-    rounds = {COPY: clock.copy_round(x)} | {s.name: clock.round_of(s, x, dy) for s in timed}
+    rounds, failures = {COPY: clock.copy_round(x)}, {}
+    for subject in timed:
+        try:
+            rounds[subject.name] = clock.round_of(subject, x, dy)
+        except RuntimeError as error:  # a peer that cannot be compiled or captured takes nothing from the others
+            if subject.name in checks:
+                raise
+            failures[subject.name] = f"{type(error).__name__}: {error}"
     times = interleaved(rounds, seconds)
-    return [_row(setting, x, s, times.get(s.name), checks.get(s.name), times[COPY]) for s in (_COPIED, *subjects)]
+    return [
+        _row(setting, x, s, times.get(s.name), checks.get(s.name), times[COPY], failures.get(s.name))
+        for s in (_COPIED, *subjects)
+    ]
 
 
 def measure_windows(sweep: list[Setting], checks: list[dict[str, Check]], *, seconds: float) -> list[Row]:
@@ -99,7 +111,15 @@ def measure_windows(sweep: list[Setting], checks: list[dict[str, Check]], *, sec
     return [_row(s, x, subject, times.get((s.window, subject.name)), of, copy) for s, subject, of in subjects]
 
 
-def _row(setting: Setting, x: Tensor, subject: Subject, taken: Times | None, checked: Check | None, copy: Times) -> Row:
+def _row(
+    setting: Setting,
+    x: Tensor,
+    subject: Subject,
+    taken: Times | None,
+    checked: Check | None,
+    copy: Times,
+    failure: str | None = None,
+) -> Row:
     extra = None if checked is None else checked.extra_bytes
     return Row(
         setting.case.name,
@@ -116,6 +136,7 @@ def _row(setting: Setting, x: Tensor, subject: Subject, taken: Times | None, che
         extra,
         None if extra is None else extra / (x.numel() * x.element_size()),
         None if checked is None else checked.error,
+        failure,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .measure import COPY
@@ -145,5 +146,7 @@ def print_headline(console: Console, rows: Rows, sweeps: Rows, overhead: dict[st
         )
     if overhead:
         console.print("a forward call on 4 KB: " + ", ".join(f"{k} {v:.1f} us" for k, v in overhead.items()))
+    for subject, failure in dict.fromkeys((row["subject"], row["failure"]) for row in rows if row.get("failure")):
+        console.print(f"{subject} was not measured everywhere: {escape(failure.splitlines()[0])}")
     if summary["wrong"]:
         console.print(f"[bold red]{summary['wrong']} settings gave wrong results and were not timed[/]")

@@ -12,13 +12,16 @@ import pytest
 import torch
 from bench_command import run
 from process import run_python
+from rich.console import Console
 
 import divnorm_kernels as dk
-from bench import family, gpu, pages, running, sanitized
+from bench import family, gpu, pages, running, sanitized, timing
 from bench import measure as measuring
 from bench.cases import CASES, SUITES, SWEEP_WINDOWS, Case, Setting, settings
 from bench.inputs import image_cases, sample_cases, tensor_case
+from bench.machine import describe
 from bench.measure import check, measure
+from bench.report import print_headline
 from bench.results import best_of_ours, geometric_mean, headline, ratio, settings_of, share_of_limit, window_growth
 from bench.subjects import OURS, PEERS, Subject, activation, groups_for, ours, peers
 
@@ -85,6 +88,28 @@ def test_wrong_results_are_not_timed(monkeypatch):
     (own,) = [row for row in rows if row["subject"].startswith(OURS)]
     assert own["times"] is None
     assert headline(rows)["wrong"] == 1
+
+
+def test_a_peer_that_fails_takes_nothing_from_the_others(monkeypatch):
+    """A layer that a CUDA graph cannot hold, say; a failure of ours is none to pass over."""
+    before, failing = timing.round_of, "GroupNorm"
+
+    def round_of(subject, x, dy):
+        if subject.name == failing:
+            raise RuntimeError("cannot be captured\nmore")
+        return before(subject, x, dy)
+
+    monkeypatch.setattr(timing, "round_of", round_of)
+    rows = [row.as_dict() for row in measure(SMALL, check(SMALL), compiled=False, seconds=0.01)]
+    by_name = {row["subject"]: row for row in rows}
+    assert by_name["GroupNorm"]["times"] is None
+    assert by_name["BatchNorm"]["times"]["both"] > 0
+    console = Console(width=200, record=True)
+    print_headline(console, rows, [], {}, describe("cpu"))
+    assert "GroupNorm was not measured everywhere: RuntimeError: cannot be captured\n" in console.export_text()
+    failing = f"{OURS} cpu"
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        measure(SMALL, check(SMALL), compiled=False, seconds=0.01)
 
 
 MEMORY = """
