@@ -1,6 +1,8 @@
 """The CUDA kernels: on the GPU where there is one, else on the emulated device."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -100,18 +102,38 @@ def test_every_strategy(strategy, name, channels_last, dtype):
         assert got["dx"].is_contiguous(memory_format=torch.channels_last)
 
 
+@contextmanager
+def room(largest_cluster: int = 16, most_clusters: int = 1 << 16) -> Iterator[None]:
+    """What the emulated device says that it holds."""
+    module().set_room(largest_cluster, most_clusters)
+    try:
+        yield
+    finally:
+        module().set_room(16, 1 << 16)
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="the device's clusters are what they are")
 @pytest.mark.parametrize(("largest", "taken"), [(16, "cluster-resident"), (3, "cluster-resident"), (1, "two-pass")])
 def test_a_device_without_room_for_large_clusters(largest, taken):
     """Not every GPU has as many multiprocessors side by side as its architecture allows to a cluster."""
     call = case((2, 48, 40, 40), {"window": 3}, torch.float32)
-    with backend():
-        module().set_largest_cluster(largest)
-        try:
+    with backend(), room(largest_cluster=largest):
+        check(on_cuda, call)
+        assert cuda.strategies(geometry_of(call), call.x)[0] == taken
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the device's clusters are what they are")
+@pytest.mark.parametrize("strategy", ["single-block", "cluster-resident"])
+def test_clusters_share_the_samples_as_the_device_has_room(strategy):
+    """One cluster more than run at once would take as long as another round of them all."""
+    call = case((7, 64, 5, 6), {"window": 3}, torch.float32)
+    slots = []
+    for most_clusters in (1 << 16, 2, 1):
+        with backend(**NAMES[strategy]), room(most_clusters=most_clusters):
             check(on_cuda, call)
-            assert cuda.strategies(geometry_of(call), call.x)[0] == taken
-        finally:
-            module().set_largest_cluster(16)
+            assert cuda.strategies(geometry_of(call), call.x) == (strategy, strategy)
+            slots.append(cuda.calls_for(geometry_of(call), call.x).scratch_bytes[1])
+    assert slots[0] > slots[1] > slots[2]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -48,19 +48,20 @@ Calls::Calls(const Plan& plan, int device, const Device& facts, const Preference
       forward_(prepared(Direction::forward, device, facts, forward)),
       backward_(prepared(Direction::backward, device, facts, backward)) {}
 
-// The strategy of the table, with smaller clusters where the device cannot hold its own.
-Strategy Calls::prepared(Direction direction, int device, const Device& facts, Preferences preferences) const {
-  for (;;) {
-    const Strategy strategy = choose(problem_, direction, preferences, facts);
+// The strategy of the table, with smaller or fewer clusters where the device cannot hold its own.
+Strategy Calls::prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const {
+  const auto ready = [&](const Strategy& strategy) {
     const Kernel kernel = kernel_of(kernels_, direction, strategy.resident, problem_.channels_last);
-    bool found = false;
-    naming(direction, strategy, [&] {
-      prepare(device, facts.block_shared_bytes, kernel);
-      found = startable(device, launch_of(strategy), kernel);
-    });
-    if (found) return strategy;
-    preferences.cluster = strategy.cluster - 1;
-  }
+    prepare(device, facts.block_shared_bytes, kernel);
+    return kernel;
+  };
+  const Strategy chosen = choose(problem_, direction, preferences, facts, [&](const Strategy& tried) {
+    int64_t clusters = 0;
+    naming(direction, tried, [&] { clusters = clusters_at_once(device, launch_of(tried), ready(tried)); });
+    return clusters;
+  });
+  if (!chosen.resident) naming(direction, chosen, [&] { ready(chosen); });
+  return chosen;
 }
 
 void Calls::run(Direction direction, const Call& call) const {

@@ -27,7 +27,7 @@ class Calls {
 
  private:
   const Strategy& of(Direction direction) const { return direction == Direction::forward ? forward_ : backward_; }
-  Strategy prepared(Direction direction, int device, const Device& facts, Preferences preferences) const;
+  Strategy prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const;
   void finish(Direction direction, const Call& call) const;
   template <class Body>
   void naming(Direction direction, const Strategy& strategy, Body&& body) const;

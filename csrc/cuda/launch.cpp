@@ -81,18 +81,25 @@ void prepare(int device, int most_shared_bytes, Kernel kernel) {
           "cudaFuncSetAttribute(NonPortableClusterSizeAllowed)");
 }
 
-bool startable(int device, const Launch& launch, Kernel kernel) {
-  if (launch.cluster == 1) return true;
+int64_t clusters_at_once(int device, const Launch& launch, Kernel kernel) {
   const Current current(device);
+  const auto* function = reinterpret_cast<const void*>(kernel);
   int clusters = 0;
-  const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel),
-                                                            Config(launch, {device, 0}).get());
-  if (status == cudaErrorInvalidClusterSize) {
-    cudaGetLastError();  // an answer, not a failure
-    return false;
+  if (launch.cluster > 1) {
+    const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, function, Config(launch, {device, 0}).get());
+    if (status == cudaErrorInvalidClusterSize) {
+      cudaGetLastError();  // an answer, not a failure
+      return 0;
+    }
+    check(status, "cudaOccupancyMaxActiveClusters");
+    return clusters;
   }
-  check(status, "cudaOccupancyMaxActiveClusters");
-  return clusters > 0;
+  int blocks = 0, multiprocessors = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, launch.threads,
+                                                      static_cast<size_t>(launch.shared_bytes)),
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  return int64_t{blocks} * multiprocessors;
 }
 
 void start(const Launch& launch, Stream stream, Kernel kernel, const Arguments& arguments) {

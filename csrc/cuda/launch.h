@@ -21,9 +21,9 @@ struct Stream {
 // Before a kernel's first launch on a device, of which a block can have most_shared_bytes of shared memory.
 void prepare(int device, int most_shared_bytes, Kernel kernel);
 
-// Whether the device can hold a cluster of this launch: the multiprocessors of a cluster are neighbours, and not every
-// device has as many of them side by side. The kernel has been prepared.
-bool startable(int device, const Launch& launch, Kernel kernel);
+// How many clusters of this launch the device holds at once, 0 where it cannot start one: the multiprocessors of a
+// cluster are neighbours, and not every device has as many of them side by side. The kernel has been prepared.
+int64_t clusters_at_once(int device, const Launch& launch, Kernel kernel);
 
 void start(const Launch& launch, Stream stream, Kernel kernel, const Arguments& arguments);
 void start(const Launch& launch, Stream stream, FinishKernel kernel, const FinishArguments& arguments);

@@ -98,7 +98,7 @@ class Chooser {
         sum_(problem.dtype == Dtype::float64 ? 8 : 4),
         shape_(shape_of(problem, direction)) {}
 
-  Strategy choose() const {
+  Strategy choose(const ClustersAtOnce& at_once) const {
     Strategy chosen = staged();
     if (shape_.over_batch) return chosen;
     const int most = device_.clusters ? p_.cluster : std::min(p_.cluster, 1);
@@ -107,9 +107,14 @@ class Chooser {
       for (int blocks = 1; blocks <= most; blocks *= 2)
         for (int64_t by_channels = channel_slices(blocks); by_channels >= 1; by_channels /= 2) {
           if (by_channels < channel_slices(blocks) && stretch(by_channels, blocks) < p_.stretch_bytes) break;
-          const Strategy tried = resident(blocks, by_channels);
-          if (tried.cluster <= most && tried.arguments.shared.bytes <= std::min(limit, device_.block_shared_bytes))
-            return tried;
+          Strategy tried = resident(blocks, by_channels);
+          if (tried.cluster > most || tried.arguments.shared.bytes > std::min(limit, device_.block_shared_bytes))
+            continue;
+          int64_t clusters = clusters_with_room(tried);
+          if (at_once) clusters = std::min(clusters, at_once(tried));
+          if (clusters < 1) continue;
+          share_out(tried, clusters);
+          return tried;
         }
     return chosen;
   }
@@ -170,6 +175,7 @@ class Chooser {
     return slices;
   }
 
+  // A cluster of at most `blocks` blocks, without its share of the samples.
   Strategy resident(int blocks, int64_t by_channels) const {
     Strategy chosen;
     chosen.resident = true;
@@ -184,20 +190,29 @@ class Chooser {
     r.owner_shift = log2_up(r.blocks == 1 ? kMostPositions : ceil_div(positions, r.blocks));
     r.owned_stride = static_cast<int>(std::min<int64_t>(positions, int64_t{1} << r.owner_shift));
     const int64_t tile = int64_t{r.tile_channels} * r.tile_positions * element_;
-    chosen.cluster = r.blocks;
+    chosen.blocks = chosen.cluster = r.blocks;
     chosen.threads = static_cast<int>(
         std::clamp<int64_t>(round_up(ceil_div(tile, p_.bytes_per_thread), kWarpThreads), kWarpThreads, p_.threads));
     r.slices = slices(r.tile_channels, r.tile_positions, chosen.threads);
     const int64_t maps = kSavedMaps + (backward_ ? kBackwardScratchMaps : kForwardScratchMaps);
     SharedLayout& shared = chosen.arguments.shared;
     shared = layout(r.tile_channels, r.tile_positions, r.slices, maps * r.owned_stride, chosen.threads);
+    return chosen;
+  }
 
-    // As many clusters as the device holds at once; each takes the same number of samples, give or take one.
-    const int64_t by_memory = device_.shared_bytes / (int64_t{shared.bytes} + kBlockOverhead);
-    const int64_t by_registers = blocks_for(kResidentBlocks, element_) * kResidentThreads / chosen.threads;
-    const int64_t at_once = std::clamp<int64_t>(std::min(by_memory, by_registers), 1, kMostBlocks);
-    const int64_t clusters = std::max<int64_t>(1, device_.multiprocessors * at_once / r.blocks / shape_.groups);
-    const int64_t rounds = ceil_div(shape_.batch, std::min(clusters, shape_.batch));
+  // Clusters that the multiprocessors together have memory and registers for.
+  int64_t clusters_with_room(const Strategy& strategy) const {
+    const int64_t by_memory = device_.shared_bytes / (int64_t{strategy.arguments.shared.bytes} + kBlockOverhead);
+    const int64_t by_registers = blocks_for(kResidentBlocks, element_) * kResidentThreads / strategy.threads;
+    const int64_t blocks = std::clamp<int64_t>(std::min(by_memory, by_registers), 1, kMostBlocks);
+    return std::max<int64_t>(1, device_.multiprocessors * blocks / strategy.cluster);
+  }
+
+  // As many clusters as run at once; each takes the same number of samples of a group, give or take one.
+  void share_out(Strategy& chosen, int64_t clusters) const {
+    Resident& r = chosen.arguments.resident;
+    const int64_t of_group = std::clamp<int64_t>(clusters / shape_.groups, 1, shape_.batch);
+    const int64_t rounds = ceil_div(shape_.batch, of_group);
     r.parts = static_cast<int>(ceil_div(shape_.batch, rounds));
     chosen.blocks = int64_t{shape_.groups} * r.parts * r.blocks;
 
@@ -207,7 +222,6 @@ class Chooser {
     scratch.l1_slots = chosen.blocks;
     ScratchPlan plan;
     add_partials(plan, scratch);
-    return chosen;
   }
 
   Strategy staged() const {
@@ -344,12 +358,13 @@ Shape shape_of(const Problem& problem, Direction direction) {
   return shape;
 }
 
-Strategy choose(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device) {
+Strategy choose(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device,
+                const ClustersAtOnce& at_once) {
   if (problem.positions() >= kMostPositions || problem.channels >= kMostPositions || problem.batch >= kMostPositions)
     throw std::invalid_argument("the CUDA kernels take fewer than 2^30 samples, channels and positions");
   if (preferences.threads > kResidentThreads || preferences.staged_threads > kStagedThreads)
     throw std::invalid_argument("the table asks for more threads than the CUDA kernels are compiled for");
-  const Strategy chosen = Chooser(problem, direction, preferences, device).choose();
+  const Strategy chosen = Chooser(problem, direction, preferences, device).choose(at_once);
   if (chosen.blocks > std::numeric_limits<int>::max()) throw std::invalid_argument("too many blocks for one launch");
   return chosen;
 }

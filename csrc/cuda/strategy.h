@@ -1,6 +1,7 @@
 // How a call is cut for a device: which strategy, which tiles, how much shared memory and scratch. No CUDA here.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "program.h"
@@ -51,6 +52,11 @@ constexpr int64_t kMostPositions = 1 << 30;  // and channels, and samples: they 
 
 Shape shape_of(const Problem& problem, Direction direction);
 
-Strategy choose(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device);
+// How many clusters of a resident strategy a device holds at once; 0: it cannot start one.
+using ClustersAtOnce = std::function<int64_t(const Strategy&)>;
+
+// `at_once` asks a device that is there; without it the device's properties alone decide.
+Strategy choose(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device,
+                const ClustersAtOnce& at_once = {});
 
 }  // namespace divnorm::cuda

@@ -81,8 +81,8 @@ uint16_t bfloat16_of(float value);
 
 namespace divnorm::cuda::emulation {
 
-// The blocks of the largest cluster that the device can hold.
-inline int largest_cluster = 16;
+// The blocks of the largest cluster that the device can hold, and how many clusters it can hold at once.
+inline int largest_cluster = 16, most_clusters = 1 << 16;
 
 // Runs a grid of clusters of `cluster` blocks.
 void run(int64_t blocks, int cluster, int threads, int shared_bytes, const std::function<void()>& kernel);

@@ -8,7 +8,9 @@ namespace divnorm::cuda {
 
 void prepare(int, int, Kernel) {}
 
-bool startable(int, const Launch& launch, Kernel) { return launch.cluster <= emulation::largest_cluster; }
+int64_t clusters_at_once(int, const Launch& launch, Kernel) {
+  return launch.cluster <= emulation::largest_cluster ? emulation::most_clusters : 0;
+}
 
 void start(const Launch& launch, Stream, Kernel kernel, const Arguments& arguments) {
   emulation::run(launch.blocks, launch.cluster, launch.threads, launch.shared_bytes, [&] { kernel(arguments); });

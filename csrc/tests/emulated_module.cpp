@@ -19,6 +19,9 @@ PYBIND11_MODULE(_emulated, m) {
     const auto traffic = emulation::traffic_elsewhere();
     return py::make_tuple(traffic.read, traffic.written);
   });
-  m.def("set_largest_cluster", [](int blocks) { emulation::largest_cluster = blocks; });
+  m.def("set_room", [](int largest_cluster, int most_clusters) {
+    emulation::largest_cluster = largest_cluster;
+    emulation::most_clusters = most_clusters;
+  });
   m.def("forget_traffic", &emulation::forget_traffic);
 }
