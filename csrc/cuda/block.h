@@ -124,11 +124,6 @@ struct Moments {
   }
 };
 
-// Of the channels in slice s of `slices`.
-__device__ inline int slice_channels(int channels, int slice, int slices) {
-  return (channels - slice + slices - 1) / slices;
-}
-
 // What the backward maps start from, given the sums over the channels; returns P2 rstd^3.
 template <class A, class Maps>
 __device__ A start_backward(const Shape& shape, const Maps& maps, int p, A scale, A shift, A centred) {

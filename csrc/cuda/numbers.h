@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "device.h"
 #include "program.h"
@@ -48,6 +49,53 @@ __device__ inline bfloat16 narrow<bfloat16>(float value) {
 template <>
 __device__ inline float16 narrow<float16>(float value) {
   return {device::half_of(value)};
+}
+
+// Two numbers of a half type in a word, the first in its low half.
+template <class T>
+struct Pair;
+template <>
+struct Pair<bfloat16> {
+  static __device__ void widen(uint32_t word, float& first, float& second) {
+    first = device::from_bits(word << 16);
+    second = device::from_bits(word & 0xffff0000u);
+  }
+  static __device__ uint32_t narrow(float first, float second) { return device::bfloat16s_of(first, second); }
+};
+template <>
+struct Pair<float16> {
+  static __device__ void widen(uint32_t word, float& first, float& second) {
+    device::floats_of_halves(word, first, second);
+  }
+  static __device__ uint32_t narrow(float first, float second) { return device::halves_of(first, second); }
+};
+
+template <class T, int Count>
+__device__ inline Pack<Acc<T>, Count> widen(const Pack<T, Count>& pack) {
+  Pack<Acc<T>, Count> wide;
+  if constexpr (sizeof(T) == 2 && Count % 2 == 0) {
+    for (int i = 0; i < Count; i += 2) {
+      uint32_t word;
+      memcpy(&word, pack.at + i, sizeof word);
+      Pair<T>::widen(word, wide.at[i], wide.at[i + 1]);
+    }
+  } else {
+    for (int i = 0; i < Count; ++i) wide.at[i] = widen(pack.at[i]);
+  }
+  return wide;
+}
+template <class T, int Count>
+__device__ inline Pack<T, Count> narrow(const Pack<Acc<T>, Count>& wide) {
+  Pack<T, Count> pack;
+  if constexpr (sizeof(T) == 2 && Count % 2 == 0) {
+    for (int i = 0; i < Count; i += 2) {
+      const uint32_t word = Pair<T>::narrow(wide.at[i], wide.at[i + 1]);
+      memcpy(pack.at + i, &word, sizeof word);
+    }
+  } else {
+    for (int i = 0; i < Count; ++i) pack.at[i] = narrow<T>(wide.at[i]);
+  }
+  return pack;
 }
 
 template <class A>

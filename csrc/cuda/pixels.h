@@ -22,21 +22,21 @@ struct Pixels {
         A mean = 0, rest = 0, squares = 0;
         if (centred) {
           for (int c = lanes.lane * V; c < end; c += lanes.count * V) {
-            const Pack<T, V> value = read_pack<V>(channels + c);
-            for (int v = 0; v < V; ++v) mean += widen(value.at[v]);
+            const Pack<A, V> value = widen(read_pack<V>(channels + c));
+            for (int v = 0; v < V; ++v) mean += value.at[v];
           }
-          mean = lanes.sum(mean) * each;
+          lanes.add_up(mean);
+          mean *= each;
         }
         for (int c = lanes.lane * V; c < end; c += lanes.count * V) {
-          const Pack<T, V> value = read_pack<V>(channels + c);
+          const Pack<A, V> value = widen(read_pack<V>(channels + c));
           for (int v = 0; v < V; ++v) {
-            const A difference = widen(value.at[v]) - mean;
+            const A difference = value.at[v] - mean;
             rest += difference;
             squares += difference * difference;
           }
         }
-        rest = lanes.sum(rest);
-        squares = lanes.sum(squares);
+        lanes.add_up(rest, squares);
         if (end > 0 && lanes.lane == 0) {
           partial[p] = centred ? corrected(mean, rest * each) : A(0);
           partial[pitch + p] = squares;
@@ -57,20 +57,25 @@ struct Pixels {
         const A mean = end > 0 ? local.mean[p] : A(0), rstd = end > 0 ? local.rstd[p] : A(0);
         A scale = 0, shift = 0, centred = 0;
         for (int c = lanes.lane * V; c < end; c += lanes.count * V) {
-          const Pack<T, V> value = read_pack<V>(x + p * tile.channels + c);
-          const Pack<T, V> gradient = read_pack<V>(dy + p * tile.channels + c);
+          Pack<A, V> value = widen(read_pack<V>(x + p * tile.channels + c));
+          Pack<A, V> upstream = widen(read_pack<V>(dy + p * tile.channels + c));
           const Pack<A, V> weight = read_pack<V>(affine.weight + c);
-          for (int v = 0; v < V; ++v) {
-            const A deviation = widen(value.at[v]) - mean;
-            const A g = affine.passed(widen(gradient.at[v]), deviation, rstd, c + v) * weight.at[v];
-            scale += g * deviation;
-            shift += g * rstd + signed_as(l1, deviation);
-            centred += deviation;
+          for (int v = 0; v < V; ++v) value.at[v] -= mean;
+          if (affine.relu) {
+            const Pack<A, V> bias = read_pack<V>(affine.bias + c);
+            for (int v = 0; v < V; ++v)
+              upstream.at[v] = passed(upstream.at[v], value.at[v] * rstd * weight.at[v] + bias.at[v]);
           }
+          for (int v = 0; v < V; ++v) {
+            const A g = upstream.at[v] * weight.at[v];
+            scale += g * value.at[v];
+            shift += g * rstd;
+            centred += value.at[v];
+          }
+          if (l1 != A(0))
+            for (int v = 0; v < V; ++v) shift += signed_as(l1, value.at[v]);
         }
-        scale = lanes.sum(scale);
-        shift = lanes.sum(shift);
-        centred = lanes.sum(centred);
+        lanes.add_up(scale, shift, centred);
         if (end > 0 && lanes.lane == 0) {
           partial[p] = scale;
           partial[pitch + p] = shift;
@@ -80,8 +85,8 @@ struct Pixels {
     });
   }
 
-  // y in place of x; returns this thread's sum of |v|.
-  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<A>& affine) {
+  // As Planes::normalize.
+  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<A>& affine, bool with_l1) {
     A sum = 0;
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
@@ -89,14 +94,16 @@ struct Pixels {
       for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
         const Pack<A, V> weight = read_pack<V>(affine.weight + c), bias = read_pack<V>(affine.bias + c);
         for (int p = columns.worker; p < tile.positions; p += columns.workers) {
-          Pack<T, V> value = read_pack<V>(x + p * tile.channels + c);
+          T* const at = x + p * tile.channels + c;
+          Pack<A, V> value = widen(read_pack<V>(at));
           const A mean = local.mean[p], rstd = local.rstd[p];
-          for (int v = 0; v < V; ++v) {
-            const A deviation = widen(value.at[v]) - mean;
-            sum += std::abs(deviation);
-            value.at[v] = narrow<T>(affine.rectified(deviation * rstd * weight.at[v] + bias.at[v]));
-          }
-          write_pack(x + p * tile.channels + c, value);
+          for (int v = 0; v < V; ++v) value.at[v] -= mean;
+          if (with_l1)
+            for (int v = 0; v < V; ++v) sum += std::abs(value.at[v]);
+          for (int v = 0; v < V; ++v) value.at[v] = value.at[v] * rstd * weight.at[v] + bias.at[v];
+          if (affine.relu)
+            for (int v = 0; v < V; ++v) value.at[v] = rectified(value.at[v]);
+          write_pack(at, narrow<T>(value));
         }
       }
     });
@@ -112,19 +119,28 @@ struct Pixels {
       A dweight[V] = {}, dbias[V] = {};
       for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
         const Pack<A, V> weight = read_pack<V>(affine.weight + c);
+        Pack<A, V> bias = {};
+        if (affine.relu) bias = read_pack<V>(affine.bias + c);
         for (int p = columns.worker; p < tile.positions; p += columns.workers) {
-          Pack<T, V> value = read_pack<V>(x + p * tile.channels + c);
-          const Pack<T, V> gradient = read_pack<V>(dy + p * tile.channels + c);
+          T* const at = x + p * tile.channels + c;
+          Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(dy + p * tile.channels + c));
           const A mean = local.mean[p], rstd = local.rstd[p], slope = local.slope[p], offset = local.offset[p];
+          Pack<A, V> normal, dx;
           for (int v = 0; v < V; ++v) {
-            const A deviation = widen(value.at[v]) - mean;
-            const A upstream = affine.passed(widen(gradient.at[v]), deviation, rstd, c + v);
-            value.at[v] =
-                narrow<T>(upstream * weight.at[v] * rstd + signed_as(l1, deviation) - slope * deviation - offset);
-            dweight[v] += upstream * deviation * rstd;
-            dbias[v] += upstream;
+            value.at[v] -= mean;
+            normal.at[v] = value.at[v] * rstd;
           }
-          write_pack(x + p * tile.channels + c, value);
+          if (affine.relu)
+            for (int v = 0; v < V; ++v)
+              upstream.at[v] = passed(upstream.at[v], normal.at[v] * weight.at[v] + bias.at[v]);
+          for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd - (slope * value.at[v] + offset);
+          if (l1 != A(0))
+            for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
+          write_pack(at, narrow<T>(dx));
+          for (int v = 0; v < V; ++v) {
+            dweight[v] += upstream.at[v] * normal.at[v];
+            dbias[v] += upstream.at[v];
+          }
         }
         if (columns.workers > 1 || affine.dweight == nullptr) continue;
         for (int v = 0; v < V; ++v) {
@@ -155,18 +171,25 @@ struct Pixels {
   static __device__ int sharers(const Tile&) { return 1; }
 
  private:
-  // Lanes of a warp share a position.
+  // Lanes of a warp share a position. What adding them up costs asks for few, the banks of shared memory for so many
+  // that they read neighbouring words.
   struct Lanes {
     __device__ Lanes(const Tile& tile, int vector) {
-      while (count < device::kWarp && count * 2 * vector <= tile.channels) count *= 2;
+      const auto wanted = [&](int lanes) {
+        return lanes * vector * static_cast<int>(sizeof(T)) <= kFewestBytes ||
+               lanes * vector * kVectors <= tile.channels;
+      };
+      while (count < device::kWarp && count * 2 * vector <= tile.channels && wanted(count * 2)) count *= 2;
       lane = device::thread() % count;
       position = device::thread() / count;
       positions = device::threads() / count;
     }
-    __device__ A sum(A value) const {
-      for (int m = count / 2; m > 0; m /= 2) value += device::shuffle_xor(value, m);
-      return value;
+    // Each value becomes the sum of those of the position's lanes.
+    template <class... Values>
+    __device__ void add_up(Values&... values) const {
+      for (int m = count / 2; m > 0; m /= 2) ((values += device::shuffle_xor(values, m)), ...);
     }
+    static constexpr int kFewestBytes = 64, kVectors = 4;
     int count = 1, lane, position, positions;
   };
 

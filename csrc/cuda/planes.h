@@ -9,38 +9,39 @@ template <class T>
 struct Planes {
   using A = Acc<T>;
 
-  // Mean and sum of squares about it of every position, for each of `slices` slices of the channels: channel c is in
-  // slice c % slices. Not centred: the squares are about 0. partial: (2, slices, pitch).
+  // Mean and sum of squares about it of every position, for each of `slices` slices of the channels. Not centred: the
+  // squares are about 0. partial: (2, slices, pitch).
   static __device__ void moments(const Tile& tile, const T* x, bool centred, int slices, A* partial, int pitch) {
-    with_vectors<T, kWordBytes>(tile.positions, [&](auto count) {
+    with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const int vectors = tile.positions / V;
+      const int vectors = tile.positions / V, step = slices * tile.positions;
       for (int i = device::thread(); i < vectors * slices; i += device::threads()) {
         const int slice = i / vectors, p = (i - slice * vectors) * V;
-        const A each = A(1) / static_cast<A>((tile.channels - slice + slices - 1) / slices);
-        A mean[V] = {}, rest[V] = {}, squares[V] = {};
-        if (centred) {
+        const int channels = slice_channels(tile.channels, slice, slices);
+        const A each = A(1) / static_cast<A>(channels);
+        const T* const column = x + slice * tile.positions + p;
+        Pack<A, V> mean = {}, rest = {}, squares = {};
+        if (centred && channels > 0) {
 #pragma unroll 4
-          for (int c = slice; c < tile.channels; c += slices) {
-            const Pack<T, V> value = read_pack<V>(x + c * tile.positions + p);
-            for (int v = 0; v < V; ++v) mean[v] += widen(value.at[v]);
+          for (int c = 0; c < channels; ++c) {
+            const Pack<A, V> value = widen(read_pack<V>(column + c * step));
+            for (int v = 0; v < V; ++v) mean.at[v] += value.at[v];
           }
-          for (int v = 0; v < V; ++v) mean[v] = slice < tile.channels ? mean[v] * each : A(0);
+          for (int v = 0; v < V; ++v) mean.at[v] *= each;
         }
 #pragma unroll 4
-        for (int c = slice; c < tile.channels; c += slices) {
-          const Pack<T, V> value = read_pack<V>(x + c * tile.positions + p);
+        for (int c = 0; c < channels; ++c) {
+          const Pack<A, V> value = widen(read_pack<V>(column + c * step));
           for (int v = 0; v < V; ++v) {
-            const A difference = widen(value.at[v]) - mean[v];
-            rest[v] += difference;
-            squares[v] += difference * difference;
+            const A difference = value.at[v] - mean.at[v];
+            rest.at[v] += difference;
+            squares.at[v] += difference * difference;
           }
         }
-        for (int v = 0; v < V; ++v) {
-          partial[slice * pitch + p + v] =
-              centred && slice < tile.channels ? corrected(mean[v], rest[v] * each) : mean[v];
-          partial[(slices + slice) * pitch + p + v] = squares[v];
-        }
+        if (centred && channels > 0)
+          for (int v = 0; v < V; ++v) mean.at[v] = corrected(mean.at[v], rest.at[v] * each);
+        write_pack(partial + slice * pitch + p, mean);
+        write_pack(partial + (slices + slice) * pitch + p, squares);
       }
     });
   }
@@ -49,56 +50,68 @@ struct Planes {
   // pitch).
   static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<A>& affine,
                               A l1, int slices, A* partial, int pitch) {
-    with_vectors<T, kWordBytes>(tile.positions, [&](auto count) {
+    with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const int vectors = tile.positions / V;
-      for (int i = device::thread(); i < vectors * slices; i += device::threads()) {
-        const int slice = i / vectors, p = (i - slice * vectors) * V;
-        A scale[V] = {}, shift[V] = {}, centred[V] = {}, mean[V], rstd[V];
-        for (int v = 0; v < V; ++v) mean[v] = local.mean[p + v], rstd[v] = local.rstd[p + v];
+      with_parameters(affine, [&](auto per_position) {
+        using Parameter = OfChannel<A, decltype(per_position)::value>;
+        const int vectors = tile.positions / V;
+        for (int i = device::thread(); i < vectors * slices; i += device::threads()) {
+          const int slice = i / vectors, p = (i - slice * vectors) * V;
+          const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
+          Pack<A, V> scale = {}, shift = {}, centred = {};
 #pragma unroll 2
-        for (int c = slice; c < tile.channels; c += slices) {
-          const Pack<T, V> value = read_pack<V>(x + c * tile.positions + p);
-          const Pack<T, V> gradient = read_pack<V>(dy + c * tile.positions + p);
-          for (int v = 0; v < V; ++v) {
-            const int parameter = affine.per_position ? p + v : c;
-            const A deviation = widen(value.at[v]) - mean[v];
-            const A upstream = affine.passed(widen(gradient.at[v]), deviation, rstd[v], parameter);
-            const A g = upstream * affine.weight[parameter];
-            scale[v] += g * deviation;
-            shift[v] += g * rstd[v] + signed_as(l1, deviation);
-            centred[v] += deviation;
+          for (int c = slice; c < tile.channels; c += slices) {
+            Pack<A, V> value = widen(read_pack<V>(x + c * tile.positions + p));
+            Pack<A, V> upstream = widen(read_pack<V>(dy + c * tile.positions + p));
+            const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
+            for (int v = 0; v < V; ++v) value.at[v] -= mean.at[v];
+            if (affine.relu) {
+              const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
+              for (int v = 0; v < V; ++v)
+                upstream.at[v] = passed(upstream.at[v], value.at[v] * rstd.at[v] * weight.at[v] + bias.at[v]);
+            }
+            for (int v = 0; v < V; ++v) {
+              const A g = upstream.at[v] * weight.at[v];
+              scale.at[v] += g * value.at[v];
+              shift.at[v] += g * rstd.at[v];
+              centred.at[v] += value.at[v];
+            }
+            if (l1 != A(0))
+              for (int v = 0; v < V; ++v) shift.at[v] += signed_as(l1, value.at[v]);
           }
+          write_pack(partial + slice * pitch + p, scale);
+          write_pack(partial + (slices + slice) * pitch + p, shift);
+          write_pack(partial + (2 * slices + slice) * pitch + p, centred);
         }
-        for (int v = 0; v < V; ++v) {
-          partial[slice * pitch + p + v] = scale[v];
-          partial[(slices + slice) * pitch + p + v] = shift[v];
-          partial[(2 * slices + slice) * pitch + p + v] = centred[v];
-        }
-      }
+      });
     });
   }
 
-  // y in place of x; returns this thread's sum of |v|.
-  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<A>& affine) {
+  // y in place of x; returns this thread's sum of |v| where it is wanted.
+  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<A>& affine, bool with_l1) {
     A sum = 0;
     with_vectors<T, kVectorBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const Warps warps(tile);
-      for (int c = warps.channel; c < tile.channels; c += warps.channels) {
-        for (int p = warps.position * V; p < tile.positions; p += warps.positions * V) {
-          Pack<T, V> value = read_pack<V>(x + c * tile.positions + p);
-          const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
-          for (int v = 0; v < V; ++v) {
-            const int parameter = affine.per_position ? p + v : c;
-            const A deviation = widen(value.at[v]) - mean.at[v];
-            sum += std::abs(deviation);
-            const A y = deviation * rstd.at[v] * affine.weight[parameter] + affine.bias[parameter];
-            value.at[v] = narrow<T>(affine.rectified(y));
+      with_parameters(affine, [&](auto per_position) {
+        using Parameter = OfChannel<A, decltype(per_position)::value>;
+        const Warps warps(tile);
+        for (int c = warps.channel; c < tile.channels; c += warps.channels) {
+          const Parameter weights(affine.weight, c), biases(affine.bias, c);
+          for (int p = warps.position * V; p < tile.positions; p += warps.positions * V) {
+            T* const at = x + c * tile.positions + p;
+            Pack<A, V> value = widen(read_pack<V>(at));
+            const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
+            const Pack<A, V> weight = weights.template at<V>(p), bias = biases.template at<V>(p);
+            for (int v = 0; v < V; ++v) value.at[v] -= mean.at[v];
+            if (with_l1)
+              for (int v = 0; v < V; ++v) sum += std::abs(value.at[v]);
+            for (int v = 0; v < V; ++v) value.at[v] = value.at[v] * rstd.at[v] * weight.at[v] + bias.at[v];
+            if (affine.relu)
+              for (int v = 0; v < V; ++v) value.at[v] = rectified(value.at[v]);
+            write_pack(at, narrow<T>(value));
           }
-          write_pack(x + c * tile.positions + p, value);
         }
-      }
+      });
     });
     return sum;
   }
@@ -108,41 +121,57 @@ struct Planes {
                                        A l1) {
     with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const Warps warps(tile);
-      for (int c = warps.channel; c < tile.channels; c += warps.channels) {
-        A dweight = 0, dbias = 0;
-        for (int p = warps.position * V; p < tile.positions; p += warps.positions * V) {
-          Pack<T, V> value = read_pack<V>(x + c * tile.positions + p);
-          const Pack<T, V> gradient = read_pack<V>(dy + c * tile.positions + p);
-          const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
-          const Pack<A, V> slope = read_pack<V>(local.slope + p), offset = read_pack<V>(local.offset + p);
-          for (int v = 0; v < V; ++v) {
-            const int parameter = affine.per_position ? p + v : c;
-            const A deviation = widen(value.at[v]) - mean.at[v];
-            const A upstream = affine.passed(widen(gradient.at[v]), deviation, rstd.at[v], parameter);
-            const A g = upstream * affine.weight[parameter];
-            value.at[v] = narrow<T>(g * rstd.at[v] + signed_as(l1, deviation) - slope.at[v] * deviation - offset.at[v]);
-            if (affine.per_position && affine.dweight != nullptr) {
-              affine.dweight[p + v] += upstream * deviation * rstd.at[v];
-              affine.dbias[p + v] += upstream;
-            } else {
-              dweight += upstream * deviation * rstd.at[v];
-              dbias += upstream;
+      with_parameters(affine, [&](auto per_position) {
+        using Parameter = OfChannel<A, decltype(per_position)::value>;
+        const Warps warps(tile);
+        for (int c = warps.channel; c < tile.channels; c += warps.channels) {
+          const Parameter weights(affine.weight, c);
+          A dweight = 0, dbias = 0;
+          for (int p = warps.position * V; p < tile.positions; p += warps.positions * V) {
+            T* const at = x + c * tile.positions + p;
+            Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(dy + c * tile.positions + p));
+            const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
+            const Pack<A, V> slope = read_pack<V>(local.slope + p), offset = read_pack<V>(local.offset + p);
+            const Pack<A, V> weight = weights.template at<V>(p);
+            Pack<A, V> normal, dx;
+            for (int v = 0; v < V; ++v) {
+              value.at[v] -= mean.at[v];
+              normal.at[v] = value.at[v] * rstd.at[v];
+            }
+            if (affine.relu) {
+              const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
+              for (int v = 0; v < V; ++v)
+                upstream.at[v] = passed(upstream.at[v], normal.at[v] * weight.at[v] + bias.at[v]);
+            }
+            for (int v = 0; v < V; ++v)
+              dx.at[v] = upstream.at[v] * weight.at[v] * rstd.at[v] - (slope.at[v] * value.at[v] + offset.at[v]);
+            if (l1 != A(0))
+              for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
+            write_pack(at, narrow<T>(dx));
+            for (int v = 0; v < V; ++v) {
+              if constexpr (!Parameter::kPerPosition) {
+                dweight += upstream.at[v] * normal.at[v];
+                dbias += upstream.at[v];
+              } else if (affine.dweight != nullptr) {
+                affine.dweight[p + v] += upstream.at[v] * normal.at[v];
+                affine.dbias[p + v] += upstream.at[v];
+              }
             }
           }
-          write_pack(x + c * tile.positions + p, value);
+          if constexpr (!Parameter::kPerPosition) {
+            if (affine.dweight == nullptr) continue;
+            for (int m = device::kWarp / 2; m > 0; m /= 2) {
+              dweight += device::shuffle_xor(dweight, m);
+              dbias += device::shuffle_xor(dbias, m);
+            }
+            if (device::thread() % device::kWarp == 0) {
+              const int at = warps.position / device::kWarp * tile.channels + c;
+              affine.dweight[at] += dweight;
+              affine.dbias[at] += dbias;
+            }
+          }
         }
-        if (affine.per_position || affine.dweight == nullptr) continue;
-        for (int m = device::kWarp / 2; m > 0; m /= 2) {
-          dweight += device::shuffle_xor(dweight, m);
-          dbias += device::shuffle_xor(dbias, m);
-        }
-        if (device::thread() % device::kWarp == 0) {
-          const int at = warps.position / device::kWarp * tile.channels + c;
-          affine.dweight[at] += dweight;
-          affine.dbias[at] += dbias;
-        }
-      }
+      });
     });
   }
 

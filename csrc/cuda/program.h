@@ -16,7 +16,8 @@ constexpr int blocks_for(int blocks, int element_size) { return element_size == 
 
 constexpr int kVectorBytes = 16;  // the widest access
 constexpr int kWordBytes = 4;     // of a bank of shared memory
-// Bytes of dy that a thread of the backward kernels takes at once; in channels_last, what its sums take of dy's place.
+// What a thread takes at once where it has much to keep of every number; in channels_last, what backward's sums take of
+// dy's place.
 constexpr int kColumnBytes = 8;
 
 struct Window {

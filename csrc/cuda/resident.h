@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     fetch(maps, forward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
     fetch(maps, forward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
     device::sync_block();
-    l1 += Work<T, ChannelsLast>::normalize(tile, memory.x, memory.local, memory.affine);
+    l1 += Work<T, ChannelsLast>::normalize(tile, memory.x, memory.local, memory.affine, args.partials.l1 != nullptr);
     device::sync_block();
     copy_out(tile, memory.x, args.tensors.out);
   }

@@ -227,7 +227,7 @@ __device__ void forward_apply(const Arguments& args, const Memory<T>& memory, co
     fetch(maps, forward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
     device::copies_done();
     device::sync_block();
-    l1 += Work<T, ChannelsLast>::normalize(tile, memory.x, memory.local, memory.affine);
+    l1 += Work<T, ChannelsLast>::normalize(tile, memory.x, memory.local, memory.affine, args.partials.l1 != nullptr);
     device::sync_block();
     copy_out(tile, memory.x, args.tensors.out);
   }

@@ -147,7 +147,8 @@ class Chooser {
     return at;
   }
 
-  // Slices of the channels that give every thread of the statistics work.
+  // Slices of the channels that give every thread of the statistics a word of the positions. Where threads take more
+  // at once some have none: more slices would take memory that the row needs.
   int slices(int64_t channels, int64_t positions, int threads) const {
     if (shape_.channels_last) return 1;
     const int64_t vector = std::max(1, kWordBytes / element_), vectors = ceil_div(positions, vector);

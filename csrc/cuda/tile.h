@@ -45,18 +45,25 @@ __device__ inline Tile tile_at(const Shape& shape, int64_t sample, int group, in
 template <int Bytes, class Body>
 __device__ void for_each_run(unsigned char* tile, unsigned char* global, int rows, int row_bytes, int64_t pitch_bytes,
                              Body&& body) {
-  const int runs = row_bytes / Bytes;
-  if (runs == 0) return;
-  const int row_step = device::threads() / runs, step = device::threads() - row_step * runs;
-  int row = device::thread() / runs, run = device::thread() - row * runs;
+  const int first = device::thread() * Bytes, step = device::threads() * Bytes;
+  if (rows == 1) {
+#pragma unroll 4
+    for (int i = first; i < row_bytes; i += step) body(tile + i, global + i);
+    return;
+  }
+  if (row_bytes == 0) return;
+  const int rows_on = step / row_bytes, bytes_on = step - rows_on * row_bytes;
+  const int64_t to_next = rows_on * pitch_bytes + bytes_on, to_next_row = pitch_bytes - row_bytes;
+  int in_row = first % row_bytes;
+  global += first / row_bytes * pitch_bytes + in_row;
 #pragma unroll 2
-  for (int i = device::thread(); i < rows * runs; i += device::threads()) {
-    body(tile + i * Bytes, global + row * pitch_bytes + run * Bytes);
-    row += row_step;
-    run += step;
-    if (run >= runs) {
-      run -= runs;
-      ++row;
+  for (int i = first; i < rows * row_bytes; i += step) {
+    body(tile + i, global);
+    global += to_next;
+    in_row += bytes_on;
+    if (in_row >= row_bytes) {
+      in_row -= row_bytes;
+      global += to_next_row;
     }
   }
 }
@@ -139,14 +146,51 @@ struct Affine {
   A *weight, *bias;  // of backward, the bias is there with a ReLU alone
   A *dweight, *dbias;
   bool per_position, relu;
-
-  __device__ A rectified(A y) const { return relu && y < A(0) ? A(0) : y; }
-  // The gradient of v rstd weight + bias, given that of y.
-  __device__ A passed(A upstream, A v, A rstd, int parameter) const {
-    if (bias == nullptr) return upstream;
-    return v * rstd * weight[parameter] + bias[parameter] <= A(0) ? A(0) : upstream;
-  }
 };
+
+// A parameter as the positions of a contiguous channel see it: one number for all of them, or one for each.
+template <class A, bool PerPosition>
+class OfChannel {
+ public:
+  static constexpr bool kPerPosition = PerPosition;
+  __device__ OfChannel(const A* numbers, int channel) : numbers_(PerPosition ? numbers : numbers + channel) {
+    if constexpr (!PerPosition) number_ = *numbers_;
+  }
+  template <int Count>
+  __device__ Pack<A, Count> at(int position) const {
+    if constexpr (PerPosition) {
+      return read_pack<Count>(numbers_ + position);
+    } else {
+      Pack<A, Count> same;
+      for (int i = 0; i < Count; ++i) same.at[i] = number_;
+      return same;
+    }
+  }
+
+ private:
+  const A* numbers_;
+  A number_ = 0;
+};
+
+// Calls body(whether parameters go by position, as a constant).
+template <class A, class Body>
+__device__ void with_parameters(const Affine<A>& affine, Body&& body) {
+  if (affine.per_position)
+    body(std::true_type());
+  else
+    body(std::false_type());
+}
+
+template <class A>
+__device__ A rectified(A y) {
+  return y < A(0) ? A(0) : y;
+}
+
+// The gradient of y before a ReLU, given that behind it.
+template <class A>
+__device__ A passed(A upstream, A y) {
+  return y <= A(0) ? A(0) : upstream;
+}
 
 // Weight and bias of a tile into shared memory, ones and zeros where there are none.
 template <class A>
@@ -157,6 +201,11 @@ __device__ void load_affine(const Shape& shape, const Tensors& tensors, int grou
     to.weight[i] = tensors.weight.data == nullptr ? A(1) : read<A>(tensors.weight, first + i);
     if (to.bias != nullptr) to.bias[i] = tensors.bias.data == nullptr ? A(0) : read<A>(tensors.bias, first + i);
   }
+}
+
+// Of the channels in slice s of `slices`: channel c is in slice c % slices.
+__device__ inline int slice_channels(int channels, int slice, int slices) {
+  return (channels - slice + slices - 1) / slices;
 }
 
 // value with the sign of x; 0 where x is 0.

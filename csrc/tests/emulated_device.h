@@ -76,6 +76,14 @@ inline float from_bits(uint32_t bits) {
 float float_of_half(uint16_t bits);
 uint16_t half_of(float value);
 uint16_t bfloat16_of(float value);
+inline void floats_of_halves(uint32_t word, float& first, float& second) {
+  first = float_of_half(static_cast<uint16_t>(word & 0xffff));
+  second = float_of_half(static_cast<uint16_t>(word >> 16));
+}
+inline uint32_t halves_of(float first, float second) { return half_of(first) | uint32_t{half_of(second)} << 16; }
+inline uint32_t bfloat16s_of(float first, float second) {
+  return bfloat16_of(first) | uint32_t{bfloat16_of(second)} << 16;
+}
 
 }  // namespace divnorm::cuda::device
 
