@@ -145,6 +145,12 @@ def test_over_the_batch(name, channels_last, dtype):
         check(on_cuda, case(shape, options, dtype, channels_last and len(shape) > 2))
 
 
+def test_two_passes_that_sum_windows_by_blocks():
+    """A map that one block of threads goes through by itself has more positions than they have windows to sum."""
+    with backend(**{**TWO_PASS, "row_positions": 4096}):
+        check(on_cuda, case((2, 3, 40, 41), {"window": 11, "norm_window": (6, 25)}, torch.float32))
+
+
 @EXAMPLES
 @given(calls(extents=SMALL).map(on_device), st.sampled_from(sorted(NAMES)))
 def test_values_and_gradients(call: Call, strategy: str):

@@ -48,7 +48,7 @@ template <class A, class Maps>
 __device__ void fetch(const Maps& maps, int map, bool present, A neutral, const Tile& tile, A* to) {
   if (!present) return fill(to, tile.positions, neutral);
   for (int p = device::thread(); p < tile.positions; p += device::threads())
-    to[p] = maps.load(map, maps.saved.step * (tile.position + p));
+    to[p] = maps.anywhere(map, maps.saved.step * (tile.position + p));
 }
 
 // Zero sums for the gradients of weight and bias.
@@ -97,29 +97,30 @@ __device__ A l1_gradient(const Shape& shape, const Tensors& tensors) {
   return device::load(static_cast<const A*>(tensors.dl1)) / numel;
 }
 
-// Mean and sum of squares about it of several sets of numbers, each given by count, mean and sum of squares:
-// set(i, count, mean, squares).
+// Count, mean and sum of squares about it of numbers, and of rows x columns sets of them, set(row, column) for each.
 template <class A>
 struct Moments {
   A count, mean, squares;
 
   template <class Set>
-  static __device__ Moments merged(int sets, Set&& set) {
+  static __device__ Moments merged(int rows, int columns, Set&& set) {
     A total = 0, mean = 0, rest = 0, squares = 0;
-    for (int i = 0; i < sets; ++i) {
-      const Moments one = set(i);
-      total += one.count;
-      if (one.count > A(0)) mean += one.count * one.mean;
-    }
-    mean /= total;
-    for (int i = 0; i < sets; ++i) {
-      const Moments one = set(i);
-      const A difference = one.mean - mean;
-      if (one.count > A(0)) {
-        rest += one.count * difference;
-        squares += one.squares + one.count * difference * difference;
+    for (int row = 0; row < rows; ++row)
+      for (int column = 0; column < columns; ++column) {
+        const Moments one = set(row, column);
+        total += one.count;
+        if (one.count > A(0)) mean += one.count * one.mean;
       }
-    }
+    mean /= total;
+    for (int row = 0; row < rows; ++row)
+      for (int column = 0; column < columns; ++column) {
+        const Moments one = set(row, column);
+        const A difference = one.mean - mean;
+        if (one.count > A(0)) {
+          rest += one.count * difference;
+          squares += one.squares + one.count * difference * difference;
+        }
+      }
     return {total, corrected(mean, rest / total), squares};
   }
 };

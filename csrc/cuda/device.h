@@ -39,6 +39,22 @@ __device__ inline void sync_cluster(int size) {
   __syncthreads();
 }
 
+// The same where blocks have written to their own shared memory alone: writes to global memory are not waited for.
+__device__ inline void sync_cluster_shared(int size) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  if (size > 1) {
+    asm volatile(
+        "fence.release.sync_restrict::shared::cta.cluster;\n"
+        "barrier.cluster.arrive.relaxed.aligned;\n"
+        "barrier.cluster.wait.acquire.aligned;\n"
+        "fence.acquire.sync_restrict::shared::cluster.cluster;" ::
+            : "memory");
+    return;
+  }
+#endif
+  __syncthreads();
+}
+
 // Where `address`, in this block's shared memory, lies in that of block `rank` of the cluster.
 template <class V>
 __device__ inline V* in_block(V* address, int rank) {

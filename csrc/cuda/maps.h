@@ -1,7 +1,4 @@
-// The work on the maps, one number per position: window sums axis by axis, and what is made of them.
-//
-// A window of k positions costs two additions a position whatever k is: the sum of a window is the sum of a suffix of
-// one block of k positions and of a prefix of the next (van Herk). One thread goes through a block. Nothing is ever
+// The work on the maps, one number per position: window sums axis by axis, and what is made of them. Nothing is ever
 // subtracted, so nothing drifts and a NaN stays inside its windows.
 #pragma once
 
@@ -17,59 +14,70 @@ struct Worker {
   int index, count;
 };
 
+// The positions that a thread takes: first, first + step, ... below end.
+struct Positions {
+  int first, end, step;
+};
+
 __device__ inline int clamped(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
+
+__device__ inline int quotient(const Divider& divider, int number) {
+  return static_cast<int>((uint64_t{divider.multiplier} * (2u * static_cast<uint32_t>(number)) >> 32) >> divider.shift);
+}
 
 // What the average over the field divides by at position p.
 template <class A>
 __device__ A divisor(const Shape& shape, const Window& window, int p) {
-  A product = 1;
-#pragma unroll 1
+  int inside = 1;
   for (int a = kAxes - 1; a >= 0; --a) {
-    const int extent = shape.extent[a], rest = p / extent, at = p - rest * extent;
-    const int inside = clamped(at + window.hi[a], 0, extent - 1) - clamped(at - window.lo[a], 0, extent - 1) + 1;
-    product *= static_cast<A>(window.divisor[a] > 0 ? window.divisor[a] : inside);
+    if (shape.extent[a] == 1) continue;
+    const int rest = quotient(shape.by_extent[a], p), at = p - rest * shape.extent[a],
+              beyond = shape.extent[a] - 1 - at;
+    const int before = at < window.lo[a] ? at : window.lo[a], behind = beyond < window.hi[a] ? beyond : window.hi[a];
+    if (window.counted[a]) inside *= before + 1 + behind;
     p = rest;
   }
-  return product;
+  return static_cast<A>(window.divisor) * static_cast<A>(inside);
 }
 
-// The lines of a map along an axis: `inner` of them side by side.
-struct Lines {
-  __host__ __device__ Lines(const Shape& shape, int axis) {
-    extent = shape.extent[axis];
-    for (int a = axis + 1; a < kAxes; ++a) inner *= shape.extent[a];
-    count = shape.positions / extent;
-  }
-  __device__ int begin(int line) const { return line / inner * inner * extent + line % inner; }
-  int extent, inner = 1, count;
-};
+// Window sums by PassKind. They call emit(position, sum) for every position of a map with the sum of the pass' source
+// over the window around it.
 
-// Calls emit(position, sum) for every position of a map with the sum of `source` over the pass' window around it.
-// Maps: at(map, position) is a reference; the thread that emits a position may use `target` there before.
+// A warp sums a line.
 template <class A, class Maps, class Emit>
-__device__ void window_sums(const Shape& shape, const Pass& pass, const Maps& maps, Worker worker, Emit&& emit) {
-  if (pass.axis < 0) {
-    for (int p = worker.index; p < shape.positions; p += worker.count) emit(p, maps.load(pass.source, p));
-    return;
+__device__ void line_sums(const Pass& pass, const Maps& maps, Worker worker, Emit&& emit) {
+  const int lane = worker.index % device::kWarp, warps = worker.count / device::kWarp;
+  for (int line = worker.index / device::kWarp; line < pass.lines; line += warps) {
+    const int outer = quotient(pass.by_inner, line);
+    const int begin = line + outer * pass.inner * (pass.extent - 1);
+    A sum = 0;
+    for (int e = lane; e < pass.extent; e += device::kWarp) sum += maps.load(pass.source, begin + e * pass.inner);
+    for (int m = device::kWarp / 2; m > 0; m /= 2) sum += device::shuffle_xor(sum, m);
+    for (int e = lane; e < pass.extent; e += device::kWarp) emit(begin + e * pass.inner, sum);
   }
-  const Lines lines(shape, pass.axis);
-  const int last = lines.extent - 1;
-  if (pass.lo >= last && pass.hi >= last) {  // every window covers the axis: a warp sums a line
-    const int lane = worker.index % device::kWarp, warps = worker.count / device::kWarp;
-    for (int line = worker.index / device::kWarp; line < lines.count; line += warps) {
-      const int begin = lines.begin(line);
-      A sum = 0;
-      for (int e = lane; e <= last; e += device::kWarp) sum += maps.load(pass.source, begin + e * lines.inner);
-      for (int m = device::kWarp / 2; m > 0; m /= 2) sum += device::shuffle_xor(sum, m);
-      for (int e = lane; e <= last; e += device::kWarp) emit(begin + e * lines.inner, sum);
-    }
-    return;
+}
+
+// A thread sums a window. All of its loads are under way at once.
+template <class A, class Maps, class Emit>
+__device__ void direct_sums(const Pass& pass, const Maps& maps, Positions positions, Emit&& emit) {
+  for (int p = positions.first; p < positions.end; p += positions.step) {
+    const int row = quotient(pass.by_inner, p), e = row - quotient(pass.by_extent, row) * pass.extent;
+    const int from = clamped(e - pass.lo, 0, e), to = clamped(e + pass.hi, e, pass.extent - 1);
+    const int end = p + (to - e) * pass.inner;
+    emit(p, maps.sum(pass.source, p - (e - from) * pass.inner, end, pass.inner));
   }
-  const int length = pass.lo + pass.hi + 1, blocks = last / length + 1;
-  for (int task = worker.index; task < lines.count * blocks; task += worker.count) {
-    const int inner = task % lines.inner, rest = task / lines.inner;
-    const int first = rest % blocks * length, begin = rest / blocks * lines.inner * lines.extent + inner;
-    const auto position = [&](int e) { return begin + e * lines.inner; };
+}
+
+// A thread goes through a block as long as the window. Two additions a position whatever that is: the sum of a window
+// is the sum of a suffix of one block and of a prefix of the next (van Herk). `target` is written before emit.
+template <class A, class Maps, class Emit>
+__device__ void block_sums(const Pass& pass, const Maps& maps, Worker worker, Emit&& emit) {
+  const int last = pass.extent - 1, length = pass.lo + pass.hi + 1;
+  for (int task = worker.index; task < pass.lines * pass.blocks; task += worker.count) {
+    const int rest = quotient(pass.by_inner, task), inner = task - rest * pass.inner;
+    const int outer = quotient(pass.by_blocks, rest), first = (rest - outer * pass.blocks) * length;
+    const int begin = outer * pass.inner * pass.extent + inner;
+    const auto position = [&](int e) { return begin + e * pass.inner; };
     const int outputs = clamped(last - first, 0, length - 1);
     A sum = 0;  // of the suffix from first - lo + i of the block that starts at first - lo
     int e = clamped(first - pass.lo + length - 1, -1, last);
@@ -88,17 +96,42 @@ __device__ void window_sums(const Shape& shape, const Pass& pass, const Maps& ma
   }
 }
 
-// One pass of a row, by all workers: sums along an axis, and at the end of a field what `fields` makes of them.
+// What becomes of a pass' sums: the target, or at the end of a field what `fields` makes of them.
 template <class A, class Maps, class Fields>
-__device__ void run_pass(const Shape& shape, const Pass& pass, const Maps& maps, Worker worker, const Fields& fields) {
-  window_sums<A>(shape, pass, maps, worker, [&](int p, A sum) {
+struct Ending {
+  const Pass& pass;
+  const Maps& maps;
+  const Fields& fields;
+
+  __device__ void operator()(int p, A sum) const {
     if (!pass.last)
       maps.store(pass.target, p, sum);
     else if (pass.of_suppression)
       fields.suppression(p, sum);
     else
       fields.summation(p, sum);
-  });
+  }
+};
+
+// Whether every thread of a pass works on positions of its own.
+__device__ inline bool by_positions(const Pass& pass) {
+  return pass.kind == PassKind::none || pass.kind == PassKind::windows;
+}
+
+// One pass of a row.
+template <class A, class Maps, class Fields>
+__device__ void run_by_positions(const Pass& pass, const Maps& maps, Positions positions, const Fields& fields) {
+  const Ending<A, Maps, Fields> emit{pass, maps, fields};
+  if (pass.kind == PassKind::windows) return direct_sums<A>(pass, maps, positions, emit);
+  for (int p = positions.first; p < positions.end; p += positions.step) emit(p, maps.load(pass.source, p));
+}
+template <class A, class Maps, class Fields>
+__device__ void run_by_lines(const Pass& pass, const Maps& maps, Worker worker, const Fields& fields) {
+  const Ending<A, Maps, Fields> emit{pass, maps, fields};
+  if (pass.kind == PassKind::lines)
+    line_sums<A>(pass, maps, worker, emit);
+  else
+    block_sums<A>(pass, maps, worker, emit);
 }
 
 template <class A>
@@ -114,11 +147,13 @@ struct SavedMaps {
       : mean(static_cast<A*>(tensors.mean) + (shape.summation.present ? row * shape.map_positions : 0)),
         rstd(static_cast<A*>(tensors.rstd) + (shape.suppression.present ? row * shape.map_positions : 0)),
         step(shape.whole ? 0 : 1) {}
+  __device__ void store(bool of_mean, int p, A value) const { device::store((of_mean ? mean : rstd) + p, value); }
   A *mean, *rstd;
   int step;  // from one position to the next
 };
 
-// The maps of a row in shared memory of a cluster: block p >> shift keeps position p.
+// The maps of a row in shared memory of a cluster: block p >> shift keeps position p. A thread reads and writes what
+// its block keeps, and may read the others'.
 template <class A>
 struct OwnedMaps {
   A* base;
@@ -126,15 +161,42 @@ struct OwnedMaps {
   int blocks;
   SavedMaps<A> saved;
 
-  __device__ A* at(int map, int p) const {
-    A* here = base + map * stride + (p & ((1 << shift) - 1));
-    return blocks == 1 ? here : device::in_block(here, p >> shift);
+  __device__ A* here(int map, int p) const { return base + map * stride + (p & ((1 << shift) - 1)); }
+  __device__ A load(int map, int p) const { return *here(map, p); }
+  __device__ void store(int map, int p, A value) const { *here(map, p) = value; }
+  __device__ A anywhere(int map, int p) const {
+    return blocks == 1 ? load(map, p) : *device::in_block(here(map, p), p >> shift);
   }
-  __device__ A load(int map, int p) const { return *at(map, p); }
-  __device__ void store(int map, int p, A value) const { *at(map, p) = value; }
+  // Of positions first, first + step, ... up to last.
+  __device__ A sum(int map, int first, int last, int step) const {
+    A sum = 0;
+    if (blocks == 1) {
+#pragma unroll 4
+      for (int p = first; p <= last; p += step) sum += load(map, p);
+    } else {
+#pragma unroll 4
+      for (int p = first; p <= last; p += step) sum += *device::in_block(here(map, p), p >> shift);
+    }
+    return sum;
+  }
   __device__ void save(int map, int p, A value) const {
     store(map, p, value);
-    device::store((map == forward_map::mean ? saved.mean : saved.rstd) + p, value);
+    saved.store(map == forward_map::mean, p, value);
+  }
+};
+
+// The same maps to threads that read and write all of them.
+template <class A>
+struct ClusterMaps {
+  const OwnedMaps<A>& owned;
+
+  __device__ A load(int map, int p) const { return owned.anywhere(map, p); }
+  __device__ void store(int map, int p, A value) const {
+    *device::in_block(owned.here(map, p), p >> owned.shift) = value;
+  }
+  __device__ void save(int map, int p, A value) const {
+    store(map, p, value);
+    owned.saved.store(map == forward_map::mean, p, value);
   }
 };
 
@@ -150,6 +212,13 @@ struct GlobalMaps {
     return (map < scratch ? base + map * stride : map == scratch ? saved.mean : saved.rstd) + p;
   }
   __device__ A load(int map, int p) const { return device::load(at(map, p)); }
+  __device__ A anywhere(int map, int p) const { return load(map, p); }
+  __device__ A sum(int map, int first, int last, int step) const {
+    A sum = 0;
+#pragma unroll 4
+    for (int p = first; p <= last; p += step) sum += load(map, p);
+    return sum;
+  }
   __device__ void store(int map, int p, A value) const { device::store(at(map, p), value); }
   __device__ void save(int map, int p, A value) const { store(map, p, value); }
 };

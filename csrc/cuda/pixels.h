@@ -10,7 +10,7 @@ struct Pixels {
   using A = Acc<T>;
 
   // As Planes::moments; a block has all channels of its positions, in one slice.
-  static __device__ void moments(const Tile& tile, const T* x, bool centred, int, A* partial, int pitch) {
+  static __device__ void moments(const Tile& tile, const T* x, bool centred, const Slices&, A* partial, int pitch) {
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
       const A each = A(1) / static_cast<A>(tile.channels);
@@ -47,7 +47,7 @@ struct Pixels {
 
   // As Planes::sums, in one slice.
   static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<A>& affine,
-                              A l1, int, A* partial, int pitch) {
+                              A l1, const Slices&, A* partial, int pitch) {
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
       const Lanes lanes(tile, V);

@@ -9,13 +9,14 @@ template <class T>
 struct Planes {
   using A = Acc<T>;
 
-  // Mean and sum of squares about it of every position, for each of `slices` slices of the channels. Not centred: the
-  // squares are about 0. partial: (2, slices, pitch).
-  static __device__ void moments(const Tile& tile, const T* x, bool centred, int slices, A* partial, int pitch) {
+  // Mean and sum of squares about it of every position, for each slice of the channels. Not centred: the squares are
+  // about 0. partial: (2, slices, pitch).
+  static __device__ void moments(const Tile& tile, const T* x, bool centred, const Slices& slices, A* partial,
+                                 int pitch) {
     with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const int vectors = tile.positions / V, step = slices * tile.positions;
-      for (int i = device::thread(); i < vectors * slices; i += device::threads()) {
+      const int vectors = tile.positions / V, step = slices.count * tile.positions;
+      for (int i = device::thread(); i < vectors * slices.count; i += device::threads()) {
         const int slice = i / vectors, p = (i - slice * vectors) * V;
         const int channels = slice_channels(tile.channels, slice, slices);
         const A each = A(1) / static_cast<A>(channels);
@@ -41,7 +42,7 @@ struct Planes {
         if (centred && channels > 0)
           for (int v = 0; v < V; ++v) mean.at[v] = corrected(mean.at[v], rest.at[v] * each);
         write_pack(partial + slice * pitch + p, mean);
-        write_pack(partial + (slices + slice) * pitch + p, squares);
+        write_pack(partial + (slices.count + slice) * pitch + p, squares);
       }
     });
   }
@@ -49,18 +50,18 @@ struct Planes {
   // P2 = sum of g v, P1 rstd + l1's share, and V = sum of v, of each slice of the channels. partial: (3, slices,
   // pitch).
   static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<A>& affine,
-                              A l1, int slices, A* partial, int pitch) {
+                              A l1, const Slices& slices, A* partial, int pitch) {
     with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
       with_parameters(affine, [&](auto per_position) {
         using Parameter = OfChannel<A, decltype(per_position)::value>;
         const int vectors = tile.positions / V;
-        for (int i = device::thread(); i < vectors * slices; i += device::threads()) {
+        for (int i = device::thread(); i < vectors * slices.count; i += device::threads()) {
           const int slice = i / vectors, p = (i - slice * vectors) * V;
           const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
           Pack<A, V> scale = {}, shift = {}, centred = {};
 #pragma unroll 2
-          for (int c = slice; c < tile.channels; c += slices) {
+          for (int c = slice; c < tile.channels; c += slices.count) {
             Pack<A, V> value = widen(read_pack<V>(x + c * tile.positions + p));
             Pack<A, V> upstream = widen(read_pack<V>(dy + c * tile.positions + p));
             const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
@@ -80,8 +81,8 @@ struct Planes {
               for (int v = 0; v < V; ++v) shift.at[v] += signed_as(l1, value.at[v]);
           }
           write_pack(partial + slice * pitch + p, scale);
-          write_pack(partial + (slices + slice) * pitch + p, shift);
-          write_pack(partial + (2 * slices + slice) * pitch + p, centred);
+          write_pack(partial + (slices.count + slice) * pitch + p, shift);
+          write_pack(partial + (2 * slices.count + slice) * pitch + p, centred);
         }
       });
     });

@@ -20,16 +20,37 @@ constexpr int kWordBytes = 4;     // of a bank of shared memory
 // dy's place.
 constexpr int kColumnBytes = 8;
 
+// Division of a number below 2^31 by one that is known before the launch: a multiplication and a shift (Granlund and
+// Montgomery, "Division by Invariant Integers using Multiplication", 1994).
+struct Divider {
+  uint32_t multiplier = uint32_t{1} << 31;
+  int shift = 0;
+};
+
+// Slices of a tile's channels: channel c is in slice c % count.
+struct Slices {
+  int count = 1;
+  Divider by_count;
+};
+
 struct Window {
   bool present = false;
   int lo[kAxes] = {}, hi[kAxes] = {};
-  int64_t divisor[kAxes] = {};  // 0: the positions inside the image
+  bool counted[kAxes] = {};  // whether the average divides by the positions inside the image
+  double divisor = 1;        // of the other axes
 };
+
+// How a pass sums: not at all where the field is a single position; whole lines where every window covers them; each
+// window by itself; or by blocks as long as the window.
+enum class PassKind : int { none, lines, windows, blocks };
 
 // Sums of the map `source` over the window of one axis, into the map `target`. The last pass of a field ends it.
 struct Pass {
-  int axis = -1;  // -1: the field is a single position, there is nothing to sum
+  PassKind kind = PassKind::none;
   int lo = 0, hi = 0;
+  int extent = 1, inner = 1, lines = 1;  // of the axis: lines of `extent` positions, `inner` of them side by side
+  int blocks = 1;                        // of a line
+  Divider by_extent, by_inner, by_blocks;
   int source = 0, target = 0;
   bool of_suppression = false, last = false;
 };
@@ -56,6 +77,7 @@ struct Shape {
   int positions = 1;
   int map_positions = 1;  // one where the fields are whole
   int extent[kAxes] = {1, 1, 1};
+  Divider by_extent[kAxes];
   bool over_batch = false;
   bool per_position = false;  // weight and bias have one element per position of the single channel
   bool channels_last = false;
@@ -87,7 +109,7 @@ struct Partials {
 struct Resident {
   int channel_blocks = 1, position_blocks = 1, blocks = 1;  // the third is the product
   int tile_channels = 1, tile_positions = 1;
-  int slices = 1;        // partial statistics a block keeps of a position
+  Slices slices;         // a block keeps the statistics of each
   int owner_shift = 0;   // block p >> owner_shift of the cluster keeps the maps' position p
   int owned_stride = 1;  // from one of its maps to the next
   int parts = 1;
@@ -116,7 +138,7 @@ struct Staged {
   int spans = 1;             // of a chunk: sets of samples that an item of the last stage goes through
   int64_t span_samples = 1;
   int tile_positions = 1, tile_channels = 1;
-  int slices = 1;
+  Slices slices;
   int row_items = 1;  // blocks that share the passes over one map
   int64_t map_rows = 1;
   int* counters = nullptr;  // a ticket, then one counter per stage and chunk; zero before the launch

@@ -31,23 +31,42 @@ struct Place {
   int rank, group, part, channel_slice, position_slice, owned_begin, owned_end;
 };
 
-// The partial statistics of position p by the block that holds channel slice `slice` of it.
+// The partial statistics of a position by the blocks that hold slices of its channels.
 template <class A>
-__device__ const A* partial_of(const Resident& r, A* partial, int slice, int p) {
-  const int position_slice = p / r.tile_positions;
-  A* here = partial + p - position_slice * r.tile_positions;
-  return r.blocks == 1 ? here : device::in_block(here, position_slice * r.channel_blocks + slice);
-}
+class PartialsOf {
+ public:
+  __device__ PartialsOf(const Resident& r, A* partial, int p)
+      : blocks_(r.blocks), first_(p / r.tile_positions * r.channel_blocks) {
+    here_ = partial + p - p / r.tile_positions * r.tile_positions;
+  }
+  // Number `at` of those of the block with channel slice `slice`.
+  __device__ A load(int slice, int at) const {
+    return blocks_ == 1 ? here_[at] : *device::in_block(here_ + at, first_ + slice);
+  }
 
-// Runs all passes over the maps; every block of the cluster sees the result.
+ private:
+  A* here_;
+  int blocks_, first_;
+};
+
+// Runs all passes over the maps; every block of the cluster sees the result. field(maps) is what ends a field.
 template <class A, class Field>
-__device__ void run_passes(const Arguments& args, const OwnedMaps<A>& maps, int rank, const Field& field) {
-  const int blocks = args.resident.blocks;
-  const Worker worker{rank * device::threads() + device::thread(), blocks * device::threads()};
-  device::sync_cluster(blocks);
+__device__ void run_passes(const Arguments& args, const OwnedMaps<A>& maps, const Place& place, Field&& field) {
+  const int blocks = args.resident.blocks, thread = device::thread(), threads = device::threads();
+  device::sync_cluster_shared(blocks);
   for (int i = 0; i < args.shape.pass_count; ++i) {
-    run_pass<A>(args.shape, args.shape.passes[i], maps, worker, field);
-    device::sync_cluster(blocks);
+    const Pass& pass = args.shape.passes[i];
+    if (by_positions(pass)) {
+      run_by_positions<A>(pass, maps, Positions{place.owned_begin + thread, place.owned_end, threads}, field(maps));
+      device::sync_cluster_shared(blocks);
+    } else if (blocks == 1) {
+      run_by_lines<A>(pass, maps, Worker{thread, threads}, field(maps));
+      device::sync_block();
+    } else {
+      const ClusterMaps<A> all{maps};
+      run_by_lines<A>(pass, all, Worker{place.rank * threads + thread, blocks * threads}, field(all));
+      device::sync_cluster(blocks);
+    }
   }
 }
 
@@ -62,13 +81,13 @@ __device__ void merge_blocks(const Arguments& args, const M& memory, const Place
     memory.totals[1] = second;
     memory.totals[2] = third;
   }
-  device::sync_cluster(blocks);
+  device::sync_cluster_shared(blocks);
   if (place.rank == 0 && device::thread() == 0)
     end([&](int block, int which) {
       A* here = memory.totals + which;
       return blocks == 1 ? *here : *device::in_block(here, block);
     });
-  device::sync_cluster(blocks);
+  device::sync_cluster_shared(blocks);
 }
 
 template <class T, bool ChannelsLast>
@@ -96,14 +115,14 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
                             SavedMaps<A>(shape, args.tensors, sample * shape.groups + place.group)};
     if (shape.statistics) {
       Work<T, ChannelsLast>::moments(tile, memory.x, shape.summation.present, r.slices, memory.partial, memory.pitch);
-      device::sync_cluster(r.blocks);
+      device::sync_cluster_shared(r.blocks);
       for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
-        const auto whole = Moments<A>::merged(r.channel_blocks * r.slices, [&](int i) {
-          const int block = i / r.slices, slice = i - block * r.slices;
+        const PartialsOf<A> partials(r, memory.partial, p);
+        const auto whole = Moments<A>::merged(r.channel_blocks, r.slices.count, [&](int block, int slice) {
           const int channels = clamped(n - block * r.tile_channels, 0, r.tile_channels);
-          const A* from = partial_of(r, memory.partial, block, p);
-          return Moments<A>{static_cast<A>(slice_channels(channels, slice, r.slices)), from[slice * memory.pitch],
-                            from[(r.slices + slice) * memory.pitch]};
+          return Moments<A>{static_cast<A>(slice_channels(channels, slice, r.slices)),
+                            partials.load(block, slice * memory.pitch),
+                            partials.load(block, (r.slices.count + slice) * memory.pitch)};
         });
         maps.store(forward_map::mean_of_channels, p, whole.mean);
         maps.store(forward_map::squares, p, whole.squares / static_cast<A>(n));
@@ -114,13 +133,14 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
           return Moments<A>{A(1), maps.load(forward_map::mean_of_channels, p), maps.load(forward_map::squares, p)};
         });
         merge_blocks<A>(args, memory, place, own.count, own.mean, own.squares, [&](auto&& totals) {
-          save_statistics(args, maps, place.group, Moments<A>::merged(r.blocks, [&](int block) {
+          save_statistics(args, maps, place.group, Moments<A>::merged(1, r.blocks, [&](int, int block) {
                             return Moments<A>{totals(block, 0), totals(block, 1), totals(block, 2)};
                           }));
         });
       } else {
-        run_passes<A>(args, maps, place.rank,
-                      ForwardFields<A, OwnedMaps<A>>{shape, maps, sigma_of<A>(args.tensors, place.group)});
+        const A sigma = sigma_of<A>(args.tensors, place.group);
+        run_passes<A>(args, maps, place,
+                      [&](const auto& of) { return ForwardFields<A, std::decay_t<decltype(of)>>{shape, of, sigma}; });
       }
     }
     fetch(maps, forward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
@@ -130,7 +150,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     device::sync_block();
     copy_out(tile, memory.x, args.tensors.out);
   }
-  if (r.blocks > 1) device::sync_cluster(r.blocks);  // no block ends while another reads its maps
+  if (r.blocks > 1) device::sync_cluster_shared(r.blocks);  // no block ends while another reads its maps
   store_sum(args.partials.l1, place.slot(r), l1, memory.reduction);
 }
 
@@ -142,6 +162,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
   const Resident& r = args.resident;
   const Place place(args);
   const Memory<T> memory(args);
+  const int n = shape.group_channels;
   {
     const Tile tile = place.tile(args, 0);
     load_affine(shape, args.tensors, place.group, tile.channel, tile.channels, tile.position, tile.positions,
@@ -164,25 +185,24 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
       if (shape.suppression.present) maps.store(backward_map::rstd, p, device::load(maps.saved.rstd + p));
     }
     device::copies_done();
-    device::sync_cluster(r.blocks);
+    device::sync_cluster_shared(r.blocks);
     fetch(maps, backward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
     fetch(maps, backward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
     device::sync_block();
     if (shape.statistics) {
       Work<T, ChannelsLast>::sums(tile, memory.x, memory.dy, memory.local, memory.affine, l1, r.slices, memory.partial,
                                   memory.pitch);
-      device::sync_cluster(r.blocks);
+      device::sync_cluster_shared(r.blocks);
       A all_scale = 0, all_shift = 0;
       for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
         A scale = 0, shift = 0, centred = 0;
-        for (int block = 0; block < r.channel_blocks; ++block) {
-          const A* from = partial_of(r, memory.partial, block, p);
-          for (int slice = 0; slice < r.slices; ++slice) {
-            scale += from[slice * memory.pitch];
-            shift += from[(r.slices + slice) * memory.pitch];
-            centred += from[(2 * r.slices + slice) * memory.pitch];
+        const PartialsOf<A> partials(r, memory.partial, p);
+        for (int block = 0; block < r.channel_blocks; ++block)
+          for (int slice = 0; slice < r.slices.count; ++slice) {
+            scale += partials.load(block, slice * memory.pitch);
+            shift += partials.load(block, (r.slices.count + slice) * memory.pitch);
+            centred += partials.load(block, (2 * r.slices.count + slice) * memory.pitch);
           }
-        }
         if (shape.whole) {
           all_scale += scale;
           all_shift += shift;
@@ -202,8 +222,9 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
           dsigma += save_slopes(shape, maps, scale, shift);
         });
       } else {
-        run_passes<A>(args, maps, place.rank,
-                      BackwardFields<A, OwnedMaps<A>>{shape, maps, A(1) / static_cast<A>(shape.group_channels)});
+        run_passes<A>(args, maps, place, [&](const auto& of) {
+          return BackwardFields<A, std::decay_t<decltype(of)>>{shape, of, A(1) / static_cast<A>(n)};
+        });
       }
     }
     fetch(maps, backward_map::slope, shape.suppression.present, A(0), tile, memory.local.slope);
@@ -213,7 +234,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     device::sync_block();
     copy_out(tile, memory.x, args.tensors.out);
   }
-  if (r.blocks > 1) device::sync_cluster(r.blocks);  // no block ends while another reads its maps
+  if (r.blocks > 1) device::sync_cluster_shared(r.blocks);  // no block ends while another reads its maps
   const Tile tile = place.tile(args, 0);
   const int64_t slot =
       shape.per_position ? place.part : static_cast<int64_t>(place.part) * r.position_blocks + place.position_slice;

@@ -15,7 +15,8 @@ __device__ void forward_statistics(const Arguments& args, const Memory<T>& memor
   const Shape& shape = args.shape;
   const Staged& s = args.staged;
   const StatisticsItem at(args, item);
-  const int slices = s.slices, pitch = memory.pitch;
+  const Slices& slices = s.slices;
+  const int pitch = memory.pitch;
   A* mean = memory.owned;
   A* squares = memory.owned + pitch;
   A counted = 0;
@@ -28,10 +29,10 @@ __device__ void forward_statistics(const Arguments& args, const Memory<T>& memor
       Work<T, ChannelsLast>::moments(tile, memory.x, shape.summation.present, slices, memory.partial, pitch);
       device::sync_block();
       for (int p = device::thread(); p < tile.positions; p += device::threads()) {
-        const auto whole = Moments<A>::merged(slices + 1, [&](int i) {
-          if (i == slices) return counted > A(0) ? Moments<A>{counted, mean[p], squares[p]} : Moments<A>{0, 0, 0};
+        const auto whole = Moments<A>::merged(1, slices.count + 1, [&](int, int i) {
+          if (i == slices.count) return counted > A(0) ? Moments<A>{counted, mean[p], squares[p]} : Moments<A>{0, 0, 0};
           return Moments<A>{static_cast<A>(slice_channels(tile.channels, i, slices)), memory.partial[i * pitch + p],
-                            memory.partial[(slices + i) * pitch + p]};
+                            memory.partial[(slices.count + i) * pitch + p]};
         });
         mean[p] = whole.mean;
         squares[p] = whole.squares;
@@ -64,7 +65,8 @@ __device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T>& me
   const Shape& shape = args.shape;
   const Staged& s = args.staged;
   const StatisticsItem at(args, item);
-  const int slices = s.slices, pitch = memory.pitch;
+  const Slices& slices = s.slices;
+  const int pitch = memory.pitch;
   const A l1 = l1_gradient<A>(shape, args.tensors);
   fill(memory.owned, kBackwardStatistics * pitch, A(0));
   for (int64_t sample = at.samples.begin; sample < at.samples.end; ++sample) {
@@ -86,7 +88,8 @@ __device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T>& me
       device::sync_block();
       for (int p = device::thread(); p < tile.positions; p += device::threads())
         for (int k = 0; k < kBackwardStatistics; ++k)
-          for (int i = 0; i < slices; ++i) memory.owned[k * pitch + p] += memory.partial[(k * slices + i) * pitch + p];
+          for (int i = 0; i < slices.count; ++i)
+            memory.owned[k * pitch + p] += memory.partial[(k * slices.count + i) * pitch + p];
     }
   }
   if (at.samples.begin >= at.samples.end) return 0;
@@ -124,7 +127,7 @@ __device__ void forward_merge(const Arguments& args, const Item& item) {
   const StatisticsItem at(args, item);
   const auto maps = maps_of_row<A>(args, kForwardScratchMaps, at.group);
   for (int p = at.position + device::thread(); p < at.position + at.positions; p += device::threads()) {
-    const auto whole = Moments<A>::merged(args.staged.units, [&](int unit) {
+    const auto whole = Moments<A>::merged(1, args.staged.units, [&](int, int unit) {
       const Samples samples(shape, args.staged, item.chunk, unit, args.staged.unit_samples);
       if (samples.begin >= samples.end) return Moments<A>{0, 0, 0};
       return Moments<A>{static_cast<A>(samples.end - samples.begin) * static_cast<A>(shape.group_channels),
@@ -201,11 +204,16 @@ __device__ void staged_passes(const Arguments& args, const Item& item, int scrat
   if (row >= (shape.over_batch ? 1 : shape.batch) * shape.groups) return;
   const auto maps = maps_of_row<A>(args, scratch, row);
   const Worker worker{part * device::threads() + device::thread(), s.row_items * device::threads()};
+  const Positions positions{worker.index, shape.positions, worker.count};
   const auto end = field(maps, static_cast<int>(row % shape.groups));
   const Stage& stage = s.stage[item.stage];
   for (int i = stage.first_pass; i < stage.end_pass; ++i) {
     if (i > stage.first_pass) device::sync_block();
-    run_pass<A>(shape, shape.passes[i], maps, worker, end);
+    const Pass& pass = shape.passes[i];
+    if (by_positions(pass))
+      run_by_positions<A>(pass, maps, positions, end);
+    else
+      run_by_lines<A>(pass, maps, worker, end);
   }
 }
 

@@ -30,7 +30,8 @@ Window window_of(const Field& field) {
   for (int a = 0; a < kAxes; ++a) {
     window.lo[a] = static_cast<int>(field.lo[a]);
     window.hi[a] = static_cast<int>(field.hi[a]);
-    window.divisor[a] = field.divisor[a];
+    window.counted[a] = field.divisor[a] == 0;
+    if (!window.counted[a]) window.divisor *= static_cast<double>(field.divisor[a]);
   }
   return window;
 }
@@ -45,9 +46,17 @@ void add_passes(Shape& shape, const Window& window, bool of_suppression, bool mi
   for (int a = 0; a < kAxes; ++a) {
     if (window.lo[a] == 0 && window.hi[a] == 0) continue;
     Pass& pass = passes[count++];
-    pass.axis = a;
     pass.lo = mirrored ? window.hi[a] : window.lo[a];
     pass.hi = mirrored ? window.lo[a] : window.hi[a];
+    pass.extent = shape.extent[a];
+    for (int inside = a + 1; inside < kAxes; ++inside) pass.inner *= shape.extent[inside];
+    pass.lines = shape.positions / pass.extent;
+    pass.blocks = static_cast<int>(ceil_div(pass.extent, int64_t{pass.lo} + pass.hi + 1));
+    pass.by_extent = divider(pass.extent);
+    pass.by_inner = divider(pass.inner);
+    pass.by_blocks = divider(pass.blocks);
+    const bool covers = pass.lo >= pass.extent - 1 && pass.hi >= pass.extent - 1;
+    pass.kind = covers ? PassKind::lines : PassKind::blocks;
   }
   if (count == 0) count = 1;
   for (int i = 0; i < count; ++i) {
@@ -58,6 +67,18 @@ void add_passes(Shape& shape, const Window& window, bool of_suppression, bool mi
     pass.target = (count - 1 - i) % 2 == 0 ? result : spare;
     source = pass.target;
     shape.passes[shape.pass_count++] = pass;
+  }
+}
+
+// How each pass sums, by blocks of so many threads, each with so many positions. Window by window a thread makes a load
+// for every position of its windows; by blocks about four, one after the other, for every position of its blocks, which
+// are as long. So the longest thread decides, whatever the window.
+void choose_kinds(Shape& shape, int64_t positions, int64_t threads, int64_t blocks) {
+  for (int i = 0; i < shape.pass_count; ++i) {
+    Pass& pass = shape.passes[i];
+    if (pass.kind != PassKind::blocks) continue;
+    const int64_t by_blocks = ceil_div(int64_t{pass.lines} * pass.blocks, blocks * threads);
+    if (ceil_div(positions, threads) <= 4 * by_blocks) pass.kind = PassKind::windows;
   }
 }
 
@@ -149,10 +170,11 @@ class Chooser {
 
   // Slices of the channels that give every thread of the statistics a word of the positions. Where threads take more
   // at once some have none: more slices would take memory that the row needs.
-  int slices(int64_t channels, int64_t positions, int threads) const {
-    if (shape_.channels_last) return 1;
+  Slices slices(int64_t channels, int64_t positions, int threads) const {
+    if (shape_.channels_last) return {};
     const int64_t vector = std::max(1, kWordBytes / element_), vectors = ceil_div(positions, vector);
-    return static_cast<int>(std::clamp<int64_t>(threads / vectors, 1, channels));
+    const int64_t count = std::clamp<int64_t>(threads / vectors, 1, channels);
+    return {static_cast<int>(count), divider(count)};
   }
 
   // Positions of a slice: whole accesses of the widest kind where the image has them.
@@ -195,9 +217,10 @@ class Chooser {
     chosen.threads = static_cast<int>(
         std::clamp<int64_t>(round_up(ceil_div(tile, p_.bytes_per_thread), kWarpThreads), kWarpThreads, p_.threads));
     r.slices = slices(r.tile_channels, r.tile_positions, chosen.threads);
+    choose_kinds(chosen.arguments.shape, r.owned_stride, chosen.threads, r.blocks);
     const int64_t maps = kSavedMaps + (backward_ ? kBackwardScratchMaps : kForwardScratchMaps);
     SharedLayout& shared = chosen.arguments.shared;
-    shared = layout(r.tile_channels, r.tile_positions, r.slices, maps * r.owned_stride, chosen.threads);
+    shared = layout(r.tile_channels, r.tile_positions, r.slices.count, maps * r.owned_stride, chosen.threads);
     return chosen;
   }
 
@@ -265,6 +288,7 @@ class Chooser {
                       ? 1
                       : static_cast<int>(ceil_div(positions, std::max(p_.row_positions / 4, chosen.threads)));
     s.map_rows = (shape_.over_batch ? 1 : shape_.batch) * shape_.groups;
+    choose_kinds(chosen.arguments.shape, ceil_div(positions, s.row_items), chosen.threads, s.row_items);
     int64_t all_items = 0;
     const auto add = [&](StageKind kind, int64_t items, int lag, int first_pass = 0, int end_pass = 0) {
       s.stage[s.stages++] = {kind, static_cast<int>(items), s.chunks > 1 ? lag : 0, first_pass, end_pass};
@@ -287,7 +311,8 @@ class Chooser {
     s.items = static_cast<int>(std::min<int64_t>(all_items, std::numeric_limits<int>::max()));
 
     const int64_t pitch = pitch_of(s.tile_positions);
-    chosen.arguments.shared = layout(s.tile_channels, s.tile_positions, s.slices, statistics() * pitch, chosen.threads);
+    chosen.arguments.shared =
+        layout(s.tile_channels, s.tile_positions, s.slices.count, statistics() * pitch, chosen.threads);
 
     Scratch& scratch = chosen.scratch;
     ScratchPlan plan;
@@ -329,6 +354,11 @@ class Chooser {
 
 }  // namespace
 
+Divider divider(int64_t divisor) {
+  const int shift = log2_up(divisor);
+  return {static_cast<uint32_t>(((int64_t{1} << (31 + shift)) + divisor - 1) / divisor), shift};
+}
+
 Shape shape_of(const Problem& problem, Direction direction) {
   Shape shape;
   shape.batch = problem.batch;
@@ -336,7 +366,10 @@ Shape shape_of(const Problem& problem, Direction direction) {
   shape.groups = static_cast<int>(problem.groups);
   shape.group_channels = static_cast<int>(problem.group_channels());
   shape.positions = static_cast<int>(problem.positions());
-  for (int a = 0; a < kAxes; ++a) shape.extent[a] = static_cast<int>(problem.extent[a]);
+  for (int a = 0; a < kAxes; ++a) {
+    shape.extent[a] = static_cast<int>(problem.extent[a]);
+    shape.by_extent[a] = divider(problem.extent[a]);
+  }
   shape.over_batch = problem.over_batch;
   shape.per_position = problem.affine_per_position;
   shape.channels_last = problem.channels_last;

@@ -50,6 +50,8 @@ struct Strategy {
 
 constexpr int64_t kMostPositions = 1 << 30;  // and channels, and samples: they are counted in int
 
+Divider divider(int64_t divisor);
+
 Shape shape_of(const Problem& problem, Direction direction);
 
 // How many clusters of a resident strategy a device holds at once; 0: it cannot start one.

@@ -203,9 +203,9 @@ __device__ void load_affine(const Shape& shape, const Tensors& tensors, int grou
   }
 }
 
-// Of the channels in slice s of `slices`: channel c is in slice c % slices.
-__device__ inline int slice_channels(int channels, int slice, int slices) {
-  return (channels - slice + slices - 1) / slices;
+// The number of channels in a slice.
+__device__ inline int slice_channels(int channels, int slice, const Slices& slices) {
+  return quotient(slices.by_count, channels - slice + slices.count - 1);
 }
 
 // value with the sign of x; 0 where x is 0.

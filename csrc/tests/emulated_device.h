@@ -40,6 +40,7 @@ template <class V>
 V* in_block(V* address, int rank) {
   return reinterpret_cast<V*>(in_block(reinterpret_cast<unsigned char*>(address), rank));
 }
+inline void sync_cluster_shared(int size) { sync_cluster(size); }
 inline float shuffle_xor(float value, int mask) {
   return static_cast<float>(shuffle_xor(static_cast<double>(value), mask));
 }

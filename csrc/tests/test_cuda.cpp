@@ -1,14 +1,33 @@
 // The CUDA kernels on the emulated device, without Python, for sanitizers: every case with every strategy.
 #include <map>
 
+#include "../cuda/maps.h"
 #include "cuda_runner.h"
 
 constexpr int kCluster = 4;
 constexpr int64_t kMostNumbers = 20000;  // of a case: the sanitizer and the emulation together are slow
 
+using namespace divnorm;
+using namespace divnorm::tests;
+
+// Around every multiple's edge that the largest numbers have.
+void check_division() {
+  bool right = true;
+  for (int shift = 0; shift <= 30; ++shift)
+    for (int64_t near = -2; near <= 2; ++near) {
+      const int64_t divisor = (int64_t{1} << shift) + near;
+      if (divisor < 1 || divisor > cuda::kMostPositions) continue;
+      const cuda::Divider by = cuda::divider(divisor);
+      for (int64_t multiple : {int64_t{0}, int64_t{1}, int64_t{2}, int64_t{1000}, ((int64_t{1} << 31) - 1) / divisor})
+        for (int64_t number = multiple * divisor - 1; number <= multiple * divisor + 1; ++number)
+          if (number >= 0 && number < int64_t{1} << 31)
+            right = right && cuda::quotient(by, static_cast<int>(number)) == number / divisor;
+    }
+  check(right, "quotients by a multiplication");
+}
+
 int main() {
-  using namespace divnorm;
-  using namespace divnorm::tests;
+  check_division();
   std::map<std::string, int> reached;
   for (const char* strategy : {"single-block", "cluster-resident", "two-pass"})
     for (const Case& c : cases()) {
