@@ -95,14 +95,17 @@ struct Planes {
       constexpr int V = decltype(count)::value;
       with_parameters(affine, [&](auto per_position) {
         using Parameter = OfChannel<A, decltype(per_position)::value>;
-        const Warps warps(tile);
-        for (int c = warps.channel; c < tile.channels; c += warps.channels) {
-          const Parameter weights(affine.weight, c), biases(affine.bias, c);
-          for (int p = warps.position * V; p < tile.positions; p += warps.positions * V) {
+        const int vectors = tile.positions / V;
+        const int slices = vectors < 1 || vectors >= device::threads() ? 1 : device::threads() / vectors;
+        for (int i = device::thread(); i < vectors * slices; i += device::threads()) {
+          const int slice = i / vectors, p = (i - slice * vectors) * V;
+          const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
+#pragma unroll 2
+          for (int c = slice; c < tile.channels; c += slices) {
             T* const at = x + c * tile.positions + p;
             Pack<A, V> value = widen(read_pack<V>(at));
-            const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
-            const Pack<A, V> weight = weights.template at<V>(p), bias = biases.template at<V>(p);
+            const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
+            const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
             for (int v = 0; v < V; ++v) value.at[v] -= mean.at[v];
             if (with_l1)
               for (int v = 0; v < V; ++v) sum += std::abs(value.at[v]);
@@ -125,50 +128,59 @@ struct Planes {
       with_parameters(affine, [&](auto per_position) {
         using Parameter = OfChannel<A, decltype(per_position)::value>;
         const Warps warps(tile);
-        for (int c = warps.channel; c < tile.channels; c += warps.channels) {
-          const Parameter weights(affine.weight, c);
-          A dweight = 0, dbias = 0;
+        for (int first = warps.channel; first < tile.channels; first += warps.channels) {
+          A dweight[kChannelsTogether] = {}, dbias[kChannelsTogether] = {};
           for (int p = warps.position * V; p < tile.positions; p += warps.positions * V) {
-            T* const at = x + c * tile.positions + p;
-            Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(dy + c * tile.positions + p));
             const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
             const Pack<A, V> slope = read_pack<V>(local.slope + p), offset = read_pack<V>(local.offset + p);
-            const Pack<A, V> weight = weights.template at<V>(p);
-            Pack<A, V> normal, dx;
-            for (int v = 0; v < V; ++v) {
-              value.at[v] -= mean.at[v];
-              normal.at[v] = value.at[v] * rstd.at[v];
-            }
-            if (affine.relu) {
-              const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
+#pragma unroll
+            for (int k = 0; k < kChannelsTogether; ++k) {
+              const int c = first + k;
+              if (c >= tile.channels) break;
+              T* const at = x + c * tile.positions + p;
+              Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(dy + c * tile.positions + p));
+              const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
+              Pack<A, V> normal, dx;
+              for (int v = 0; v < V; ++v) {
+                value.at[v] -= mean.at[v];
+                normal.at[v] = value.at[v] * rstd.at[v];
+              }
+              if (affine.relu) {
+                const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
+                for (int v = 0; v < V; ++v)
+                  upstream.at[v] = passed(upstream.at[v], normal.at[v] * weight.at[v] + bias.at[v]);
+              }
               for (int v = 0; v < V; ++v)
-                upstream.at[v] = passed(upstream.at[v], normal.at[v] * weight.at[v] + bias.at[v]);
-            }
-            for (int v = 0; v < V; ++v)
-              dx.at[v] = upstream.at[v] * weight.at[v] * rstd.at[v] - (slope.at[v] * value.at[v] + offset.at[v]);
-            if (l1 != A(0))
-              for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
-            write_pack(at, narrow<T>(dx));
-            for (int v = 0; v < V; ++v) {
-              if constexpr (!Parameter::kPerPosition) {
-                dweight += upstream.at[v] * normal.at[v];
-                dbias += upstream.at[v];
-              } else if (affine.dweight != nullptr) {
-                affine.dweight[p + v] += upstream.at[v] * normal.at[v];
-                affine.dbias[p + v] += upstream.at[v];
+                dx.at[v] = upstream.at[v] * weight.at[v] * rstd.at[v] - (slope.at[v] * value.at[v] + offset.at[v]);
+              if (l1 != A(0))
+                for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
+              write_pack(at, narrow<T>(dx));
+              for (int v = 0; v < V; ++v) {
+                if constexpr (!Parameter::kPerPosition) {
+                  dweight[k] += upstream.at[v] * normal.at[v];
+                  dbias[k] += upstream.at[v];
+                } else if (affine.dweight != nullptr) {
+                  affine.dweight[p + v] += upstream.at[v] * normal.at[v];
+                  affine.dbias[p + v] += upstream.at[v];
+                }
               }
             }
           }
           if constexpr (!Parameter::kPerPosition) {
             if (affine.dweight == nullptr) continue;
-            for (int m = device::kWarp / 2; m > 0; m /= 2) {
-              dweight += device::shuffle_xor(dweight, m);
-              dbias += device::shuffle_xor(dbias, m);
-            }
-            if (device::thread() % device::kWarp == 0) {
-              const int at = warps.position / device::kWarp * tile.channels + c;
-              affine.dweight[at] += dweight;
-              affine.dbias[at] += dbias;
+#pragma unroll
+            for (int k = 0; k < kChannelsTogether; ++k) {
+              const int c = first + k;
+              if (c >= tile.channels) break;
+              for (int m = device::kWarp / 2; m > 0; m /= 2) {
+                dweight[k] += device::shuffle_xor(dweight[k], m);
+                dbias[k] += device::shuffle_xor(dbias[k], m);
+              }
+              if (device::thread() % device::kWarp == 0) {
+                const int at = warps.position / device::kWarp * tile.channels + c;
+                affine.dweight[at] += dweight[k];
+                affine.dbias[at] += dbias[k];
+              }
             }
           }
         }
@@ -180,15 +192,16 @@ struct Planes {
   static __device__ int sharers(const Tile& tile) { return Warps(tile).positions / device::kWarp; }
 
  private:
-  // Warps take a channel each; where channels are fewer, several share one.
+  // Warps take channels, several neighbours at a time; where channels are few, several warps share them.
   struct Warps {
     __device__ explicit Warps(const Tile& tile) {
       const int warps = device::threads() / device::kWarp, warp = device::thread() / device::kWarp;
-      const int sharing = tile.channels >= warps || tile.channels < 1 ? 1 : warps / tile.channels;
-      channels = warps / sharing;
+      const int sets = (tile.channels + kChannelsTogether - 1) / kChannelsTogether;
+      const int sharing = sets >= warps || sets < 1 ? 1 : warps / sets;
+      channels = warps / sharing * kChannelsTogether;
       positions = sharing * device::kWarp;
-      channel = warp / sharing;  // those left over find none
-      if (channel >= channels) channel = tile.channels;
+      channel = warp / sharing * kChannelsTogether;
+      if (channel >= channels) channel = tile.channels;  // those left over find none
       position = warp % sharing * device::kWarp + device::thread() % device::kWarp;
     }
     int channel, channels;    // the first of this thread's, and the step to its next

@@ -149,7 +149,8 @@ class Chooser {
     const int64_t pitch = pitch_of(positions), warps = threads / kWarpThreads;
     const int64_t tile = channels * positions * element_, affine = shape_.per_position ? positions : channels;
     const int64_t in_sums = threads * (kColumnBytes / std::min(element_, kColumnBytes)) * 2 * sum_;
-    const int64_t gradients = shape_.per_position || shape_.channels_last ? affine : std::max(channels, warps);
+    const int64_t gradients =
+        shape_.per_position || shape_.channels_last ? affine : std::max(channels, kChannelsTogether * warps);
     SharedPlan plan;
     SharedLayout at;
     at.x = plan.add(tile);
