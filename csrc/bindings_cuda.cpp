@@ -32,6 +32,7 @@ cuda::Preferences preferences_of(const py::dict& row) {
   p.bytes_per_thread = row["bytes_per_thread"].cast<int>();
   p.slice_channels = row["slice_channels"].cast<int>();
   p.stretch_bytes = row["stretch_bytes"].cast<int>();
+  p.window_rounds = row["window_rounds"].cast<int>();
   p.staged_threads = row["staged_threads"].cast<int>();
   p.tile_bytes = row["tile_bytes"].cast<int>();
   p.tile_positions = row["tile_positions"].cast<int>();

@@ -145,16 +145,18 @@ def test_over_the_batch(name, channels_last, dtype):
         check(on_cuda, case(shape, options, dtype, channels_last and len(shape) > 2))
 
 
-def test_two_passes_that_sum_windows_by_blocks():
-    """A map that one block of threads goes through by itself has more positions than they have windows to sum."""
-    with backend(**{**TWO_PASS, "row_positions": 4096}):
-        check(on_cuda, case((2, 3, 40, 41), {"window": 11, "norm_window": (6, 25)}, torch.float32))
+@pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.parametrize("window_rounds", [0, 1000])
+def test_windows_by_blocks_and_one_by_one(strategy, window_rounds):
+    """Whichever the table prefers."""
+    with backend(**NAMES[strategy], window_rounds=window_rounds):
+        check(on_cuda, case((2, 3, 23, 14), {"window": (11, 2), "norm_window": (6, 25)}, torch.float32))
 
 
 @EXAMPLES
-@given(calls(extents=SMALL).map(on_device), st.sampled_from(sorted(NAMES)))
-def test_values_and_gradients(call: Call, strategy: str):
-    with backend(**NAMES[strategy]):
+@given(calls(extents=SMALL).map(on_device), st.sampled_from(sorted(NAMES)), st.sampled_from([0, 4, 1000]))
+def test_values_and_gradients(call: Call, strategy: str, window_rounds: int):
+    with backend(**NAMES[strategy], window_rounds=window_rounds):
         check(on_cuda, call)
 
 

@@ -63,6 +63,7 @@ TUNABLE = {
             "bytes_per_thread": (32, 64, 128, 256),
             "slice_channels": (8, 16, 32, 64, 128),
             "stretch_bytes": (128, 256, 512),
+            "window_rounds": (1, 2, 4, 8, 16),
             "tile_bytes": (12288, 24576, 49152),
             "staged_threads": (64, 128),
             "items": (5, 10, 20, 40),

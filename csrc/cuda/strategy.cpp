@@ -72,13 +72,13 @@ void add_passes(Shape& shape, const Window& window, bool of_suppression, bool mi
 
 // How each pass sums, by blocks of so many threads, each with so many positions. Window by window a thread makes a load
 // for every position of its windows; by blocks about four, one after the other, for every position of its blocks, which
-// are as long. So the longest thread decides, whatever the window.
-void choose_kinds(Shape& shape, int64_t positions, int64_t threads, int64_t blocks) {
+// are as long. So the number of a thread's windows and blocks decides, whatever the window.
+void choose_kinds(Shape& shape, int64_t positions, int64_t threads, int64_t blocks, int64_t window_rounds) {
   for (int i = 0; i < shape.pass_count; ++i) {
     Pass& pass = shape.passes[i];
     if (pass.kind != PassKind::blocks) continue;
     const int64_t by_blocks = ceil_div(int64_t{pass.lines} * pass.blocks, blocks * threads);
-    if (ceil_div(positions, threads) <= 4 * by_blocks) pass.kind = PassKind::windows;
+    if (ceil_div(positions, threads) <= window_rounds * by_blocks) pass.kind = PassKind::windows;
   }
 }
 
@@ -218,7 +218,7 @@ class Chooser {
     chosen.threads = static_cast<int>(
         std::clamp<int64_t>(round_up(ceil_div(tile, p_.bytes_per_thread), kWarpThreads), kWarpThreads, p_.threads));
     r.slices = slices(r.tile_channels, r.tile_positions, chosen.threads);
-    choose_kinds(chosen.arguments.shape, r.owned_stride, chosen.threads, r.blocks);
+    choose_kinds(chosen.arguments.shape, r.owned_stride, chosen.threads, r.blocks, p_.window_rounds);
     const int64_t maps = kSavedMaps + (backward_ ? kBackwardScratchMaps : kForwardScratchMaps);
     SharedLayout& shared = chosen.arguments.shared;
     shared = layout(r.tile_channels, r.tile_positions, r.slices.count, maps * r.owned_stride, chosen.threads);
@@ -289,7 +289,8 @@ class Chooser {
                       ? 1
                       : static_cast<int>(ceil_div(positions, std::max(p_.row_positions / 4, chosen.threads)));
     s.map_rows = (shape_.over_batch ? 1 : shape_.batch) * shape_.groups;
-    choose_kinds(chosen.arguments.shape, ceil_div(positions, s.row_items), chosen.threads, s.row_items);
+    choose_kinds(chosen.arguments.shape, ceil_div(positions, s.row_items), chosen.threads, s.row_items,
+                 p_.window_rounds);
     int64_t all_items = 0;
     const auto add = [&](StageKind kind, int64_t items, int lag, int first_pass = 0, int end_pass = 0) {
       s.stage[s.stages++] = {kind, static_cast<int>(items), s.chunks > 1 ? lag : 0, first_pass, end_pass};

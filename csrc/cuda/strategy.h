@@ -22,6 +22,7 @@ struct Preferences {
   int blocks = 1;
   int threads = 0, bytes_per_thread = 0;
   int slice_channels = 0, stretch_bytes = 0;
+  int window_rounds = 0;
   int staged_threads = 0, tile_bytes = 0, tile_positions = 0;
   int row_positions = 0, items = 0;
   double cache_share = 0;

@@ -28,6 +28,7 @@ inline Setting setting(int cluster, int shared_bytes) {
   s.preferences.bytes_per_thread = 16;
   s.preferences.slice_channels = 2;
   s.preferences.stretch_bytes = 16;
+  s.preferences.window_rounds = 4;
   s.preferences.tile_bytes = 1024;
   s.preferences.tile_positions = 64;
   s.preferences.row_positions = 500;

@@ -58,7 +58,10 @@ int main() {
       if (!setting) continue;
       setting->device.multiprocessors = 1;
       setting->device.cache_bytes = 1 << 20;
-      check(outcome(c, *setting, -1, -1) == 0, where + ": a race");
+      for (const int window_rounds : {0, 4}) {  // by blocks, and window by window
+        setting->preferences.window_rounds = window_rounds;
+        check(outcome(c, *setting, -1, -1) == 0, where + ": a race");
+      }
       if (c.whole()) continue;  // its barriers are others
       int caught = 0, barriers = 0;
       for (const int launch : {kForwardLaunch, kBackwardLaunch})

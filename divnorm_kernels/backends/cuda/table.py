@@ -9,6 +9,8 @@ shared memory holds it, to a single block where that is enough, and through the 
 - ``threads``: the most threads of a block, and ``bytes_per_thread`` the bytes of x that make it one thread more;
 - ``slice_channels``: a contiguous row is split by channels while each block has this many left, then by positions;
 - ``stretch_bytes``: the shortest run of neighbouring bytes that a split by positions leaves;
+- ``window_rounds``: windows are summed one by one while a thread has at most this many for each block of positions, as
+  long as the window, that it could go through instead;
 - ``staged_threads``, ``tile_bytes``, ``tile_positions``: the blocks and the largest tiles of the two-pass kernels;
 - ``row_positions``: the largest map that one block sums by itself in them;
 - ``items``: the pieces per multiprocessor that their work is split into at least, where it can be;
