@@ -55,7 +55,7 @@ __device__ inline void sync_cluster_shared(int size) {
   __syncthreads();
 }
 
-// Where `address`, in this block's shared memory, lies in that of block `rank` of the cluster.
+// Where `address`, in this block's shared memory, lies in that of block `rank` of the cluster; const, to read it alone.
 template <class V>
 __device__ inline V* in_block(V* address, int rank) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

@@ -164,8 +164,10 @@ struct OwnedMaps {
   __device__ A* here(int map, int p) const { return base + map * stride + (p & ((1 << shift) - 1)); }
   __device__ A load(int map, int p) const { return *here(map, p); }
   __device__ void store(int map, int p, A value) const { *here(map, p) = value; }
-  __device__ A anywhere(int map, int p) const {
-    return blocks == 1 ? load(map, p) : *device::in_block(here(map, p), p >> shift);
+  __device__ A anywhere(int map, int p) const { return blocks == 1 ? load(map, p) : elsewhere(map, p); }
+  __device__ A elsewhere(int map, int p) const {
+    const A* address = here(map, p);
+    return *device::in_block(address, p >> shift);
   }
   // Of positions first, first + step, ... up to last.
   __device__ A sum(int map, int first, int last, int step) const {
@@ -175,7 +177,7 @@ struct OwnedMaps {
       for (int p = first; p <= last; p += step) sum += load(map, p);
     } else {
 #pragma unroll 4
-      for (int p = first; p <= last; p += step) sum += *device::in_block(here(map, p), p >> shift);
+      for (int p = first; p <= last; p += step) sum += elsewhere(map, p);
     }
     return sum;
   }

@@ -128,27 +128,24 @@ struct Planes {
       with_parameters(affine, [&](auto per_position) {
         using Parameter = OfChannel<A, decltype(per_position)::value>;
         const Warps warps(tile);
+        const auto to_dy = static_cast<int>(dy - x);  // one address serves both
         for (int first = warps.channel; first < tile.channels; first += warps.channels) {
           A dweight[kChannelsTogether] = {}, dbias[kChannelsTogether] = {};
           for (int p = warps.position * V; p < tile.positions; p += warps.positions * V) {
             const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
             const Pack<A, V> slope = read_pack<V>(local.slope + p), offset = read_pack<V>(local.offset + p);
+            T* at = x + first * tile.positions + p;
 #pragma unroll
-            for (int k = 0; k < kChannelsTogether; ++k) {
-              const int c = first + k;
-              if (c >= tile.channels) break;
-              T* const at = x + c * tile.positions + p;
-              Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(dy + c * tile.positions + p));
-              const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
-              Pack<A, V> normal, dx;
-              for (int v = 0; v < V; ++v) {
-                value.at[v] -= mean.at[v];
-                normal.at[v] = value.at[v] * rstd.at[v];
-              }
+            for (int k = 0; k < kChannelsTogether; ++k, at += tile.positions) {
+              if (first + k >= tile.channels) break;
+              Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(at + to_dy));
+              const Pack<A, V> weight = Parameter(affine.weight + first, k).template at<V>(p);
+              Pack<A, V> dx;
+              for (int v = 0; v < V; ++v) value.at[v] -= mean.at[v];
               if (affine.relu) {
-                const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
+                const Pack<A, V> bias = Parameter(affine.bias + first, k).template at<V>(p);
                 for (int v = 0; v < V; ++v)
-                  upstream.at[v] = passed(upstream.at[v], normal.at[v] * weight.at[v] + bias.at[v]);
+                  upstream.at[v] = passed(upstream.at[v], value.at[v] * rstd.at[v] * weight.at[v] + bias.at[v]);
               }
               for (int v = 0; v < V; ++v)
                 dx.at[v] = upstream.at[v] * weight.at[v] * rstd.at[v] - (slope.at[v] * value.at[v] + offset.at[v]);
@@ -157,10 +154,10 @@ struct Planes {
               write_pack(at, narrow<T>(dx));
               for (int v = 0; v < V; ++v) {
                 if constexpr (!Parameter::kPerPosition) {
-                  dweight[k] += upstream.at[v] * normal.at[v];
+                  dweight[k] += upstream.at[v] * (value.at[v] * rstd.at[v]);
                   dbias[k] += upstream.at[v];
                 } else if (affine.dweight != nullptr) {
-                  affine.dweight[p + v] += upstream.at[v] * normal.at[v];
+                  affine.dweight[p + v] += upstream.at[v] * (value.at[v] * rstd.at[v]);
                   affine.dbias[p + v] += upstream.at[v];
                 }
               }

@@ -20,7 +20,7 @@ constexpr int kWordBytes = 4;     // of a bank of shared memory
 // dy's place.
 constexpr int kColumnBytes = 8;
 // Contiguous channels that a warp of the backward kernels goes through together: the maps are read once for them.
-constexpr int kChannelsTogether = 4;
+constexpr int kChannelsTogether = 2;
 
 // Division of a number below 2^31 by one that is known before the launch: a multiplication and a shift (Granlund and
 // Montgomery, "Division by Invariant Integers using Multiplication", 1994).

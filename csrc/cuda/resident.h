@@ -35,7 +35,7 @@ struct Place {
 template <class A>
 class PartialsOf {
  public:
-  __device__ PartialsOf(const Resident& r, A* partial, int p)
+  __device__ PartialsOf(const Resident& r, const A* partial, int p)
       : blocks_(r.blocks), first_(p / r.tile_positions * r.channel_blocks) {
     here_ = partial + p - p / r.tile_positions * r.tile_positions;
   }
@@ -45,7 +45,7 @@ class PartialsOf {
   }
 
  private:
-  A* here_;
+  const A* here_;
   int blocks_, first_;
 };
 
@@ -84,7 +84,7 @@ __device__ void merge_blocks(const Arguments& args, const M& memory, const Place
   device::sync_cluster_shared(blocks);
   if (place.rank == 0 && device::thread() == 0)
     end([&](int block, int which) {
-      A* here = memory.totals + which;
+      const A* here = memory.totals + which;
       return blocks == 1 ? *here : *device::in_block(here, block);
     });
   device::sync_cluster_shared(blocks);

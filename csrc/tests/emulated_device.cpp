@@ -64,7 +64,8 @@ struct Cluster {
 struct Thread {
   device::Self self;
   Cluster* cluster;
-  int barriers = 0;  // met, left out or not
+  int barriers = 0;              // met, left out or not
+  bool wrote_elsewhere = false;  // to another block since the last barrier that waits for that
   int block_rounds = 0, cluster_rounds = 0, shuffles = 0;
   Block& block() const { return *cluster->blocks[self.rank]; }
 };
@@ -208,11 +209,18 @@ void sync_block() {
   if (!left_out_now()) current->block().barrier.wait(current->block_rounds++);
 }
 void sync_cluster(int size) {
+  current->wrote_elsewhere = false;
   if (size != static_cast<int>(current->cluster->blocks.size())) throw std::logic_error("not the cluster's size");
   if (!left_out_now()) current->cluster->barrier.wait(current->cluster_rounds++);
 }
 
-unsigned char* in_block(unsigned char* address, int rank) {
+void sync_cluster_shared(int size) {
+  if (current->wrote_elsewhere) throw std::logic_error("a barrier for what blocks write to their own memory");
+  sync_cluster(size);
+}
+
+unsigned char* in_block(unsigned char* address, int rank, bool to_write) {
+  current->wrote_elsewhere = current->wrote_elsewhere || (to_write && rank != current->self.rank);
   const Block& here = current->block();
   const int64_t offset = address - here.shared.get();
   if (offset < 0 || offset >= here.bytes) throw std::logic_error("not an address in this block's shared memory");

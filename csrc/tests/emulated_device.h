@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <type_traits>
 #include <vector>
 
 #define __global__
@@ -33,14 +34,15 @@ inline int64_t block() { return self().block; }
 unsigned char* shared_memory();
 void sync_block();
 void sync_cluster(int size);
-unsigned char* in_block(unsigned char* address, int rank);
+void sync_cluster_shared(int size);  // an error where this thread may have written to another block's shared memory
+unsigned char* in_block(unsigned char* address, int rank, bool to_write);
 double shuffle_xor(double value, int mask);
 
 template <class V>
 V* in_block(V* address, int rank) {
-  return reinterpret_cast<V*>(in_block(reinterpret_cast<unsigned char*>(address), rank));
+  auto* bytes = reinterpret_cast<unsigned char*>(const_cast<std::remove_const_t<V>*>(address));
+  return reinterpret_cast<V*>(in_block(bytes, rank, !std::is_const_v<V>));
 }
-inline void sync_cluster_shared(int size) { sync_cluster(size); }
 inline float shuffle_xor(float value, int mask) {
   return static_cast<float>(shuffle_xor(static_cast<double>(value), mask));
 }
