@@ -88,6 +88,7 @@ def test_tiles_cover_what_they_must(g, device, channels_last, element_size):
             pixels, per_group = prod(g.spatial), g.channels // g.groups
             extents = (tiles.channels, tiles.pixels, tiles.window, tiles.apply_channels, tiles.apply_pixels)
             assert all(extent & (extent - 1) == 0 and extent > 0 for extent in extents)
+            assert (tiles.channels == 1) == (per_group == 1)  # the statistics of a single channel are not merged
             if tiles.single:
                 assert tiles.channels >= per_group
                 assert tiles.pixels >= pixels

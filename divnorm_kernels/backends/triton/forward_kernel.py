@@ -33,6 +33,15 @@ from .forward_maps import (
 
 
 @triton.jit
+def _over_channels(values, per_group, CHANNELS: tl.constexpr):
+    """The mean over the channels of a group."""
+    total = tl.sum(values, 0)
+    if CHANNELS > 1:
+        total = tl.div_rn(total, per_group.to(tl.float32))
+    return total
+
+
+@triton.jit
 def _single(
     x, y, weight, bias, sigma, sigma_value, maps, scratch, table, item, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, FEATURES: tl.constexpr,
@@ -54,9 +63,9 @@ def _single(
         values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         mean = tl.zeros([PIXELS], tl.float32)
         if SUMMATION:
-            mean = tl.div_rn(tl.sum(values, 0), per_group.to(tl.float32))
+            mean = _over_channels(values, per_group, CHANNELS)
         centred = tl.where(mask, values - mean[None, :], 0.0)
-        variance = tl.div_rn(tl.sum(centred * centred, 0), per_group.to(tl.float32))
+        variance = _over_channels(centred * centred, per_group, CHANNELS)
         if WHOLE:
             mu, variance = merge_positions(mean, variance, inside, pixels.to(tl.float32))
             rstd = store_row(maps, table, sigma, sigma_value, row, mu, variance, SUMMATION, SUPPRESSION)

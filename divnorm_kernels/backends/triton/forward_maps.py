@@ -26,23 +26,33 @@ def _channel_statistics(
     """
     mean = tl.zeros(p.shape, tl.float32)
     squares = tl.zeros(p.shape, tl.float32)
-    for begin in range(0, per_group, CHANNELS):
-        c = tl.cast(begin + tl.arange(0, CHANNELS), INDEX)
-        mask = (c < per_group)[:, None] & inside[None, :]
-        at = activation_offsets(c, p, groups * per_group, pixels, CHANNELS_LAST)
-        values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    if CHANNELS == 1:  # all that a group has, as the tiles are cut: nothing to merge, and no division a number
+        at = activation_offsets(tl.cast(tl.arange(0, 1), INDEX), p, groups * per_group, pixels, CHANNELS_LAST)
+        values = tl.load(x + base + at, mask=inside[None, :], other=0.0, eviction_policy="evict_last")
+        only = tl.sum(values.to(tl.float32), 0)
         if SUMMATION:
-            count = tl.minimum(per_group - begin, CHANNELS).to(tl.float32)
-            together = begin + count
-            chunk_mean = tl.div_rn(tl.sum(values, 0), count)
-            centred = tl.where(mask, values - chunk_mean[None, :], 0.0)
-            delta = chunk_mean - mean
-            # about an infinite mean there is no step
-            mean += tl.where(delta - delta == 0.0, delta * tl.div_rn(count, together), chunk_mean)
-            squares += tl.sum(centred * centred, 0) + delta * tl.div_rn(begin * count, together) * delta
+            mean = only
         else:
-            squares += tl.sum(values * values, 0)
-    return mean, tl.div_rn(squares, per_group.to(tl.float32))
+            squares = only * only
+    else:
+        for begin in range(0, per_group, CHANNELS):
+            c = tl.cast(begin + tl.arange(0, CHANNELS), INDEX)
+            mask = (c < per_group)[:, None] & inside[None, :]
+            at = activation_offsets(c, p, groups * per_group, pixels, CHANNELS_LAST)
+            values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+            if SUMMATION:
+                count = tl.minimum(per_group - begin, CHANNELS).to(tl.float32)
+                together = begin + count
+                chunk_mean = tl.div_rn(tl.sum(values, 0), count)
+                centred = tl.where(mask, values - chunk_mean[None, :], 0.0)
+                delta = chunk_mean - mean
+                # about an infinite mean there is no step
+                mean += tl.where(delta - delta == 0.0, delta * tl.div_rn(count, together), chunk_mean)
+                squares += tl.sum(centred * centred, 0) + delta * tl.div_rn(begin * count, together) * delta
+            else:
+                squares += tl.sum(values * values, 0)
+        squares = tl.div_rn(squares, per_group.to(tl.float32))
+    return mean, squares
 
 
 @triton.jit
