@@ -1,5 +1,5 @@
 // What a kernel is told: the call's shape, its fields and the passes that sum over them, its tensors, and how the work
-// is cut. Computed once per geometry by program.cpp and strategy.cpp; plain data, passed by value.
+// is cut. Computed once per geometry by shape.cpp and strategy.cpp; plain data, passed by value.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,7 @@
 #include <functional>
 #include <string>
 
-#include "program.h"
+#include "shape.h"
 
 namespace divnorm::cuda {
 
@@ -28,8 +28,6 @@ struct Preferences {
   double cache_share = 0;
 };
 
-enum class Direction { forward, backward };
-
 // Offsets into the scratch memory of a call, -1: not there.
 struct Scratch {
   int64_t counters = -1, maps = -1, merged = -1;
@@ -48,12 +46,6 @@ struct Strategy {
   // "cluster-resident", "single-block" or "two-pass".
   std::string name() const { return !resident ? "two-pass" : cluster > 1 ? "cluster-resident" : "single-block"; }
 };
-
-constexpr int64_t kMostPositions = 1 << 30;  // and channels, and samples: they are counted in int
-
-Divider divider(int64_t divisor);
-
-Shape shape_of(const Problem& problem, Direction direction);
 
 // How many clusters of a resident strategy a device holds at once; 0: it cannot start one.
 using ClustersAtOnce = std::function<int64_t(const Strategy&)>;
