@@ -112,7 +112,7 @@ __device__ inline float float_of_half(uint16_t bits) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
   return value;
 }
-// Two numbers of a half type in a word, the first in its low half: one instruction converts both.
+// Two numbers of a half type in a word, the first in its low half: one instruction rounds both.
 __device__ inline void floats_of_halves(uint32_t word, float& first, float& second) {
   asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
       : "=f"(first), "=f"(second)

@@ -171,8 +171,8 @@ struct Pixels {
   static __device__ int sharers(const Tile&) { return 1; }
 
  private:
-  // Lanes of a warp share a position. What adding them up costs asks for few, the banks of shared memory for so many
-  // that they read neighbouring words.
+  // Lanes of a warp share a position: as few as read kFewestBytes side by side, half of the banks of shared memory, for
+  // adding them up costs; more where each still has kVectors vectors.
   struct Lanes {
     __device__ Lanes(const Tile& tile, int vector) {
       const auto wanted = [&](int lanes) {

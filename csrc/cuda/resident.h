@@ -36,9 +36,7 @@ template <class A>
 class PartialsOf {
  public:
   __device__ PartialsOf(const Resident& r, const A* partial, int p)
-      : blocks_(r.blocks), first_(p / r.tile_positions * r.channel_blocks) {
-    here_ = partial + p - p / r.tile_positions * r.tile_positions;
-  }
+      : here_(partial + p % r.tile_positions), blocks_(r.blocks), first_(p / r.tile_positions * r.channel_blocks) {}
   // Number `at` of those of the block with channel slice `slice`.
   __device__ A load(int slice, int at) const {
     return blocks_ == 1 ? here_[at] : *device::in_block(here_ + at, first_ + slice);

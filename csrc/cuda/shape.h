@@ -16,9 +16,10 @@ Divider divider(int64_t divisor);
 
 Shape shape_of(const Problem& problem, Direction direction);
 
-// How each pass sums, by blocks of so many threads, each with so many positions. Window by window a thread makes a load
-// for every position of its windows; by blocks about four, one after the other, for every position of its blocks, which
-// are as long. So the number of a thread's windows and blocks decides, whatever the window.
+// How each pass sums, where so many blocks of threads share it, each with so many positions. Window by window a thread
+// makes a load for every position of its windows; going through stretches as long as the window about four for every
+// position of them, one after the other. So the number of a thread's windows and stretches decides, whatever the
+// window.
 void choose_kinds(Shape& shape, int64_t positions, int64_t threads, int64_t blocks, int64_t window_rounds);
 
 }  // namespace divnorm::cuda
