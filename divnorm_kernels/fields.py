@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 
-Window = int | str | None | tuple[int | str, ...]
-"""A field's window: a size for every spatial dimension, a tuple with one entry each, ``"all"``, or ``None``."""
+Window = int | str | None | tuple[int | str, ...] | list[int | str]
+"""A field's window: a size for every spatial dimension, a tuple (or list) of one each, ``"all"``, or ``None``."""
 
 MAX_SPATIAL_DIMS = 3
+LARGEST_WINDOW = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Axis:
     """One axis of a field: position p averages over p - lo .. p + hi, clipped to 0 .. extent - 1.
 
-    The average divides by ``divisor``, or by the number of positions inside the image where ``divisor`` is 0.
+    Neither lo nor hi is above extent - 1. The average divides by ``divisor``, or by the number of positions inside the
+    image where ``divisor`` is 0.
     """
 
     extent: int
@@ -73,6 +75,20 @@ class Geometry:
         """Whether a ReLU follows."""
         return self.activation == "relu"
 
+    def kept_shape(self, with_variance: bool) -> tuple[int, ...]:
+        """The shape of the maps, with a last row for the variance where it is asked for."""
+        return (self.maps_shape[0] + with_variance, *self.maps_shape[1:])
+
+
+def listless(window: Window) -> Window:
+    """``window`` with a tuple in place of a list."""
+    return tuple(window) if isinstance(window, list) else window
+
+
+def _exact(window: Window) -> bool:
+    """Whether no other window equals this one: the cache tells 5.0 from 5 as an argument, but not inside a tuple."""
+    return not isinstance(window, tuple) or all(type(entry) in (int, str) for entry in window)
+
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
@@ -97,8 +113,15 @@ def _axes(name: str, window: Window, spatial: tuple[int, ...], edges: str) -> tu
             raise TypeError(f"{name}: got {window!r} of type {type(entry).__name__}, {expected}")
         elif entry < 1:
             raise ValueError(f"{name}: got {window!r}, {expected}")
+        elif entry > LARGEST_WINDOW:
+            raise ValueError(
+                f'{name}: got {window!r}, expected at most {LARGEST_WINDOW}; "all" covers the whole extent'
+            )
         else:
-            axes.append(Axis(extent, (entry - 1) // 2, entry // 2, entry if edges == "zero" else 0))
+            lo, hi = (entry - 1) // 2, entry // 2
+            if lo >= extent - 1:  # there is nothing further away; where this is false, hi is at most extent - 1 too
+                lo = hi = max(extent - 1, 0)
+            axes.append(Axis(extent, lo, hi, entry if edges == "zero" else 0))
     return tuple(axes)
 
 
@@ -111,11 +134,15 @@ def geometry(
     over_batch: bool,
     activation: str | None = None,
 ) -> Geometry:
-    """The geometry of a call on ``x`` of ``shape``, ``(N, C, *S)`` or ``(N, F)``; built once per set of arguments.
+    """The geometry of a call on ``x`` of ``shape``, ``(N, C, *S)`` or ``(N, F)``; the latest are kept.
 
     Raises:
         TypeError, ValueError: on an argument out of its domain, naming it, what it got and what was expected.
     """
+    if isinstance(window, (tuple, list)) or isinstance(norm_window, (tuple, list)):
+        window, norm_window = listless(window), listless(norm_window)
+        if not (_exact(window) and _exact(norm_window)):
+            return _build(shape, window, norm_window, groups, edges, over_batch, activation)
     if torch.compiler.is_compiling():
         return _build(shape, window, norm_window, groups, edges, over_batch, activation)
     try:
@@ -179,4 +206,5 @@ def _build(
     )
 
 
-_built = lru_cache(maxsize=4096)(_build)
+_built = lru_cache(maxsize=512, typed=True)(_build)
+"""An entry is about 1.5 KB, whatever the shape; what backends keep with it adds to that."""

@@ -29,14 +29,17 @@ CALLS = {
     "window a float": ({"window": 3.0}, TypeError, "window: got 3.0 of type float, expected a positive int"),
     "window a bool": ({"window": True}, TypeError, "window: got True of type bool, expected a positive int"),
     "window a word": ({"window": "same"}, ValueError, "window: got 'same', expected a positive int"),
-    "window a list": ({"window": [3, 3]}, TypeError, "window: got [3, 3] of type list, expected a positive int"),
+    "window a list with a float": ({"window": [3, 3.0]}, TypeError, "window: got (3, 3.0) of type float, expected"),
+    "window a long list": ({"window": [3, 3, 3]}, ValueError, "window: got (3, 3, 3) with 3 entries, expected"),
+    "window a dict": ({"window": {3: 3}}, TypeError, "window: got {3: 3} of type dict, expected a positive int"),
+    "window huge": ({"window": 10**30}, ValueError, f'window: got {10**30}, expected at most 2147483647; "all" covers'),
     "window None in a tuple": ({"window": (3, None)}, TypeError, "window: got (3, None) of type NoneType"),
     "norm_window zero": ({"norm_window": 0}, ValueError, "norm_window: got 0, expected a positive int"),
     "norm_window a float": ({"norm_window": 2.5}, TypeError, "norm_window: got 2.5 of type float, expected"),
-    "norm_window a list": (
-        {"norm_window": [3, 3]},
-        TypeError,
-        "norm_window: got [3, 3] of type list, expected a positive int",
+    "norm_window huge in a tuple": (
+        {"norm_window": (3, 2**31)},
+        ValueError,
+        "norm_window: got (3, 2147483648), expected at most 2147483647",
     ),
     "norm_window a word": ({"norm_window": "full"}, ValueError, "norm_window: got 'full', expected a positive int"),
     "groups do not divide": ({"groups": 4}, ValueError, "groups: got 4, expected a positive divisor of the 6 channels"),
@@ -118,6 +121,30 @@ def test_call(name):
     arguments = {"x": X, "window": 3, **arguments}
     with pytest.raises(error, match="^" + re.escape(message)):
         divisive_norm(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ({"window": 5}, {"window": 5.0}),
+        ({"window": 1}, {"window": True}),
+        ({"norm_window": 1}, {"norm_window": True}),
+        ({"window": (5, 3)}, {"window": (5.0, 3)}),
+        ({"window": (5, 1)}, {"window": (5, True)}),
+        ({"window": [5, 3]}, {"window": [5.0, 3]}),
+        ({"norm_window": ("all", 1)}, {"norm_window": ("all", 1.0)}),
+        ({"groups": 1}, {"groups": True}),
+        ({"groups": 2}, {"groups": 2.0}),
+        ({"over_batch": True}, {"over_batch": 1}),
+        ({"over_batch": False}, {"over_batch": 0.0}),
+    ],
+    ids=str,
+)
+def test_an_equal_argument_of_another_type_is_refused_after_a_good_one(good, bad):
+    divisive_norm(X, **{"window": 3, **good})
+    (name,) = bad
+    with pytest.raises(TypeError, match=f"^{name}: got "):
+        divisive_norm(X, **{"window": 3, **bad})
 
 
 def test_window_is_required():

@@ -46,6 +46,15 @@ def test_is_one_call_of_the_operator(make, shape, options):
     assert torch.equal(make(affine=False, backend="reference")(x), reference)
 
 
+def test_windows_may_come_as_lists():
+    layer, x = DivisiveNorm2d(6, [3, "all"], norm_window=[2, 5]), torch.randn(2, 6, 7, 8)
+    assert (layer.window, layer.norm_window) == ((3, "all"), (2, 5))
+    assert DivisiveNormFeatures(9, window=[4]).window == (4,)
+    expected = divisive_norm(x, window=(3, "all"), norm_window=(2, 5))
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(divisive_norm(x, window=[3, "all"], norm_window=[2, 5]), expected)
+
+
 def test_defaults_are_the_papers():
     layer = DivisiveNorm2d(4)
     x = torch.randn(2, 4, 9, 9)

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..checks import check_flag, check_size
-from ..fields import Window, geometry
+from ..fields import Window, geometry, listless
 from .base import EPS, NormalizationLayer, Options, listed
 
 
@@ -39,7 +39,7 @@ class _Windowed(NormalizationLayer):
         # The geometry of an input with one position, for its checks.
         geometry((1, num_channels, *[1] * (self._input_dims - 2)), window, norm_window, groups, edges, False)
         super().__init__((num_channels,), weight=affine, bias=affine, eps=eps, device=device, dtype=dtype, **options)
-        self.num_channels, self.window, self.norm_window = num_channels, window, norm_window
+        self.num_channels, self.window, self.norm_window = num_channels, listless(window), listless(norm_window)
         self.groups, self.edges, self.affine = groups, edges, affine
         self.reset_parameters()
 
@@ -210,7 +210,7 @@ class DivisiveNormFeatures(NormalizationLayer):
         check_flag("affine", affine)
         geometry((1, num_features), window, norm_window, 1, edges, False)
         super().__init__((num_features,), weight=affine, bias=affine, eps=eps, device=device, dtype=dtype, **options)
-        self.num_features, self.window, self.norm_window = num_features, window, norm_window
+        self.num_features, self.window, self.norm_window = num_features, listless(window), listless(norm_window)
         self.edges, self.affine = edges, affine
         self.reset_parameters()
 
