@@ -22,7 +22,7 @@ def resident() -> int:
 
 
 def growth(name: str) -> int:
-    """Bytes by which this process grows over a text model's lengths, forward and backward, after the longest of them."""
+    """Bytes by which this process grows over the lengths of a text model, after the longest of them."""
     layer = LAYERS[name]()
 
     def step(length: int) -> None:

@@ -15,6 +15,9 @@ from ..functional import normalize
 EPS = 1e-5
 """torch.nn's."""
 
+Statistics = tuple[Tensor, Tensor]
+"""Mean and biased variance, each of shape (1 or N, groups, 1, ...)."""
+
 
 class Options(TypedDict, total=False):
     """The keywords that every layer takes beside its own; `NormalizationLayer` says what they mean."""
@@ -125,16 +128,16 @@ class NormalizationLayer(nn.Module):
         bias: Tensor | None,
         edges: str = "valid",
         over_batch: bool = False,
-        with_maps: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """``(y, maps)`` of a call; keeps the penalty in ``l1`` where it counts."""
+        with_statistics: bool = False,
+    ) -> tuple[Tensor, Statistics | None]:
+        """``(y, statistics)`` of a call; keeps the penalty in ``l1`` where it counts."""
         wants_l1 = self.l1_weight > 0 and self.training
         sigma = self.sigma
         if self.learn_sigma:
             sigma = sigma.squeeze(0)
         elif sigma is None:
             sigma = torch.finfo(x.dtype).eps ** 0.5
-        y, l1, maps = normalize(
+        y, l1, statistics = normalize(
             x,
             weight,
             bias,
@@ -147,13 +150,13 @@ class NormalizationLayer(nn.Module):
             self.activation,
             wants_l1,
             self.backend,
-            with_maps,
+            with_statistics,
         )
         if wants_l1:
             self.l1 = l1
         elif self.l1 is not None:  # setting a module's attribute costs as much as a small kernel
             self.l1 = None
-        return y, maps
+        return y, statistics
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves the penalty of the last call out of copies and pickles: it belongs to that call's graph."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from ..checks import check_flag, check_size
-from .base import NormalizationLayer, Options, listed
+from .base import NormalizationLayer, Options, Statistics, listed
 from .distributed import ProcessGroup, batch_norm_across
 
 
@@ -69,9 +69,9 @@ class _RunningNorm(NormalizationLayer):
         if self.training and count == 1 and not self._across_processes():
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected more than 1 value per channel when training")
         tracks = self.training and self.track_running_stats
-        y, maps, joined = self._normalized(x, tracks, count)
+        y, statistics, joined = self._normalized(x, tracks, count)
         if tracks and (count > 1 or self._across_processes()):
-            self._track(maps, joined)
+            self._track(statistics, joined)
         return y
 
     def _across_processes(self) -> bool:
@@ -84,10 +84,12 @@ class _RunningNorm(NormalizationLayer):
         if x.shape[1] != self.num_features:
             raise ValueError(f"x: got {x.shape[1]} channels, expected num_features, {self.num_features}")
 
-    def _normalized(self, x: Tensor, with_maps: bool, count: int) -> tuple[Tensor, Tensor | None, Tensor | int]:
-        """``(y, maps, count)`` by the statistics of ``x``, averages of ``count`` values."""
+    def _normalized(
+        self, x: Tensor, with_statistics: bool, count: int
+    ) -> tuple[Tensor, Statistics | None, Tensor | int]:
+        """``(y, statistics, count)`` by the statistics of ``x``, averages of ``count`` values."""
         rows = x.unsqueeze(-1) if x.dim() == 2 else x
-        y, maps = self._normalize(
+        y, statistics = self._normalize(
             rows,
             "all",
             "all",
@@ -95,22 +97,25 @@ class _RunningNorm(NormalizationLayer):
             weight=self.weight,
             bias=self.bias,
             over_batch=self._over_batch,
-            with_maps=with_maps,
+            with_statistics=with_statistics,
         )
-        return (y.squeeze(-1) if x.dim() == 2 else y), maps, count
+        return (y.squeeze(-1) if x.dim() == 2 else y), statistics, count
 
-    def _track(self, maps: Tensor, count: Tensor | int) -> None:
+    def _track(self, statistics: Statistics, count: Tensor | int) -> None:
         """Moves the running statistics towards those of the call; the variance is the unbiased one of ``count``."""
-        mean, rstd = maps.view(2, -1, self.num_features).unbind()
-        sigma = self.sigma.detach().to(rstd.dtype) if self.learn_sigma else self.sigma
-        variance = rstd.pow(-2).sub_(sigma * sigma).clamp_(min=0)
-        if not self._over_batch:
-            mean, variance = mean.mean(0), variance.mean(0)
         self.num_batches_tracked.add_(1)
-        dtype = self.running_mean.dtype
-        share = self.momentum if self.momentum is not None else self.num_batches_tracked.to(dtype).reciprocal()
-        self.running_mean.lerp_(mean.view(-1).to(dtype), share)
-        self.running_var.lerp_(variance.view(-1).mul_(count / (count - 1)).to(dtype), share)
+        mean, variance = (t.flatten(1)[0] if self._over_batch else t.flatten(1).mean(0) for t in statistics)
+        self._move(self.running_mean, mean)
+        self._move(self.running_var, variance * (count / (count - 1)))
+
+    def _move(self, running: Tensor, value: Tensor) -> None:
+        """Moves ``running`` by the share of the newest batch towards ``value``; rounds to its dtype once."""
+        wide = torch.promote_types(running.dtype, value.dtype)
+        share = self.momentum if self.momentum is not None else self.num_batches_tracked.to(wide).reciprocal()
+        if running.dtype == wide:
+            running.lerp_(value.to(wide), share)
+        else:
+            running.copy_(running.to(wide).lerp_(value, share))
 
     def _by_running_statistics(self, x: Tensor) -> Tensor:
         if self.learn_sigma:
@@ -169,14 +174,16 @@ class _BatchNorm(_RunningNorm):
     def _across_processes(self) -> bool:
         return self.sync and self.training and torch.distributed.is_initialized()
 
-    def _normalized(self, x: Tensor, with_maps: bool, count: int) -> tuple[Tensor, Tensor | None, Tensor | int]:
+    def _normalized(
+        self, x: Tensor, with_statistics: bool, count: int
+    ) -> tuple[Tensor, Statistics | None, Tensor | int]:
         if not self._across_processes():
-            return super()._normalized(x, with_maps, count)
-        y, l1, maps, joined = batch_norm_across(
+            return super()._normalized(x, with_statistics, count)
+        y, l1, statistics, joined = batch_norm_across(
             self.process_group, x, self.weight, self.bias, self.sigma, self.activation
         )
         self.l1 = l1 if self.l1_weight > 0 else None
-        return y, maps, joined
+        return y, statistics, joined
 
 
 class BatchNorm1d(_BatchNorm):

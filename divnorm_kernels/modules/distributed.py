@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from .base import Statistics
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 else:
@@ -26,7 +28,7 @@ class _AcrossProcesses(torch.autograd.Function):
         sigma: Tensor | float,
         relu: bool,
         group: ProcessGroup | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         compute = torch.float64 if x.dtype == torch.float64 else torch.float32
         dims = [0, *range(2, x.dim())]
         values = x.to(compute)
@@ -35,7 +37,8 @@ class _AcrossProcesses(torch.autograd.Function):
         squares = (values - _along_channels(mean, x)).square().sum(dims)
         count, mean, squares = _merged(own, mean, squares, group)
         square = sigma.to(compute).square() if isinstance(sigma, Tensor) else sigma * sigma
-        rstd = (squares / count + square).rsqrt()
+        variance = squares / count
+        rstd = (variance + square).rsqrt()
         centred = values - _along_channels(mean, x)
         y = centred * _along_channels(rstd, x)
         if weight is not None:
@@ -53,9 +56,8 @@ class _AcrossProcesses(torch.autograd.Function):
         if relu:
             ctx.rectified = y > 0
         ctx.group, ctx.bias_dtype = group, None if bias is None else bias.dtype
-        maps = torch.stack([mean, rstd])
-        ctx.mark_non_differentiable(maps, count)
-        return y.to(x.dtype), l1, maps, count
+        ctx.mark_non_differentiable(mean, variance, count)
+        return y.to(x.dtype), l1, mean, variance, count
 
     @staticmethod
     @once_differentiable
@@ -114,9 +116,10 @@ def batch_norm_across(
     bias: Tensor | None,
     sigma: Tensor | float,
     activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(y, l1, maps, count)`` of ``x`` (N, C, ...) by the statistics of every process' batch.
+) -> tuple[Tensor, Tensor, Statistics, Tensor]:
+    """``(y, l1, statistics, count)`` of ``x`` (N, C, ...) by the statistics of every process' batch.
 
     The batches may differ in size, and be empty. ``count`` is the number of values of a channel in all of them.
     """
-    return _AcrossProcesses.apply(x, weight, bias, sigma, activation == "relu", group)
+    y, l1, mean, variance, count = _AcrossProcesses.apply(x, weight, bias, sigma, activation == "relu", group)
+    return y, l1, (mean.unsqueeze(0), variance.unsqueeze(0)), count
