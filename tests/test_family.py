@@ -213,12 +213,17 @@ def test_channels_last_goes_through(name):
     torch.testing.assert_close(y, LAYERS[name][1](*LAYERS[name][2])(x), rtol=1e-4, atol=1e-5)
 
 
-def test_rms_norm_takes_the_epsilon_of_its_inputs_dtype():
-    for dtype in (torch.float32, torch.bfloat16):
-        x = (torch.randn(5, 16) * 1e-3).to(dtype)
-        expected = x.double() / (x.double().square().mean(1, keepdim=True) + torch.finfo(dtype).eps).sqrt()
-        y = dk.RMSNorm(16)(x)
-        torch.testing.assert_close(y.double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
+@pytest.mark.parametrize("parameters", ["x's", torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_rms_norms_default_epsilon_is_torchs(dtype, parameters):
+    """That of the dtype it computes in: .01 squared is far above float32's, and far below bfloat16's."""
+    options = {"dtype": dtype if parameters == "x's" or dtype == torch.float64 else parameters}
+    for size in (0.01, 1e-4, 1e-8):
+        x = (torch.randn(5, 16) * size).to(dtype)
+        y, expected = dk.RMSNorm(16, **options)(x), nn.RMSNorm(16, **options)(x)
+        torch.testing.assert_close(y, expected, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny)
+    pair_of = torch.tensor([[0.01, -0.01]], dtype=dtype)
+    torch.testing.assert_close(dk.RMSNorm(2, **options)(pair_of), pair_of.sign(), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("layer", [dk.BatchNorm1d(3), dk.InstanceNorm1d(3)], ids=lambda layer: type(layer).__name__)

@@ -160,6 +160,16 @@ def test_l1_penalty_of_a_model_without_one_is_zero():
     (l1_penalty(model) + model(torch.ones(1, 3)).sum()).backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_l1_penalty_of_a_model_without_one_lies_where_the_model_does(dtype):
+    with torch.device("meta"):
+        penalty = l1_penalty(nn.Linear(3, 3, device="cpu", dtype=dtype))
+        assert l1_penalty(nn.ReLU()).device.type == "cpu"
+    assert penalty.device.type == "cpu"
+    assert penalty.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert l1_penalty(nn.Linear(3, 3, device="meta")).device.type == "meta"
+
+
 def test_device_and_dtype_reach_the_parameters():
     layer = DivisiveNorm2d(4, learn_sigma=True, device="meta", dtype=torch.float64)
     assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.float64)}

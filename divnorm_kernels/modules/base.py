@@ -19,6 +19,11 @@ Statistics = tuple[Tensor, Tensor]
 """Mean and biased variance, each of shape (1 or N, groups, 1, ...)."""
 
 
+def compute_dtype(t: Tensor) -> torch.dtype:
+    """The dtype that statistics of ``t`` are computed in."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
 class Options(TypedDict, total=False):
     """The keywords that every layer takes beside its own; `NormalizationLayer` says what they mean."""
 
@@ -99,7 +104,7 @@ class NormalizationLayer(nn.Module):
 
     @property
     def eps(self) -> float | None:
-        """Sigma squared, torch.nn's name for it; ``None``: the epsilon of the input's dtype."""
+        """Sigma squared, torch.nn's name for it; ``None``: the epsilon of the dtype that x is computed in."""
         return None if self.sigma is None else float(self.sigma) ** 2
 
     @eps.setter
@@ -136,7 +141,7 @@ class NormalizationLayer(nn.Module):
         if self.learn_sigma:
             sigma = sigma.squeeze(0)
         elif sigma is None:
-            sigma = torch.finfo(x.dtype).eps ** 0.5
+            sigma = torch.finfo(compute_dtype(x)).eps ** 0.5
         y, l1, statistics = normalize(
             x,
             weight,
@@ -180,11 +185,13 @@ def listed(required: list[str], options: list[tuple[str, Any, Any]]) -> str:
 def l1_penalty(model: nn.Module) -> Tensor:
     """The sum of ``l1_weight * l1`` over the layers of ``model``, from each layer's last call in training mode.
 
-    A scalar to add to the loss; zero where no layer has a penalty.
+    A scalar to add to the loss; zero, on the device of the parameters, where no layer has a penalty.
     """
     terms = [m.l1_weight * m.l1 for m in model.modules() if isinstance(m, NormalizationLayer) and m.l1 is not None]
     if not terms:
-        return torch.zeros(())
+        like = next((p for p in model.parameters() if p.is_floating_point()), None)
+        device, dtype = ("cpu", torch.float32) if like is None else (like.device, compute_dtype(like))
+        return torch.zeros((), device=device, dtype=dtype)
     total = terms[0]
     for term in terms[1:]:
         total = total + term

@@ -120,7 +120,8 @@ class LayerNorm(_Trailing):
 class RMSNorm(_Trailing):
     """Root-mean-square normalization of ``(..., *normalized_shape)``: as `LayerNorm`, but no mean is subtracted.
 
-    As `torch.nn.RMSNorm`: no bias, and where neither eps nor sigma is given, eps is that of x's dtype.
+    As `torch.nn.RMSNorm`: no bias, and where neither eps nor sigma is given, eps is the epsilon of the dtype that is
+    computed in: float64's for float64, float32's for all others.
     """
 
     _subtracts_mean = False
