@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from ..checks import check_flag, check_size
-from .base import NormalizationLayer, Options, Statistics, listed
-from .distributed import ProcessGroup, batch_norm_across
+from .base import NormalizationLayer, Options, Statistics, compute_dtype, listed
+from .distributed import ProcessGroup, along_channels, batch_norm_across
 
 
 class _RunningNorm(NormalizationLayer):
@@ -50,10 +50,9 @@ class _RunningNorm(NormalizationLayer):
 
     def reset_running_stats(self) -> None:
         """Sets the running mean to zero, the running variance to one and the count to zero."""
-        if self.track_running_stats:
-            self.running_mean.zero_()
-            self.running_var.fill_(1)
-            self.num_batches_tracked.zero_()
+        for buffer, value in ((self.running_mean, 0), (self.running_var, 1), (self.num_batches_tracked, 0)):
+            if buffer is not None:
+                buffer.fill_(value)
 
     def reset_parameters(self) -> None:
         """Sets weight to one, bias to zero, a learned sigma to its initial value, and the running statistics."""
@@ -63,16 +62,31 @@ class _RunningNorm(NormalizationLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes ``x``: by its own statistics, or in eval mode by the running ones where they are tracked."""
         self._check_input(x)
-        if not self.training and self.running_mean is not None:
+        if not self._takes_own_statistics():
             return self._by_running_statistics(x)
         count = x.numel() // (self.num_features * (1 if self._over_batch else max(x.shape[0], 1)))
-        if self.training and count == 1 and not self._across_processes():
+        if count == 1 and not self._across_processes():
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected more than 1 value per channel when training")
-        tracks = self.training and self.track_running_stats
-        y, statistics, joined = self._normalized(x, tracks, count)
-        if tracks and (count > 1 or self._across_processes()):
+        tracks = self._tracks()
+        kept = tracks and self._has_running_statistics() and (count > 1 or self._across_processes())
+        y, statistics, joined = self._normalized(x, kept, count)
+        if tracks:
             self._track(statistics, joined)
         return y
+
+    def _takes_own_statistics(self) -> bool:
+        """Whether x's own statistics normalize it; torch.nn's rule, which differs between its families."""
+        raise NotImplementedError
+
+    def _tracks(self) -> bool:
+        """Whether a call that takes x's own statistics moves the running ones; torch.nn's rule."""
+        raise NotImplementedError
+
+    def _has_running_statistics(self) -> bool:
+        if (self.running_mean is None) != (self.running_var is None):
+            absent = "running_mean" if self.running_mean is None else "running_var"
+            raise ValueError(f"{absent}: got None, expected a Tensor, or None for both running_mean and running_var")
+        return self.running_mean is not None
 
     def _across_processes(self) -> bool:
         """Whether the statistics are those of several processes' batches."""
@@ -101,9 +115,15 @@ class _RunningNorm(NormalizationLayer):
         )
         return (y.squeeze(-1) if x.dim() == 2 else y), statistics, count
 
-    def _track(self, statistics: Statistics, count: Tensor | int) -> None:
-        """Moves the running statistics towards those of the call; the variance is the unbiased one of ``count``."""
-        self.num_batches_tracked.add_(1)
+    def _track(self, statistics: Statistics | None, count: Tensor | int) -> None:
+        """Moves the running statistics towards those of the call; the variance is the unbiased one of ``count``.
+
+        A batch without values is counted, but moves nothing.
+        """
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        if statistics is None or (self.momentum is None and self.num_batches_tracked is None):
+            return
         mean, variance = (t.flatten(1)[0] if self._over_batch else t.flatten(1).mean(0) for t in statistics)
         self._move(self.running_mean, mean)
         self._move(self.running_var, variance * (count / (count - 1)))
@@ -118,14 +138,19 @@ class _RunningNorm(NormalizationLayer):
             running.copy_(running.to(wide).lerp_(value, share))
 
     def _by_running_statistics(self, x: Tensor) -> Tensor:
-        if self.learn_sigma:
-            shape = (-1, *[1] * (x.dim() - 2))
-            scale = (self.running_var + self.sigma.square()).rsqrt()
-            scale = scale if self.weight is None else scale * self.weight
-            shift = -self.running_mean * scale if self.bias is None else self.bias - self.running_mean * scale
-            y = (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+        mean, variance, weight, bias, sigma = self.running_mean, self.running_var, self.weight, self.bias, self.sigma
+        for name, running in (("running_mean", mean), ("running_var", variance)):
+            if running is None:
+                raise RuntimeError(f"{name}: got None in eval mode, expected a Tensor")
+        if self.learn_sigma or (weight is not None and weight.dtype != mean.dtype):  # neither is for torch's function
+            compute = compute_dtype(x)
+            square = sigma.to(compute).square() if self.learn_sigma else sigma * sigma
+            scale = (variance.to(compute) + square).rsqrt()
+            scale = scale if weight is None else scale * weight.to(compute)
+            y = (x.to(compute) - along_channels(mean.to(compute), x)) * along_channels(scale, x)
+            y = (y if bias is None else y + along_channels(bias.to(compute), x)).to(x.dtype)
         else:
-            y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
         if self.l1 is not None:
             self.l1 = None
         return y.relu() if self.activation == "relu" else y
@@ -133,8 +158,9 @@ class _RunningNorm(NormalizationLayer):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *lists) -> None:
         # Checkpoints from before torch counted batches, as torch.nn reads them.
         version, key = local_metadata.get("version"), prefix + "num_batches_tracked"
-        if (version is None or version < 2) and self.track_running_stats and key not in state_dict:
-            state_dict[key] = self.num_batches_tracked
+        count = self.num_batches_tracked
+        if (version is None or version < 2) and count is not None and key not in state_dict:
+            state_dict[key] = torch.tensor(0, device="cpu") if count.is_meta else count
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     _version = 2
@@ -171,6 +197,12 @@ class _BatchNorm(_RunningNorm):
         """Whether statistics are those of all processes' batches; `divnorm_kernels.convert_sync` sets it."""
         self.process_group: ProcessGroup | None = None
 
+    def _takes_own_statistics(self) -> bool:
+        return self.training or (self.running_mean is None and self.running_var is None)
+
+    def _tracks(self) -> bool:
+        return self.training and self.track_running_stats
+
     def _across_processes(self) -> bool:
         return self.sync and self.training and torch.distributed.is_initialized()
 
@@ -183,7 +215,7 @@ class _BatchNorm(_RunningNorm):
             self.process_group, x, self.weight, self.bias, self.sigma, self.activation
         )
         self.l1 = l1 if self.l1_weight > 0 else None
-        return y, statistics, joined
+        return y, statistics if with_statistics else None, joined
 
 
 class BatchNorm1d(_BatchNorm):
@@ -239,6 +271,12 @@ class _InstanceNorm(_RunningNorm):
         if x.dim() == self._dims[0] - 1:
             return super().forward(x.unsqueeze(0)).squeeze(0)
         return super().forward(x)
+
+    def _takes_own_statistics(self) -> bool:
+        return self.training or not self.track_running_stats
+
+    def _tracks(self) -> bool:
+        return True
 
 
 class InstanceNorm1d(_InstanceNorm):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .base import Statistics
+from .base import Statistics, compute_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -29,29 +29,31 @@ class _AcrossProcesses(torch.autograd.Function):
         relu: bool,
         group: ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+        compute = compute_dtype(x)
         dims = [0, *range(2, x.dim())]
         values = x.to(compute)
         own = x.numel() // max(x.shape[1], 1)
         mean = values.sum(dims) / max(own, 1)
-        squares = (values - _along_channels(mean, x)).square().sum(dims)
+        squares = (values - along_channels(mean, x)).square().sum(dims)
         count, mean, squares = _merged(own, mean, squares, group)
+        if own < 2 and int(count) == 1:  # all processes see the same count, and here each has one value or none
+            raise ValueError("x: got 1 value per channel in all processes, expected more than 1 when training")
+        terms = count.clamp(min=1)
         square = sigma.to(compute).square() if isinstance(sigma, Tensor) else sigma * sigma
-        variance = squares / count
-        rstd = (variance + square).rsqrt()
-        centred = values - _along_channels(mean, x)
-        y = centred * _along_channels(rstd, x)
+        variance = squares / terms
+        rstd = (variance + square).rsqrt().masked_fill(count == 0, 0)  # gradients from nothing are zero
+        centred = values - along_channels(mean, x)
+        y = centred * along_channels(rstd, x)
         if weight is not None:
-            y = y * _along_channels(weight.to(compute), x)
+            y = y * along_channels(weight.to(compute), x)
         if bias is not None:
-            y = y + _along_channels(bias.to(compute), x)
+            y = y + along_channels(bias.to(compute), x)
         if relu:
             y = y.relu_()
         l1 = centred.abs().sum()
         torch.distributed.all_reduce(l1, group=group)
-        count = count.to(torch.int64)
-        l1 = l1 / (count * x.shape[1])
-        ctx.save_for_backward(x, weight, mean, rstd, count, sigma if isinstance(sigma, Tensor) else None)
+        l1 = l1 / (terms * x.shape[1])
+        ctx.save_for_backward(x, weight, mean, rstd, terms, sigma if isinstance(sigma, Tensor) else None)
         ctx.rectified = None
         if relu:
             ctx.rectified = y > 0
@@ -62,9 +64,9 @@ class _AcrossProcesses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dl1: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd, count, sigma = ctx.saved_tensors
+        x, weight, mean, rstd, terms, sigma = ctx.saved_tensors
         dims = [0, *range(2, x.dim())]
-        centred = x.to(mean.dtype) - _along_channels(mean, x)
+        centred = x.to(mean.dtype) - along_channels(mean, x)
         upstream = dy.to(mean.dtype)
         if ctx.rectified is not None:
             upstream = upstream * ctx.rectified
@@ -74,10 +76,10 @@ class _AcrossProcesses(torch.autograd.Function):
         sums = torch.cat([dbias, products, signs.sum(dims), dl1.to(mean.dtype).view(1)])
         torch.distributed.all_reduce(sums, group=ctx.group)
         all_bias, all_products, all_signs = sums[:-1].view(3, -1)
-        pull = sums[-1] / (count * x.shape[1])
-        slope = g * rstd.square() * all_products / count
-        shift = (g * all_bias + pull * all_signs) / count
-        dx = _along_channels(g, x) * upstream - _along_channels(slope, x) * centred - _along_channels(shift, x)
+        pull = sums[-1] / (terms * x.shape[1])
+        slope = g * rstd.square() * all_products / terms
+        shift = (g * all_bias + pull * all_signs) / terms
+        dx = along_channels(g, x) * upstream - along_channels(slope, x) * centred - along_channels(shift, x)
         dx = dx + pull * signs
         dsigma = None
         if sigma is not None and ctx.needs_input_grad[3]:
@@ -92,7 +94,8 @@ class _AcrossProcesses(torch.autograd.Function):
         )
 
 
-def _along_channels(t: Tensor, x: Tensor) -> Tensor:
+def along_channels(t: Tensor, x: Tensor) -> Tensor:
+    """A number per channel, to broadcast against ``x``."""
     return t.view(-1, *[1] * (x.dim() - 2))
 
 
@@ -104,8 +107,9 @@ def _merged(count: int, mean: Tensor, squares: Tensor, group: ProcessGroup | Non
     gathered = torch.stack(everyone)
     counts, (means, deviations) = gathered[:, :1], gathered[:, 1:].unflatten(1, (2, -1)).unbind(1)
     total = counts.sum()
-    joined = (counts * means).sum(0) / total
-    joined = joined + (counts * (means - joined)).sum(0) / total
+    terms = total.clamp(min=1)
+    joined = (counts * means).sum(0) / terms
+    joined = joined + (counts * (means - joined)).sum(0) / terms
     return total, joined, (deviations + counts * (means - joined).square()).sum(0)
 
 
@@ -116,10 +120,15 @@ def batch_norm_across(
     bias: Tensor | None,
     sigma: Tensor | float,
     activation: str | None,
-) -> tuple[Tensor, Tensor, Statistics, Tensor]:
+) -> tuple[Tensor, Tensor, Statistics | None, Tensor]:
     """``(y, l1, statistics, count)`` of ``x`` (N, C, ...) by the statistics of every process' batch.
 
-    The batches may differ in size, and be empty. ``count`` is the number of values of a channel in all of them.
+    The batches may differ in size, and be empty. ``count`` is the number of values of a channel in all of them; where
+    there is none, there are no statistics.
+
+    Raises:
+        ValueError: in every process, where there is one value per channel in all of them together.
     """
     y, l1, mean, variance, count = _AcrossProcesses.apply(x, weight, bias, sigma, activation == "relu", group)
-    return y, l1, (mean.unsqueeze(0), variance.unsqueeze(0)), count
+    empty = x.numel() == 0 and int(count) == 0
+    return y, l1, None if empty else (mean.unsqueeze(0), variance.unsqueeze(0)), count
