@@ -188,7 +188,7 @@ class GroupNorm(NormalizationLayer):
             )
         rows = x
         if len(shape) == 2 or len(shape) > _MOST_DIMS:
-            rows = x.reshape(shape[0], shape[1], -1)
+            rows = x.reshape(shape[0], shape[1], math.prod(shape[2:]))
         y = self._normalize(rows, "all", "all", self.num_groups, weight=self.weight, bias=self.bias)[0]
         return y if rows is x else y.view(shape)
 
