@@ -104,11 +104,61 @@ def synchronized(rank: int) -> None:
         x.grad = None
 
 
+def to_the_last_digit(rank: int) -> None:
+    """float64 is float64 throughout: the factor of the unbiased variance, sums and counts."""
+    layer = BatchNorm2d(3, sigma=1.0, learn_sigma=True, momentum=1.0, dtype=torch.float64)
+    across = convert_sync(copy.deepcopy(layer))
+    x = batch(None).double() * 1e-4 + 1
+    y, own = layer(x), across(x.split(SIZES)[rank])
+    torch.testing.assert_close(own, y.split(SIZES)[rank], rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(across.running_mean, layer.running_mean, rtol=1e-13, atol=0)
+    torch.testing.assert_close(across.running_var, layer.running_var, rtol=1e-12, atol=0)
+
+
+def unequal(rank: int) -> None:
+    """Processes without values: one of the two, and both; and one value per channel in all."""
+    for sigma, learn_sigma in ((0.5, False), (0.5, True), (0.0, False)):
+        layer = BatchNorm2d(3, sigma=sigma, learn_sigma=learn_sigma, l1_weight=0.1)
+        across = convert_sync(copy.deepcopy(layer))
+
+        x = torch.empty(0, 3, 4, 4, requires_grad=True)
+        y = across(x)
+        (y.sum() + l1_penalty(across)).backward()
+        assert y.shape == x.grad.shape == x.shape
+        assert across.l1 == 0
+        assert all(p.grad.abs().max() == 0 for p in across.parameters())
+        assert torch.equal(across.running_mean, layer.running_mean)
+        assert torch.equal(across.running_var, layer.running_var)
+        assert across.num_batches_tracked == 1
+
+        for shape in ((1, 3, 1, 1), (0, 3, 1, 1)):
+            x = torch.ones(shape if rank == 0 else (0, 3, 1, 1))
+            if shape[0] == 0:
+                across(x)
+                continue
+            try:
+                across(x)
+            except ValueError as error:
+                assert str(error).startswith("x: got 1 value per channel in all processes")
+            else:
+                raise AssertionError(f"process {rank} went on with one value")
+        assert torch.equal(across.running_var, layer.running_var)
+
+        values = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(3))
+        expected = layer(values)
+        got = across(values if rank == 0 else values[:0])
+        torch.testing.assert_close(got, expected if rank == 0 else expected[:0])
+        torch.testing.assert_close(across.running_mean, layer.running_mean)
+        torch.testing.assert_close(across.running_var, layer.running_var)
+
+
 def main(rank: int, folder: str) -> None:
     """All comparisons, in one process of the two."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     synchronized(rank)
+    to_the_last_digit(rank)
+    unequal(rank)
     for batch_norm in (False, True):
         data_parallel(rank, batch_norm)
     fully_sharded(rank)

@@ -305,7 +305,8 @@ def convert_sync(model: nn.Module, process_group: ProcessGroup | None = None) ->
 
     In place; returns the model. In training mode, with ``torch.distributed`` initialized, count, mean and sum of
     squared deviations are merged across ``process_group`` (all processes by default), and so are the sums of backward:
-    the result is that of one process on the joined batch.
+    the result is that of one process on the joined batch. Some may have no samples; where none has any, the running
+    statistics stay as they are. One value per channel in all together raises a ValueError in every process.
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm):
