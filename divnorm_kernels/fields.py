@@ -207,4 +207,4 @@ def _build(
 
 
 _built = lru_cache(maxsize=512, typed=True)(_build)
-"""An entry is about 1.5 KB, whatever the shape; what backends keep with it adds to that."""
+"""An entry is about 1.5 KB whatever the shape, all of them under 1 MB; what backends keep with it adds to that."""

@@ -132,7 +132,7 @@ def unequal(rank: int) -> None:
         assert torch.equal(across.running_var, layer.running_var)
         assert across.num_batches_tracked == 1
 
-        with pytest.raises(ValueError, match="^x: got 1 value per channel in all processes"):
+        with pytest.raises(ValueError, match=r"^x: got 1 value per channel in all processes"):
             across(torch.ones(1 if rank == 0 else 0, 3, 1, 1))
         assert torch.equal(across.running_var, layer.running_var)
 
