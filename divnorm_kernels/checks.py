@@ -11,9 +11,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_activation(x: object) -> None:
-    """Raises unless ``x`` is a tensor of a supported dtype."""
+    """Raises unless ``x`` is a strided tensor of a supported dtype."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x: got {type(x).__name__}, expected a Tensor")
+    _check_strided("x", x)
     if x.dtype not in DTYPES:
         raise TypeError(f"x: got dtype {x.dtype}, expected one of {', '.join(map(str, DTYPES))}")
 
@@ -59,7 +60,15 @@ def check_size(name: str, value: object) -> None:
         raise ValueError(f"{name}: got {value}, expected a positive int")
 
 
+def _check_strided(name: str, t: Tensor) -> None:
+    if t.is_nested:
+        raise TypeError(f"{name}: got a nested tensor, expected a strided one (of a jagged one, its values())")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{name}: got layout {t.layout}, expected torch.strided (to_dense() makes it so)")
+
+
 def _check_parameter(name: str, t: Tensor, x: Tensor) -> None:
+    _check_strided(name, t)
     if t.device != x.device:
         raise ValueError(f"{name}: got device {t.device}, expected that of x, {x.device}")
     if t.dtype != x.dtype and (t.dtype != torch.float32 or x.dtype == torch.float64):

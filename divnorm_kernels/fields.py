@@ -14,6 +14,8 @@ Window = int | str | None | tuple[int | str, ...] | list[int | str]
 
 MAX_SPATIAL_DIMS = 3
 LARGEST_WINDOW = 2**31 - 1
+UNKNOWN = 2**31
+"""Stands for an extent or a batch that a recording must not depend on: what is larger than every window."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Geometry:
     """The number of elements of x."""
     whole: bool
     """Whether every field that is there averages over all positions, so that a row of statistics is one number."""
+    options: tuple[Any, ...]
+    """What the registered operators (`divnorm_kernels.ops`) take in place of a geometry."""
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What backends keep per geometry."""
 
@@ -108,7 +112,7 @@ def _axes(name: str, window: Window, spatial: tuple[int, ...], edges: str) -> tu
         if isinstance(entry, str):
             if entry != "all":
                 raise ValueError(f"{name}: got {window!r}, {expected}")
-            axes.append(Axis(extent, max(extent - 1, 0), max(extent - 1, 0), extent))
+            axes.append(Axis(extent, max(extent - 1, 0), max(extent - 1, 0), 0))
         elif not _is_int(entry):
             raise TypeError(f"{name}: got {window!r} of type {type(entry).__name__}, {expected}")
         elif entry < 1:
@@ -123,6 +127,19 @@ def _axes(name: str, window: Window, spatial: tuple[int, ...], edges: str) -> tu
                 lo = hi = max(extent - 1, 0)
             axes.append(Axis(extent, lo, hi, entry if edges == "zero" else 0))
     return tuple(axes)
+
+
+def encode(window: Window, dims: int) -> list[int] | None:
+    """A window as the registered operators take it, for ``dims`` spatial dimensions: 0 stands for ``"all"``."""
+    if window is None:
+        return None
+    entries = window if isinstance(window, tuple) else (window,) * dims
+    return [0 if entry == "all" else entry for entry in entries]
+
+
+def decode(window: list[int] | None) -> Window:
+    """The window that was encoded."""
+    return None if window is None else tuple("all" if entry == 0 else entry for entry in window)
 
 
 def geometry(
@@ -203,6 +220,14 @@ def _build(
         maps_shape=(*maps, *([1] * len(spatial) if whole else spatial)),
         numel=batch * channels * prod(spatial),
         whole=whole,
+        options=(
+            encode(window, len(spatial)),
+            encode(norm_window, len(spatial)),
+            groups,
+            edges,
+            over_batch,
+            activation,
+        ),
     )
 
 

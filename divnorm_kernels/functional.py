@@ -7,16 +7,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
+from . import sharding
+from .addresses import check_alive, direct
 from .autograd import DivisiveNormFunction
 from .backends import select
 from .checks import check_activation, check_affine, check_flag, check_sigma
-from .fields import Window, geometry
-from .ops import encode
+from .fields import UNKNOWN, Window, geometry
 from .reference import evaluate, statistics
 
 # Function.apply without its test for torch.func, which _transformed() has made already.
 _apply = super(torch.autograd.Function, DivisiveNormFunction).apply
-_PLAIN = (Tensor, torch.nn.Parameter, type(None), float, int)
 
 
 def divisive_norm(
@@ -101,14 +101,15 @@ def normalize(
     activation: str | None,
     with_l1: bool,
     backend: str | None,
-    with_maps: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`divisive_norm` with every argument in its place: ``(y, l1, maps)``, the latter two where they are asked for.
+    with_statistics: bool = False,
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+    """`divisive_norm` with every argument in its place: ``(y, l1, statistics)``, the latter two where asked for.
 
-    ``maps`` holds mean and 1/s, those that there are, in the shape ``geometry(...).maps_shape``. They have no gradient.
+    ``statistics``, of whole fields, is mean and biased variance, each one number a row, of shape (N, groups, 1, ...)
+    or over the batch (1, groups, 1, ...). They have no gradient.
     """
     check_activation(x)
-    g = geometry(x.shape, window, norm_window, groups, edges, over_batch, activation)
+    g = geometry(_sizes(x), window, norm_window, groups, edges, over_batch, activation)
     check_affine("weight", weight, g, x)
     check_affine("bias", bias, g, x)
     check_sigma(sigma, g, x)
@@ -122,41 +123,50 @@ def normalize(
                 'expected None or "reference"'
             )
         kernels = None
-    if kernels is None or torch.compiler.is_exporting():
+    if kernels is None or _recorded():
         y, l1 = evaluate(g, x, weight, bias, sigma)
-        return y, l1, statistics(g, x, sigma) if with_maps else None
-    if _plain_eager(x, weight, bias, sigma):
+        return y, l1, statistics(g, x) if with_statistics else None
+    if direct(x, weight, bias, sigma):
         if torch.is_grad_enabled():
-            return _apply(x, weight, bias, sigma, g, kernels, with_l1)
-        y, maps, l1 = kernels.forward(g, x, weight, bias, sigma, with_l1)
-        return y, l1, maps
-    dims = len(g.spatial)
-    y, maps, l1 = torch.ops.divnorm_kernels.forward(
-        x,
-        weight,
-        bias,
-        sigma if isinstance(sigma, Tensor) else None,
-        0.0 if isinstance(sigma, Tensor) else float(sigma),
-        encode(window, dims),
-        encode(window if norm_window == "same" else norm_window, dims),
-        groups,
-        edges,
-        over_batch,
-        activation,
-        with_l1,
-        backend,
-    )
-    return y, l1, maps
+            y, l1, maps = _apply(x, weight, bias, sigma, g, kernels, with_l1, with_statistics)
+        else:
+            y, maps, l1 = kernels.forward(g, x, weight, bias, sigma, with_l1, with_statistics)
+    else:
+        if not torch.compiler.is_compiling():
+            check_alive(x=x, weight=weight, bias=bias, sigma=sigma)
+            sharding.register()
+        y, maps, l1 = torch.ops.divnorm_kernels.forward(
+            x,
+            weight,
+            bias,
+            sigma if isinstance(sigma, Tensor) else None,
+            0.0 if isinstance(sigma, Tensor) else float(sigma),
+            *g.options,
+            with_l1,
+            with_statistics,
+            backend,
+        )
+    return y, l1, statistics(g, x) if with_statistics else None  # HACK
+
+
+def _sizes(x: Tensor) -> tuple[int, ...]:
+    """The shape of ``x``; while torch.jit traces, with unknown extents in place of the example's."""
+    state = torch._C._get_tracing_state()
+    if state is None:
+        return x.shape
+    torch._C._set_tracing_state(None)  # the sizes as numbers, which leave no trace
+    try:
+        shape = tuple(x.shape)
+    finally:
+        torch._C._set_tracing_state(state)
+    return shape if len(shape) < 3 else (UNKNOWN, shape[1], *(UNKNOWN,) * (len(shape) - 2))
+
+
+def _recorded() -> bool:
+    """Whether the call is written down in plain operators, by torch.export or torch.jit.trace, ONNX among them."""
+    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
 
 
 def _transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work, which see through plain PyTorch alone."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
-def _plain_eager(*arguments: object) -> bool:
-    """Whether the kernels may be called on the tensors' addresses at once, past the dispatcher."""
-    for argument in arguments:
-        if type(argument) not in _PLAIN:
-            return False
-    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

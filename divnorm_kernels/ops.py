@@ -1,8 +1,10 @@
-"""The raw operators in torch's dispatcher, for tracing: compilers, fake tensors and dispatch modes see these.
+"""The raw operators in torch's dispatcher, for tracing and for tensors that want to be asked before a kernel runs.
 
-``divnorm_kernels::forward`` and ``divnorm_kernels::backward`` compute what a backend's two functions do. Windows are
-int lists with one entry per spatial dimension, 0 for ``"all"``; an absent field is ``None``, an absent map or gradient
-an empty tensor. ``sigma`` overrules ``sigma_value``.
+``divnorm_kernels::forward`` and ``divnorm_kernels::backward`` compute what a backend's two functions do. Compilers,
+fake tensors and dispatch modes see these, and the dispatcher resolves negated, zero and batched tensors on the way.
+Windows are int lists with one entry per spatial dimension, 0 for ``"all"``; an absent field is ``None``, an absent map
+or gradient an empty tensor. ``sigma`` overrules ``sigma_value``. ``bias`` is read where an activation stands behind
+it; elsewhere backward needs no more than ``bias_dtype``.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .addresses import check_readable
 from .backends import select
-from .fields import Geometry, Window, geometry
+from .fields import Geometry, decode, geometry
 from .layout import dense
 
 _GEOMETRY = "int[]? window, int[]? norm_window, int groups, str edges, bool over_batch, str? activation"
@@ -22,29 +25,24 @@ _GEOMETRY = "int[]? window, int[]? norm_window, int groups, str edges, bool over
 _library = torch.library.Library("divnorm_kernels", "DEF")
 _library.define(
     f"forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? sigma, float sigma_value, {_GEOMETRY}, bool with_l1, "
-    "str? backend) -> (Tensor y, Tensor maps, Tensor l1)"
+    "bool with_variance, str? backend) -> (Tensor y, Tensor maps, Tensor l1)"
 )
 _library.define(
-    "backward(Tensor? dy, Tensor? dl1, Tensor x, Tensor maps, Tensor? weight, Tensor? bias, "
+    "backward(Tensor? dy, Tensor? dl1, Tensor x, Tensor maps, Tensor? weight, Tensor? bias, ScalarType? bias_dtype, "
     f"Tensor? sigma, float sigma_value, {_GEOMETRY}, bool[] needs, str? backend) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dsigma)"
 )
 
 
-def encode(window: Window, dims: int) -> list[int] | None:
-    """A window as the operators take it, for ``dims`` spatial dimensions."""
-    if window is None:
-        return None
-    entries = window if isinstance(window, tuple) else (window,) * dims
-    return [0 if entry == "all" else entry for entry in entries]
-
-
-def _decode(window: list[int] | None) -> Window:
-    return None if window is None else tuple("all" if entry == 0 else entry for entry in window)
+def unread_bias(x: Tensor, dtype: torch.dtype, g: Geometry, weight: Tensor | None) -> Tensor:
+    """Stands for a bias whose values nothing reads: shape and dtype are its gradient's."""
+    if weight is not None and weight.dtype == dtype:
+        return weight
+    return torch.empty(g.affine_size, dtype=dtype, device=x.device)
 
 
 def _geometry(x: Tensor, window: Any, norm_window: Any, *options: Any) -> Geometry:
-    return geometry(tuple(x.shape), _decode(window), _decode(norm_window), *options)
+    return geometry(tuple(x.shape), decode(window), decode(norm_window), *options)
 
 
 def _kernels(backend: str | None, g: Geometry, x: Tensor) -> ModuleType:
@@ -58,64 +56,48 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _filled(t: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if t is None else t
-
-
-def _forward(
-    x, weight, bias, sigma, sigma_value, window, norm_window, groups, edges, over_batch, activation, with_l1, backend
-):
-    g = _geometry(x, window, norm_window, groups, edges, over_batch, activation)
+def _forward(x, weight, bias, sigma, sigma_value, *rest):
+    *options, with_l1, with_variance, backend = rest
+    check_readable(x=x, weight=weight, bias=bias, sigma=sigma)
+    g = _geometry(x, *options)
     sigma = sigma_value if sigma is None else sigma
-    y, maps, l1 = _kernels(backend, g, x).forward(g, x, weight, bias, sigma, with_l1)
+    y, maps, l1 = _kernels(backend, g, x).forward(g, x, weight, bias, sigma, with_l1, with_variance)
     return y, maps, l1 if with_l1 else maps.new_empty(0)
 
 
-def _backward(
-    dy,
-    dl1,
-    x,
-    maps,
-    weight,
-    bias,
-    sigma,
-    sigma_value,
-    window,
-    norm_window,
-    groups,
-    edges,
-    over_batch,
-    activation,
-    needs,
-    backend,
-):
-    g = _geometry(x, window, norm_window, groups, edges, over_batch, activation)
+def _backward(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, *rest):
+    *options, needs, backend = rest
+    check_readable(dy=dy, dl1=dl1, x=x, maps=maps, weight=weight, bias=bias, sigma=sigma)
+    g = _geometry(x, *options)
+    if bias is None and needs[2]:
+        bias = unread_bias(x, bias_dtype, g, weight)
     sigma = sigma_value if sigma is None else sigma
     found = _kernels(backend, g, x).backward(g, dy, dl1, x, maps, weight, bias, sigma, tuple(needs))
-    return tuple(_filled(t, x) for t in found)
+    return tuple(x.new_empty(0) if t is None else t for t in found)
 
 
-def _forward_fake(
-    x, weight, bias, sigma, sigma_value, window, norm_window, groups, edges, over_batch, activation, with_l1, backend
-):
-    g = _geometry(x, window, norm_window, groups, edges, over_batch, activation)
+def _forward_fake(x, weight, bias, sigma, sigma_value, *rest):
+    *options, with_l1, with_variance, _ = rest
     compute = _compute_dtype(x)
-    maps = x.new_empty(_kernels(backend, g, x).maps_shape(g), dtype=compute)
+    maps = x.new_empty(_geometry(x, *options).kept_shape(with_variance), dtype=compute)
     return torch.empty_like(dense(x)), maps, x.new_empty(() if with_l1 else (0,), dtype=compute)
 
 
-def _backward_fake(dy, dl1, x, maps, weight, bias, sigma, *rest):
-    needs = rest[-2]
+def _backward_fake(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, *rest):
+    *options, needs, _ = rest
+    if bias is None and needs[2]:
+        bias = unread_bias(x, bias_dtype, _geometry(x, *options), weight)
     inputs = (dense(x), weight, bias, sigma)
     return tuple(torch.empty_like(t) if need else x.new_empty(0) for t, need in zip(inputs, needs, strict=True))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, sigma = inputs[:4]
+    x, weight, bias, sigma, ctx.sigma_value, *options, ctx.with_l1, _, ctx.backend = inputs
     _, maps, _ = output
     ctx.mark_non_differentiable(maps)
-    ctx.save_for_backward(x, weight, bias, sigma, maps)
-    ctx.sigma_value, ctx.geometry_args, (ctx.with_l1, ctx.backend_name) = inputs[4], inputs[5:11], inputs[11:13]
+    ctx.options, activation = options, options[-1]
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, weight, bias if activation else None, sigma, maps)
     ctx.set_materialize_grads(False)
 
 
@@ -124,9 +106,9 @@ def _autograd(ctx: Any, dy: Tensor | None, dmaps: None, dl1: Tensor | None) -> t
     needs = list(ctx.needs_input_grad[:4])
     dl1 = dl1 if ctx.with_l1 else None  # tracers hand in a gradient of the empty tensor
     found = torch.ops.divnorm_kernels.backward(
-        dy, dl1, x, maps, weight, bias, sigma, ctx.sigma_value, *ctx.geometry_args, needs, ctx.backend_name
+        dy, dl1, x, maps, weight, bias, ctx.bias_dtype, sigma, ctx.sigma_value, *ctx.options, needs, ctx.backend
     )
-    return (*(t if need else None for t, need in zip(found, needs, strict=True)), *(None,) * 9)
+    return (*(t if need else None for t, need in zip(found, needs, strict=True)), *(None,) * 10)
 
 
 for _name, _implementation, _fake in (

@@ -12,58 +12,67 @@ from torch import Tensor
 from .fields import Axis, Geometry, Window, geometry
 
 
-def field_average(m: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-    """The average of ``m``, (N, G, *S), over the field around each position; same shape."""
-    for dim, axis in enumerate(axes, start=2):
-        m = _axis_sum(m, dim, axis) / _divisors(axis, dim, m)
+def field_average(m: Tensor, axes: tuple[Axis, ...], extents: tuple[int, ...]) -> Tensor:
+    """The average of ``m``, (N, G, *S), over the field around each position; same shape. ``extents`` are S."""
+    for dim, (axis, extent) in enumerate(zip(axes, extents, strict=True), start=2):
+        if axis.whole and not axis.divisor:
+            m = m.mean(dim, keepdim=True).expand_as(m)
+        else:
+            m = _axis_sum(m, dim, axis) / _divisors(axis, extent, dim, m)
     return m
-
-
-def _mean(t: Tensor, dim: int, keepdim: bool = False) -> Tensor:
-    """The mean along ``dim``; zero where there is nothing."""
-    return t.sum(dim, keepdim=keepdim) / max(t.shape[dim], 1)
 
 
 def _axis_sum(m: Tensor, dim: int, axis: Axis) -> Tensor:
     if axis.whole:
         return m.sum(dim, keepdim=True).expand_as(m)
-    margins = [0, 0] * (m.dim() - 1 - dim) + [axis.lo, axis.hi]
-    return F.pad(m, margins).unfold(dim, axis.lo + axis.hi + 1, 1).sum(-1)
+    padded, reach = F.pad(m, [0, 0] * (m.dim() - 1 - dim) + [axis.lo, axis.hi]), axis.lo + axis.hi
+    if torch.jit.is_tracing():  # the exporter to ONNX behind it knows unfold for sizes that are constants alone
+        return sum(padded[(slice(None),) * dim + (slice(i, i - reach or None),)] for i in range(reach + 1))
+    return padded.unfold(dim, reach + 1, 1).sum(-1)
 
 
-def _divisors(axis: Axis, dim: int, like: Tensor) -> Tensor:
+def _divisors(axis: Axis, extent: int, dim: int, like: Tensor) -> Tensor | int:
     """What the average divides by at each position, shaped to broadcast along ``dim``."""
-    p = torch.arange(axis.extent, device=like.device)
-    inside = (p + axis.hi).clamp(max=axis.extent - 1) - (p - axis.lo).clamp(min=0) + 1
-    divisors = torch.full_like(inside, axis.divisor) if axis.divisor else inside
-    return divisors.to(like.dtype).view([-1 if d == dim else 1 for d in range(like.dim())])
+    if axis.divisor:
+        return axis.divisor
+    p = torch.arange(extent, device=like.device)
+    inside = (p + axis.hi).clamp(max=extent - 1) - (p - axis.lo).clamp(min=0) + 1
+    return inside.to(like.dtype).view([-1 if d == dim else 1 for d in range(like.dim())])
+
+
+def _in_groups(g: Geometry, x: Tensor) -> Tensor:
+    """``x`` as (N, groups, channels of a group, *S), in the dtype of the computation."""
+    x = x.to(x.dtype if x.dtype == torch.float64 else torch.float32)
+    return x[:, None, None] if g.features else x.unflatten(1, (g.groups, g.channels // g.groups))
+
+
+def _row_average(g: Geometry, x: Tensor, values: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+    """The field average, per group, of what the channels (and over the batch the samples) of x have on average."""
+    m = values.mean(2)
+    # extents of x itself: those of what comes from it are constants to some recorders
+    return field_average(m.mean(0, keepdim=True) if g.over_batch else m, axes, x.shape[1 if g.features else 2 :])
 
 
 def evaluate(
     g: Geometry, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """The operator on ``x`` of the geometry's input shape: ``(y, l1)``. Half types compute in float32."""
-    compute = x.dtype if x.dtype == torch.float64 else torch.float32
-    xg = x.to(compute).reshape(g.batch, g.groups, g.channels // g.groups, *g.spatial)
+    """The operator on ``x`` of the geometry's input shape: ``(y, l1)``. Half types compute in float32.
 
-    v = xg
+    Only the channels are taken from the geometry, other sizes from x: a recording of this holds for any.
+    """
+    v = _in_groups(g, x)
+    compute = v.dtype
     if g.summation is not None:
-        m = _mean(xg, 2)
-        if g.over_batch:
-            m = _mean(m, 0, keepdim=True)
-        v = xg - field_average(m, g.summation).unsqueeze(2)
+        v = v - _row_average(g, x, v, g.summation).unsqueeze(2)
 
     y = v
     if g.suppression is not None:
-        q = _mean(v.square(), 2)
-        if g.over_batch:
-            q = _mean(q, 0, keepdim=True)
-        q = field_average(q, g.suppression)
+        q = _row_average(g, x, v.square(), g.suppression)
         if isinstance(sigma, Tensor):
             sigma = sigma.to(compute).reshape(-1, *[1] * len(g.spatial))
         y = v / (sigma * sigma + q).sqrt().unsqueeze(2)
 
-    y = y.reshape(x.shape)
+    y = y[:, 0, 0] if g.features else y.flatten(1, 2)
     affine = (-1,) if g.features else (-1, *[1] * len(g.spatial))
     if weight is not None:
         y = y * weight.to(compute).reshape(affine)
@@ -71,32 +80,16 @@ def evaluate(
         y = y + bias.to(compute).reshape(affine)
     if g.relu:
         y = y.relu()
-    return y.to(x.dtype), v.abs().sum() / max(v.numel(), 1)
+    return y.to(x.dtype), v.abs().sum() / max(x.numel(), 1)
 
 
 @torch.no_grad()
-def statistics(g: Geometry, x: Tensor, sigma: Tensor | float) -> Tensor:
-    """Mean and 1/s of ``x``, those that there are, in the geometry's ``maps_shape``; without gradients."""
-    compute = x.dtype if x.dtype == torch.float64 else torch.float32
-    xg = x.to(compute).reshape(g.batch, g.groups, g.channels // g.groups, *g.spatial)
-    maps = []
-
-    def averaged(values: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-        m = _mean(values, 2)
-        return field_average(_mean(m, 0, keepdim=True) if g.over_batch else m, axes)
-
-    if g.summation is not None:
-        mean = averaged(xg, g.summation)
-        xg = xg - mean.unsqueeze(2)
-        maps.append(mean)
-    if g.suppression is not None:
-        if isinstance(sigma, Tensor):
-            sigma = sigma.to(compute).reshape(-1, *[1] * len(g.spatial))
-        maps.append((sigma * sigma + averaged(xg.square(), g.suppression)).rsqrt())
-    if not maps:
-        return x.new_empty(g.maps_shape, dtype=compute)
-    stacked = torch.stack(maps)
-    return stacked.flatten(3)[..., :1].reshape(g.maps_shape) if g.whole else stacked
+def statistics(g: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of ``x`` for whole fields, a number a row, (N, groups, 1, ...); without gradients."""
+    first = (slice(None), slice(None), *(slice(1),) * len(g.spatial))
+    v = _in_groups(g, x)
+    mean = _row_average(g, x, v, g.summation)
+    return mean[first], _row_average(g, x, (v - mean.unsqueeze(2)).square(), g.suppression)[first]
 
 
 def gradients(

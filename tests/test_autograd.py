@@ -49,12 +49,15 @@ def test_function_is_what_the_call_runs():
     assert y.grad_fn.name() == "DivisiveNormFunctionBackward" == expected[0].grad_fn.name()
 
 
-def test_saves_x_two_maps_and_the_parameters():
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_saves_x_two_maps_and_the_parameters_it_reads(activation):
+    """The bias decides where a ReLU passes, and nothing else."""
     saved = []
     x, weight, bias, sigma = inputs_for((2, 6, 5, 7), 2)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        divisive_norm(x, weight, bias, window=3, sigma=sigma, groups=2)
-    assert [t.shape for t in saved] == [x.shape, (6,), (6,), (2,), (2, 2, 2, 5, 7)]
+        divisive_norm(x, weight, bias, window=3, sigma=sigma, groups=2, activation=activation)
+    read = [(6,), (6,)] if activation else [(6,)]
+    assert [t.shape for t in saved] == [x.shape, *read, (2,), (2, 2, 2, 5, 7)]
     assert saved[0].data_ptr() == x.data_ptr(), "x is saved as it is, not copied"
 
 
@@ -85,3 +88,22 @@ def test_in_place_change_of_a_saved_input_is_noticed():
     inner.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_in_place_change_of_the_bias_counts_where_it_is_read(mixed, create_graph):
+    x = torch.randn(2, 4, 5, 5).bfloat16() if mixed else torch.randn(2, 4, 5, 5)
+    weight = torch.randn(4, dtype=x.dtype, requires_grad=True)
+    for activation in (None, "relu"):
+        bias = torch.randn(4, requires_grad=True)
+        y = divisive_norm(x, weight, bias, window=3, activation=activation)
+        with torch.no_grad():
+            bias.add_(1)
+        if activation is not None:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                torch.autograd.grad(y.float().sum(), bias)
+            continue
+        (dbias,) = torch.autograd.grad(y.float().sum(), bias, create_graph=create_graph)
+        torch.testing.assert_close(dbias, torch.full((4,), 50.0))
+        assert dbias.dtype == bias.dtype

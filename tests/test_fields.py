@@ -19,7 +19,7 @@ from divnorm_kernels.fields import Axis, geometry
         (10, "valid", Axis(6, 4, 5, 0)),
         (2**31 - 1, "valid", Axis(6, 5, 5, 0)),
         (2**31 - 1, "zero", Axis(6, 5, 5, 2**31 - 1)),
-        ("all", "zero", Axis(6, 5, 5, 6)),
+        ("all", "zero", Axis(6, 5, 5, 0)),
     ],
 )
 def test_an_axis_reaches_no_further_than_its_extent(window, edges, expected):

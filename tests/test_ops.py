@@ -6,7 +6,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from divnorm_kernels import divisive_norm
-from divnorm_kernels.ops import encode
+from divnorm_kernels.fields import encode
 
 forward = torch.ops.divnorm_kernels.forward
 backward = torch.ops.divnorm_kernels.backward
@@ -33,18 +33,19 @@ def test_opcheck(name, backend):
     x = torch.randn(shape, requires_grad=True)
     weight, bias = (torch.randn(shape[1], requires_grad=True) for _ in range(2))
     sigma = (torch.rand(groups) + 0.5).requires_grad_()
-    torch.library.opcheck(forward, (x, weight, bias, sigma, 0.0, *geometry, True, backend))
-    torch.library.opcheck(forward, (x, None, None, None, 0.5, *geometry, False, backend))
+    torch.library.opcheck(forward, (x, weight, bias, sigma, 0.0, *geometry, True, False, backend))
+    torch.library.opcheck(forward, (x, None, None, None, 0.5, *geometry, False, False, backend))
     x, weight, bias, sigma = (t.detach() for t in (x, weight, bias, sigma))
-    _, maps, _ = forward(x, weight, bias, sigma, 0.0, *geometry, True, backend)
+    _, maps, _ = forward(x, weight, bias, sigma, 0.0, *geometry, True, False, backend)
     gradients = (torch.randn_like(x), torch.randn(()))
     needs = [True, True, True, True]
-    torch.library.opcheck(backward, (*gradients, x, maps, weight, bias, sigma, 0.0, *geometry, needs, backend))
+    biased = (bias if geometry[-1] else None, bias.dtype)
+    torch.library.opcheck(backward, (*gradients, x, maps, weight, *biased, sigma, 0.0, *geometry, needs, backend))
 
 
 def test_operators_refuse_the_reference():
     with pytest.raises(RuntimeError, match="the operators run kernels only"):
-        forward(torch.ones(1, 2, 3), None, None, None, 1.0, *geometry_arguments(3, 3, 1), False, "reference")
+        forward(torch.ones(1, 2, 3), None, None, None, 1.0, *geometry_arguments(3, 3, 1), False, False, "reference")
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -22,6 +22,7 @@ from .preference import order
 
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 
+_NAME_OF = {backend: name for name, backend in KERNELS.items()}
 _NAMES = (*KERNELS, "reference")
 
 
@@ -49,6 +50,11 @@ def select(name: str | None, g: Geometry, x: Tensor) -> ModuleType | None:
     if reason is not None:
         raise RuntimeError(f"backend: got {name!r}, which cannot serve this call: {reason}")
     return KERNELS[name]
+
+
+def name_of(backend: ModuleType) -> str:
+    """The name of a backend that was selected."""
+    return _NAME_OF[backend]
 
 
 def check_name(name: object) -> None:

@@ -52,7 +52,13 @@ def use_instruction_set(name: str) -> None:
 
 
 def forward(
-    g: Geometry, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float, with_l1: bool
+    g: Geometry,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    with_l1: bool,
+    with_variance: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``(y, maps, l1)``; maps, of ``g.maps_shape``, holds mean and rstd."""
     x = dense(x)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..backends import check_name
 from ..checks import check_flag, check_number
@@ -65,6 +66,8 @@ class NormalizationLayer(nn.Module):
     """
 
     l1: Tensor | None
+    _row_shape: tuple[int, ...] | None = None
+    """The trailing shape of a row, where rows are normalized each by itself and may be any number."""
     _default_eps: ClassVar[float | None] = EPS
 
     def __init__(
@@ -121,6 +124,36 @@ class NormalizationLayer(nn.Module):
             nn.init.zeros_(self.bias)
         if self.learn_sigma:
             nn.init.constant_(self.sigma, self.initial_sigma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalizes ``x``; in training with ``l1_weight > 0`` also keeps the penalty of this call in ``l1``.
+
+        In a graph that `torch.fx` records the layer is one node, as torch.nn's are.
+        """
+        if isinstance(x, Proxy):
+            path = x.tracer.path_of_module(self)
+            return x.tracer.create_proxy("call_module", path or "itself", (x,), {})
+        return self._call(x) if x.layout is torch.strided and not x.is_nested else self._on_values(x)
+
+    @property
+    def itself(self) -> NormalizationLayer:
+        """This layer: where it is what `torch.fx` records, the path to it."""
+        return self
+
+    def _call(self, x: Tensor) -> Tensor:
+        """`forward` of a tensor."""
+        raise NotImplementedError
+
+    def _on_values(self, x: Tensor) -> Tensor:
+        """`forward` of a jagged tensor, whose rows are normalized each by itself."""
+        row = self._row_shape
+        if row is None or x.layout is not torch.jagged:
+            got = f"a nested tensor of layout {x.layout}" if x.is_nested else f"layout {x.layout}"
+            raise TypeError(f"x: got {got}, expected a strided {'' if row is None else 'or jagged '}tensor")
+        if tuple(x.shape[-len(row) :]) != row:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (..., {', '.join(map(str, row))})")
+        values = self._call(x.values())
+        return torch.nested.nested_tensor_from_jagged(values, x.offsets(), x.lengths(), jagged_dim=x._ragged_idx)
 
     def _normalize(
         self,

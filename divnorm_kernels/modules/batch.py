@@ -59,8 +59,8 @@ class _RunningNorm(NormalizationLayer):
         self.reset_running_stats()
         super().reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalizes ``x``: by its own statistics, or in eval mode by the running ones where they are tracked."""
+    def _call(self, x: Tensor) -> Tensor:
+        """By x's own statistics, or in eval mode by the running ones where they are tracked."""
         self._check_input(x)
         if not self._takes_own_statistics():
             return self._by_running_statistics(x)
@@ -266,11 +266,11 @@ class _InstanceNorm(_RunningNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalizes ``x``, which like torch.nn's may come without a batch dimension."""
+    def _call(self, x: Tensor) -> Tensor:
+        """As of torch.nn's, x may come without a batch dimension."""
         if x.dim() == self._dims[0] - 1:
-            return super().forward(x.unsqueeze(0)).squeeze(0)
-        return super().forward(x)
+            return super()._call(x.unsqueeze(0)).squeeze(0)
+        return super()._call(x)
 
     def _takes_own_statistics(self) -> bool:
         return self.training or not self.track_running_stats

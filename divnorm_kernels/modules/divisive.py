@@ -43,8 +43,7 @@ class _Windowed(NormalizationLayer):
         self.groups, self.edges, self.affine = groups, edges, affine
         self.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalizes ``x``; in training with ``l1_weight > 0`` also keeps the penalty of this call in ``l1``."""
+    def _call(self, x: Tensor) -> Tensor:
         shape = x.shape
         if len(shape) != self._input_dims:
             raise ValueError(f"x: got {len(shape)} dimensions, expected {self._input_dims}, {self._input_form}")
@@ -212,10 +211,10 @@ class DivisiveNormFeatures(NormalizationLayer):
         super().__init__((num_features,), weight=affine, bias=affine, eps=eps, device=device, dtype=dtype, **options)
         self.num_features, self.window, self.norm_window = num_features, listless(window), listless(norm_window)
         self.edges, self.affine = edges, affine
+        self._row_shape = (num_features,)
         self.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalizes the last dimension of ``x``; see `NormalizationLayer` for the penalty."""
+    def _call(self, x: Tensor) -> Tensor:
         shape = x.shape
         if len(shape) < 2 or shape[-1] != self.num_features:
             raise ValueError(f"x: got shape {tuple(shape)}, expected (..., {self.num_features}), num_features last")

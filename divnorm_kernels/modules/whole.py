@@ -47,11 +47,11 @@ class _Trailing(NormalizationLayer):
             **options,
         )
         self.normalized_shape, self.elementwise_affine = shape, elementwise_affine
+        self._row_shape = shape
         self._size = math.prod(shape)
         self.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalizes ``x`` of shape (..., *normalized_shape)."""
+    def _call(self, x: Tensor) -> Tensor:
         dims = len(self.normalized_shape)
         shape = x.shape
         if tuple(shape[-dims:]) != self.normalized_shape:
@@ -67,7 +67,7 @@ class _Trailing(NormalizationLayer):
         return self._rows(rows, weight, bias).view(shape)
 
     def _channels_last(self, x: Tensor) -> Tensor:
-        """As `forward`, in and out of a tensor whose second dimension lies last; the parameters are turned instead."""
+        """As `_call`, in and out of a tensor whose second dimension lies last; the parameters are turned instead."""
         rows = x.movedim(1, -1)
         weight, bias = (None if t is None else t.movedim(0, -1).flatten() for t in (self.weight, self.bias))
         return self._rows(rows.reshape(-1, self._size), weight, bias).view(rows.shape).movedim(-1, 1)
@@ -179,8 +179,7 @@ class GroupNorm(NormalizationLayer):
         self.num_groups, self.num_channels, self.affine = num_groups, num_channels, affine
         self.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalizes ``x`` of shape (N, C, ...)."""
+    def _call(self, x: Tensor) -> Tensor:
         shape = x.shape
         if len(shape) < 2 or shape[1] != self.num_channels:
             raise ValueError(

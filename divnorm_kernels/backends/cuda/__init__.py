@@ -94,7 +94,13 @@ def _sigma(sigma: Tensor | float | None) -> tuple[Any, ...]:
 
 
 def forward(
-    g: Geometry, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float, with_l1: bool
+    g: Geometry,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    with_l1: bool,
+    with_variance: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``(y, maps, l1)``; maps, of `maps_shape`, holds mean and rstd."""
     x = dense(x)

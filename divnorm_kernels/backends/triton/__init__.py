@@ -87,7 +87,13 @@ def _run(g: Geometry, key: tuple[Any, ...], x: Tensor, arguments: Any, aligned: 
 
 
 def forward(
-    g: Geometry, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float, with_l1: bool
+    g: Geometry,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    with_l1: bool,
+    with_variance: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``(y, maps, l1)``; maps, of `maps_shape`, holds mean and rstd."""
     x = dense(x)

@@ -1,0 +1,66 @@
+"""Whether the address of a tensor may be read: decided here, once for all backends, before any kernel is called.
+
+Not every tensor lies in memory as its sizes say: it may be a view that negates, a zero that was never written, a
+wrapper without a storage of its own, or its storage may have been freed. The dispatcher resolves the former kinds on
+its way to a kernel; what is left at its end has an address, or no right to be there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_NUMBERS = (float, int, type(None))
+
+
+def readable(t: Tensor) -> bool:
+    """Whether every element of ``t`` lies in memory, at the place that its address and strides tell."""
+    try:
+        storage, offset = t.untyped_storage().nbytes(), t.storage_offset()
+        if t.is_contiguous():
+            end = offset + t.numel()
+        else:
+            end = offset + 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+        written = t.data_ptr() != 0 or t.numel() == 0
+    except (RuntimeError, NotImplementedError):  # what has no storage: sparse, opaque and wrapped tensors
+        return False
+    return written and not t.is_neg() and end * t.element_size() <= storage
+
+
+def plain(*arguments: Tensor | float | None) -> bool:
+    """Whether all tensors among the arguments are readable and of no type that wants to be asked first."""
+    for argument in arguments:
+        kind = type(argument)
+        if kind in _NUMBERS:
+            continue
+        if kind not in _PLAIN or not readable(argument):
+            return False
+    return True
+
+
+def direct(*arguments: Tensor | float | None) -> bool:
+    """Whether kernels may be called on the arguments at once, past the dispatcher."""
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0 and plain(*arguments)
+
+
+def check_readable(**tensors: Tensor | float | None) -> None:
+    """Raises a ValueError that names the first argument whose address may not be read."""
+    for name, t in tensors.items():
+        if isinstance(t, Tensor) and not readable(t):
+            raise ValueError(f"{name}: got {_what(t)}, expected a tensor with all of its elements in memory")
+
+
+def check_alive(**tensors: Tensor | float | None) -> None:
+    """Raises a ValueError that names the first argument which a transformation of torch.func has left behind."""
+    for name, t in tensors.items():
+        if isinstance(t, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(t):
+            raise ValueError(f"{name}: got a tensor of a torch.func transformation that has ended, expected its result")
+
+
+def _what(t: Tensor) -> str:
+    kind = f"a {type(t).__name__} of shape {tuple(t.shape)}"
+    try:
+        return f"{kind} whose storage holds {t.untyped_storage().nbytes()} bytes"
+    except (RuntimeError, NotImplementedError):
+        return f"{kind} without a storage"

@@ -1,0 +1,146 @@
+"""torch.compile: the kernels are what compiled models run, one node forward and one backward, whatever the layer."""
+
+import operator
+from contextlib import nullcontext
+
+import emulated
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from test_citizens import LAYERS
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from divnorm_kernels import DivisiveNorm2d, divisive_norm
+from divnorm_kernels.backends import KERNELS
+
+FORWARD = torch.ops.divnorm_kernels.forward.default
+BACKWARD = torch.ops.divnorm_kernels.backward.default
+LAYOUT = {"alias", "clone", "detach", "expand", "permute", "squeeze", "t", "transpose", "unsqueeze", "view"}
+"""What may stand beside our nodes on tensors as large as x: views and copies, no arithmetic."""
+
+FORMS = {
+    "window": ((2, 4, 6, 5), {"window": 3}),
+    "window per dimension": ((2, 4, 6, 5), {"window": (2, "all"), "norm_window": 4, "groups": 2, "edges": "zero"}),
+    "larger than the image": ((2, 4, 3, 4), {"window": 11}),
+    "mean only": ((2, 4, 9), {"window": 3, "norm_window": None}),
+    "no mean": ((2, 2, 3, 4, 3), {"window": None, "norm_window": 2}),
+    "features": ((4, 9), {"window": 4}),
+    "whole": ((2, 4, 6, 5), {"window": "all", "groups": 2}),
+    "over the batch": ((4, 4, 3, 3), {"window": "all", "groups": 4, "over_batch": True}),
+    "with a ReLU": ((2, 4, 6, 5), {"window": 3, "activation": "relu"}),
+    "with l1": ((2, 4, 6, 5), {"window": 3, "return_l1": True}),
+    "with a learned sigma": ((2, 4, 6, 5), {"window": 3, "sigma": torch.tensor([0.5, 0.7]), "groups": 2}),
+}
+
+
+class Graphs:
+    """A compiler that keeps what AOTAutograd hands on, and runs it as it stands."""
+
+    def __init__(self):
+        self.seen = []
+        self.backend = aot_autograd(fw_compiler=self._keep, bw_compiler=self._keep)
+
+    def _keep(self, graph, inputs):
+        self.seen.append(graph)
+        return make_boxed_func(graph.forward)
+
+    def check(self, numel):
+        """One node of ours in each direction; beside them nothing is computed on ``numel`` elements or more."""
+        nodes = [node for graph in self.seen for node in graph.graph.nodes if node.op == "call_function"]
+        ours = [node.target for node in nodes if node.target in (FORWARD, BACKWARD)]
+        assert ours == [FORWARD, BACKWARD], [graph.graph for graph in self.seen]
+        for node in nodes:
+            value = node.meta.get("val")
+            large = isinstance(value, torch.Tensor) and value.numel() >= numel
+            name = getattr(node.target, "overloadpacket", node.target).__name__.lstrip("_")
+            assert not large or node.target is operator.getitem or name in LAYOUT, f"{node.target} beside our nodes"
+
+
+def outcome(function, x, parameters):
+    """Results and gradients of all leaves, with a random upstream gradient."""
+    x = x.clone().requires_grad_()
+    out = function(x)
+    out = out if isinstance(out, tuple) else (out,)
+    torch.manual_seed(1)
+    upstream = [torch.randn_like(t) for t in out]
+    leaves = [x, *(p for p in parameters if p.requires_grad)]
+    return [*out, *torch.autograd.grad(out, leaves, upstream)]
+
+
+def compare(eager, compiled, x, parameters, dynamic):
+    graphs = Graphs()
+    torch.compiler.reset()
+    function = torch.compile(compiled, fullgraph=True, dynamic=dynamic, backend=graphs.backend)
+    for one, other in zip(outcome(eager, x, parameters[0]), outcome(function, x, parameters[1]), strict=True):
+        assert torch.equal(one, other)
+    graphs.check(x.numel())
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_one_node_each_way(name, dynamic):
+    make, shape = LAYERS[name]
+    eager, compiled = make(), make()
+    compare(eager, compiled, torch.randn(shape), (list(eager.parameters()), list(compiled.parameters())), dynamic)
+    for one, other in zip(eager.buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_call_is_one_node_each_way(name, dynamic):
+    shape, options = FORMS[name]
+    parameters = [torch.randn(shape[1], requires_grad=True) for _ in range(2)]
+    if "sigma" in options:
+        options = {**options, "sigma": options["sigma"].clone().requires_grad_()}
+        parameters.append(options["sigma"])
+
+    def call(x):
+        return divisive_norm(x, *parameters[:2], **options)
+
+    compare(call, call, torch.randn(shape), (parameters, parameters), dynamic)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("window", [3, "all"])
+@pytest.mark.parametrize("backend", ["cpu", "triton", "cuda"])
+def test_a_named_backend_is_what_runs(backend, window, dynamic, monkeypatch):
+    """In eager and compiled alike: the module's own functions are called."""
+    x = torch.randn(2, 4, 5, 6, device=emulated.DEVICE if backend == "cuda" else "cpu")
+    kernels, called = KERNELS[backend], []
+
+    def spy(direction):
+        function = getattr(kernels, direction)
+        monkeypatch.setattr(kernels, direction, lambda *a: (called.append(direction), function(*a))[1])
+
+    def call(x):
+        return divisive_norm(x, window=window, backend=backend)
+
+    spy("forward")
+    spy("backward")
+    with emulated.backend() if backend == "cuda" else nullcontext():
+        compare(call, call, x, ([], []), dynamic)
+    assert called == ["forward", "backward"] * 2
+
+
+def test_new_sizes_compile_nothing_new():
+    """After the first change of a size, which makes it dynamic."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    layer = DivisiveNorm2d(4, 3)
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for size in (8, 9, 12, 17, 31):
+        x = torch.randn(2, 4, size, size + 1)
+        torch.testing.assert_close(compiled(x), layer(x))
+    assert counter.frame_count <= 2
+
+
+def test_vmap_inside_compile_goes_through_the_reference():
+    def call(x):
+        return torch.func.vmap(lambda one: divisive_norm(one[None], window=3)[0])(x)
+
+    x = torch.randn(3, 4, 5, 6)
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), call(x))
