@@ -21,8 +21,6 @@ Plan::Plan(Dtype dtype, bool channels_last, bool over_batch, bool affine_per_pos
   problem_.groups = groups;
   std::copy(extent.begin(), extent.end(), problem_.extent);
   if (problem_.numel() < 1) throw std::invalid_argument("a plan needs at least one element");
-  divisor64_.reserve(2 * kAxes);
-  divisor32_.reserve(2 * kAxes);
   fill(problem_.summation, summation);
   fill(problem_.suppression, suppression);
 }
@@ -38,14 +36,6 @@ void Plan::fill(Field& field, const std::optional<Axes>& axes) {
     field.lo[a] = std::min(axis.lo, extent - 1);
     field.hi[a] = std::min(axis.hi, extent - 1);
     field.divisor[a] = axis.divisor;
-    std::vector<double>& divisors = divisor64_.emplace_back(extent);
-    for (int64_t p = 0; p < extent; ++p) {
-      const int64_t inside = std::min(p + field.hi[a], extent - 1) - std::max<int64_t>(p - field.lo[a], 0) + 1;
-      divisors[p] = static_cast<double>(axis.divisor > 0 ? axis.divisor : inside);
-    }
-    const std::vector<float>& rounded = divisor32_.emplace_back(divisors.begin(), divisors.end());
-    field.divisor64[a] = divisors.data();
-    field.divisor32[a] = rounded.data();
   }
 }
 

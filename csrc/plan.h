@@ -1,9 +1,9 @@
-// A Problem together with the numbers it points at: one plan serves every call of the same geometry and dtype.
+// A checked Problem: one plan serves every call of the same geometry and dtype. It is kept for long, so it holds
+// nothing that grows with the extents.
 #pragma once
 
 #include <array>
 #include <optional>
-#include <vector>
 
 #include "problem.h"
 
@@ -29,8 +29,6 @@ class Plan {
   void fill(Field& field, const std::optional<Axes>& axes);
 
   Problem problem_;
-  std::vector<std::vector<double>> divisor64_;
-  std::vector<std::vector<float>> divisor32_;
 };
 
 }  // namespace divnorm

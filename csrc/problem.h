@@ -11,14 +11,11 @@ enum class Dtype : int { float64 = 0, float32 = 1, bfloat16 = 2, float16 = 3 };
 constexpr int kAxes = 3;  // spatial axes, outermost first; where there are fewer, those in the middle have extent 1
 
 // One averaging field. The field of position p covers p-lo..p+hi on each axis, clipped to the image.
-// divisor64[a][p], divisor32[a][p]: what the average divides by on axis a at p, in the type of the statistics.
 struct Field {
   bool present = false;
   int64_t lo[kAxes] = {0, 0, 0};
   int64_t hi[kAxes] = {0, 0, 0};
   int64_t divisor[kAxes] = {0, 0, 0};  // 0: the positions inside the image
-  const double* divisor64[kAxes] = {nullptr, nullptr, nullptr};
-  const float* divisor32[kAxes] = {nullptr, nullptr, nullptr};
 };
 
 struct Problem {

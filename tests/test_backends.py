@@ -5,7 +5,8 @@ import torch
 from process import run_python
 
 from divnorm_kernels import __version__, divisive_norm
-from divnorm_kernels.backends import KERNELS, availability, cpu, preference
+from divnorm_kernels.backends import KERNELS, availability, cpu, native, preference
+from divnorm_kernels.fields import geometry
 
 
 def test_command_line_report():
@@ -25,6 +26,13 @@ def test_instruction_set_by_environment():
 def test_unknown_instruction_set():
     with pytest.raises(ValueError, match=r"instruction set: got 'mmx', expected one of .*baseline"):
         cpu.use_instruction_set("mmx")
+
+
+def test_a_plan_holds_nothing_that_grows_with_the_extents():
+    """One number a position would be more than an address space."""
+    shape = (1, 1, 1 << 50)
+    g = geometry(shape, 5, 7, 1, "valid", False)
+    assert native.plan_for(g, torch.empty(shape, device="meta")) is not None
 
 
 def test_every_other_device_is_left_to_the_reference():

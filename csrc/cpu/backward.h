@@ -18,6 +18,7 @@ struct BackwardShared {
   const Traversal& traversal;
   const A *weight, *bias;
   const A *zeros, *ones;  // neutral rows of one tile
+  const Divisors<A>&summation, &suppression;
   bool stream;
   A l1_scale;           // dl1 / numel
   A* dweight_partials;  // (partial_rows, affine_size)
@@ -84,7 +85,7 @@ class BackwardPass {
     for (int64_t group = 0; group < unit_.groups; ++group) {
       sigma[group] += combine_sums(group, tile);
       if (p.suppression.present)
-        average(p, p.suppression, tile.begin, tile.size(), A(1), Map<A>(t_).at(group, tile.begin));
+        average(p, s_.suppression, tile.begin, tile.size(), A(1), Map<A>(t_).at(group, tile.begin));
     }
   }
 
@@ -102,7 +103,7 @@ class BackwardPass {
         });
       }
       for (int64_t i = begin; p.summation.present && i < end; ++i)
-        average(p, p.summation, i * line, line, per_channel, d_.row(group, i));
+        average(p, s_.summation, i * line, line, per_channel, d_.row(group, i));
     }
   }
 

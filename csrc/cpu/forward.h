@@ -19,6 +19,7 @@ struct ForwardShared {
   const Traversal& traversal;
   const A *weight, *bias, *sigma;  // sigma: one per group
   const A *zeros, *ones;           // neutral rows of one tile
+  const Divisors<A>&summation, &suppression;
   bool stream;
   double* l1_partials;  // (blocks, segments, finish_tiles), or null
   A* team_scratch;      // kForwardMaps a team
@@ -78,8 +79,8 @@ class ForwardPass {
       const auto source = [&](int64_t i) { return static_cast<const A*>(m_.row(group, i)); };
       summation_.lines(begin, end, source, box_scratch_, [&](int64_t i, int64_t h, const A* sums) {
         const int64_t at = p.position(i, h);
-        local_squares(p.extent[2], LineDivisors<A>(p.summation, i, h), per_channel, sums, m_.at(group, at),
-                      mean_.at(group, at), z_.at(group, at));
+        local_squares(p.extent[2], s_.summation.line(i, h), per_channel, sums, m_.at(group, at), mean_.at(group, at),
+                      z_.at(group, at));
       });
     }
   }
@@ -92,7 +93,7 @@ class ForwardPass {
       const A sigma = s_.sigma[unit_.group + group];
       const auto source = [&](int64_t i) { return static_cast<const A*>(z_.row(group, i)); };
       suppression_.lines(begin, end, source, box_scratch_, [&](int64_t i, int64_t h, const A* sums) {
-        inverse_deviations(p.extent[2], LineDivisors<A>(p.suppression, i, h), sigma * sigma, sums,
+        inverse_deviations(p.extent[2], s_.suppression.line(i, h), sigma * sigma, sums,
                            rstd_.at(group, p.position(i, h)));
       });
     }

@@ -60,6 +60,7 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
                                      position_bytes<T>(problem, 1, kForwardMaps), problem.channels_last);
   Threads team = threads_for(problem, t, threads);
   const Constants<A> constants;
+  const Divisors<A> summation(problem, problem.summation), suppression(problem, problem.suppression);
   const auto place = [&](int64_t i) { return Layout::parameter_place(problem, i); };
   const Values<A> weight(tensors.weight, problem.affine_size(), 1, place);
   const Values<A> bias(tensors.bias, problem.affine_size(), 0, place);
@@ -77,6 +78,8 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
                                 sigma.data(),
                                 constants.zeros.data(),
                                 constants.ones.data(),
+                                summation,
+                                suppression,
                                 streams<T>(problem),
                                 tensors.l1 == nullptr ? nullptr : l1.data(),
                                 team_scratch.data(),
@@ -94,6 +97,7 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
                                      position_bytes<T>(problem, 2, kBackwardMaps), problem.channels_last);
   Threads team = threads_for(problem, t, threads);
   const Constants<A> constants;
+  const Divisors<A> summation(problem, problem.summation), suppression(problem, problem.suppression);
   const auto place = [&](int64_t i) { return Layout::parameter_place(problem, i); };
   const Values<A> weight(tensors.weight, problem.affine_size(), 1, place);
   const Values<A> bias(tensors.bias, problem.affine_size(), 0, place);
@@ -111,6 +115,8 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
                                  bias.data(),
                                  constants.zeros.data(),
                                  constants.ones.data(),
+                                 summation,
+                                 suppression,
                                  streams<T>(problem),
                                  quiet<A>(tensors.dl1 / problem.numel()),
                                  dweight.data(),

@@ -3,8 +3,7 @@
 
 #include <limits>
 
-#include "threads.h"
-#include "unit.h"
+#include "traversal.h"
 
 namespace divnorm::DIVNORM_ISA {
 
@@ -49,35 +48,48 @@ class Values {
   Buffer<A> values_;
 };
 
-// What a field's sums over line h of outer row i are divided by to be averages. A division, not a product with an
-// inverse, makes the mean of equal numbers that number wherever their sum is exact.
+// What the sums over one line are divided by.
 template <class A>
-class LineDivisors {
- public:
-  LineDivisors(const Field& field, int64_t i, int64_t h)
-      : outer_(on_axis(field, 0)[i] * on_axis(field, 1)[h]), along_(on_axis(field, 2)) {}
-  A operator[](int64_t j) const { return outer_ * along_[j]; }
+struct LineDivisors {
+  A outer;
+  const A* along;
+  A operator[](int64_t j) const { return outer * along[j]; }
+};
 
- private:
-  static const A* on_axis(const Field& field, int axis) {
-    if constexpr (sizeof(A) == sizeof(double))
-      return field.divisor64[axis];
-    else
-      return field.divisor32[axis];
+// What a field's sums are divided by to be averages, axis by axis, for the length of a call. A division, not a product
+// with an inverse, makes the mean of equal numbers that number wherever their sum is exact.
+template <class A>
+class Divisors {
+ public:
+  Divisors(const Problem& problem, const Field& field)
+      : numbers_(field.present ? problem.extent[0] + problem.extent[1] + problem.extent[2] : 0) {
+    A* next = numbers_.data();
+    for (int a = 0; a < kAxes; ++a) {
+      axis_[a] = next;
+      const int64_t last = problem.extent[a] - 1;
+      for (int64_t p = 0; field.present && p <= last; ++p) {
+        const int64_t inside = smaller(p + field.hi[a], last) - larger(p - field.lo[a], 0) + 1;
+        *next++ = static_cast<A>(field.divisor[a] > 0 ? field.divisor[a] : inside);
+      }
+    }
   }
 
-  A outer_;
-  const A* along_;
+  // Over line h of outer row i.
+  LineDivisors<A> line(int64_t i, int64_t h) const { return {axis_[0][i] * axis_[1][h], axis_[2]}; }
+
+ private:
+  Buffer<A> numbers_;
+  const A* axis_[kAxes];
 };
 
 // Turns `count` sums of a map, from flattened position `first` on, into scale times the field's averages.
 template <class A>
-void average(const Problem& problem, const Field& field, int64_t first, int64_t count, A scale, A* numbers) {
+void average(const Problem& problem, const Divisors<A>& field, int64_t first, int64_t count, A scale, A* numbers) {
   const int64_t width = problem.extent[2], lines = problem.extent[1];
   while (count > 0) {
     const int64_t line = first / width, column = first % width;
     const int64_t now = count < width - column ? count : width - column;
-    const LineDivisors<A> divisors(field, line / lines, line % lines);
+    const LineDivisors<A> divisors = field.line(line / lines, line % lines);
     for (int64_t j = 0; j < now; ++j) numbers[j] = numbers[j] * scale / divisors[column + j];
     numbers += now;
     first += now;
