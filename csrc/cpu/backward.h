@@ -1,4 +1,4 @@
-// Backward: P1, P2, V -> t = P2/s^3 -> a = B'[t]/n -> d = P1/s - a V -> e = A'[d]/n -> dx = g/s - a v - e.
+// Backward: P1, P2/s, V -> t = P2/s^3 -> a = B'[t]/n -> d = P1/s - a V -> e = A'[d]/n -> dx = g/s - a v - e.
 #pragma once
 
 #include <initializer_list>
@@ -78,10 +78,7 @@ class BackwardPass {
                                                   static_cast<const T*>(s_.tensors.dy), tile, mean_, rstd_, s_.weight,
                                                   s_.bias, d_, t_, a_, e_, dweight, dbias);
     };
-    if (kinks())
-      run(std::true_type{});
-    else
-      run(std::false_type{});
+    specialize(run, kinks());
     for (int64_t group = 0; group < unit_.groups; ++group) {
       sigma[group] += combine_sums(group, tile);
       if (p.suppression.present)
@@ -124,17 +121,12 @@ class BackwardPass {
     const Map<const A> e = s_.problem.summation.present ? Map<const A>(e_) : zero;
     T* dx = static_cast<T*>(s_.tensors.dx);
     const bool stream = s_.stream && Layout::streamable(s_.problem, unit_, dx, tile);
-    const auto run = [&](auto stream, auto kinks) {
-      Layout::template gradient_input<stream.value, kinks.value>(s_.problem, unit_, static_cast<const T*>(s_.tensors.x),
-                                                                 static_cast<const T*>(s_.tensors.dy), tile, mean_,
-                                                                 rstd_, a, e, s_.weight, s_.bias, s_.l1_scale, dx);
+    const auto run = [&](auto stream, auto kinks, auto suppressed) {
+      Layout::template gradient_input<stream.value, kinks.value, suppressed.value>(
+          s_.problem, unit_, static_cast<const T*>(s_.tensors.x), static_cast<const T*>(s_.tensors.dy), tile, mean_,
+          rstd_, a, e, s_.weight, s_.bias, s_.l1_scale, dx);
     };
-    const std::true_type yes;
-    const std::false_type no;
-    if (kinks())
-      stream ? run(yes, yes) : run(no, yes);
-    else
-      stream ? run(yes, no) : run(no, no);
+    specialize(run, stream, kinks(), s_.problem.suppression.present);
     if (stream) stream_fence();
   }
 
@@ -151,13 +143,13 @@ class BackwardPass {
     __builtin_memset(sigma, 0, unit_.groups * sizeof(double));
   }
 
-  // t = P2 rstd^3 and d = P1 rstd + l1 * sum of signs on the tile; returns the sum of t.
+  // t = P2/s rstd^2 and d = P1 rstd + l1 * sum of signs on the tile; returns the sum of t.
   double combine_sums(int64_t group, Tile tile) const {
     const A* rstd = rstd_.at(group, tile.begin);
     const A* signs = Map<A>(e_).at(group, tile.begin);
     A* t = Map<A>(t_).at(group, tile.begin);
     A* d = Map<A>(d_).at(group, tile.begin);
-    for (int64_t i = 0; i < tile.size(); ++i) t[i] *= rstd[i] * rstd[i] * rstd[i];
+    for (int64_t i = 0; i < tile.size(); ++i) t[i] = t[i] * rstd[i] * rstd[i];  // rstd^2 alone could overflow
     for (int64_t i = 0; i < tile.size(); ++i) d[i] *= rstd[i];
     if (s_.l1_scale != 0)
       for (int64_t i = 0; i < tile.size(); ++i) d[i] += s_.l1_scale * signs[i];

@@ -140,9 +140,9 @@ struct ChannelsFirst {
     return l1;
   }
 
-  // p1 = sum of g, p2 = sum of g * v, v = sum of v (and signs = sum of sign(v)) over the unit's samples and channels,
-  // with v = x - mean and g = weight * dy; dweight and dbias receive this tile's share. Kinks: there are l1's signs or
-  // a ReLU, where dy counts only above its floor.
+  // p1 = sum of g, p2 = sum of g * v * rstd, v = sum of v (and signs = sum of sign(v)) over the unit's samples and
+  // channels, with v = x - mean and g = weight * dy; dweight and dbias receive this tile's share. Kinks: there are l1's
+  // signs or a ReLU, where dy counts only above its floor.
   template <bool Kinks>
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                              Tile tile, Map<const A> mean, Map<const A> rstd, const A* weight,
@@ -169,29 +169,29 @@ struct ChannelsFirst {
         prefetch_next<R>(block + i, stride);
         prefetch_next<R>(dy_block + i, stride);
         const V average = load<V>(mean_row + i), scale = load<V>(rstd_row + i);
-        V sum_g = load<V>(p1_row + i), sum_gv = load<V>(p2_row + i), sum_v = load<V>(v_row + i);
+        V sum_g = load<V>(p1_row + i), sum_gu = load<V>(p2_row + i), sum_v = load<V>(v_row + i);
         V sum_sign = splat<V>(0);
         for (int r = 0; r < R; ++r) {
           V grad = load<V>(dy_block + r * stride + i);
           const V centred = load<V>(block + r * stride + i) - average;
-          const V w = weights.template at<V>(r, i);
-          if constexpr (Kinks) grad = passed(grad, V(centred * scale * w + biases.template at<V>(r, i)), floor);
-          const V product = grad * centred;
+          const V normed = centred * scale, w = weights.template at<V>(r, i);
+          if constexpr (Kinks) grad = passed(grad, V(normed * w + biases.template at<V>(r, i)), floor);
+          const V product = grad * normed;
           sum_g += w * grad;
-          sum_gv += w * product;
+          sum_gu += w * product;
           sum_v += centred;
           if constexpr (Kinks) sum_sign += sign(centred);
           if constexpr (PerPosition) {
             const int64_t at = tile.begin + i;
-            store(dweight + at, load<V>(dweight + at) + product * scale);
+            store(dweight + at, load<V>(dweight + at) + product);
             store(dbias + at, load<V>(dbias + at) + grad);
           } else {
-            for_weight.add(r, product * scale);
+            for_weight.add(r, product);
             for_bias.add(r, grad);
           }
         }
         store(p1_row + i, sum_g);
-        store(p2_row + i, sum_gv);
+        store(p2_row + i, sum_gu);
         store(v_row + i, sum_v);
         if constexpr (Kinks) store(signs_row + i, load<V>(signs_row + i) + sum_sign);
       });
@@ -205,8 +205,9 @@ struct ChannelsFirst {
       if (row != nullptr) restore_order<Wide>(row, tile.size());
   }
 
-  // dx = g * rstd - a * (x - mean) - e (+ l1_scale * sign(x - mean) with Kinks).
-  template <bool Stream, bool Kinks>
+  // dx = g * rstd - a * (x - mean) - e (+ l1_scale * sign(x - mean) with Kinks). Not Suppressed: rstd is 1 and a is 0
+  // whatever x is, be it a NaN.
+  template <bool Stream, bool Kinks, bool Suppressed>
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                               Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
                                               Map<const A> e, const A* weight, const A* bias, A l1_scale, T* dx) {
@@ -235,8 +236,9 @@ struct ChannelsFirst {
             const V result = centred * scale * w.template at<V>(r, i) + b.template at<V>(r, i);
             grad = passed(grad, result, floor);
           }
-          const V scaled = w.template at<V>(r, i) * grad * scale;
-          V result = scaled - slope * centred - shift;
+          V result = w.template at<V>(r, i) * grad * scale;
+          if constexpr (Suppressed) result -= slope * centred;
+          result -= shift;
           if constexpr (Kinks) result += splat<V>(l1_scale) * sign(centred);
           write<Stream>(out + r * stride + i, result);
         }

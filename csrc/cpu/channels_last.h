@@ -120,8 +120,8 @@ struct ChannelsLast {
       const T* grads = dy + (in - x);
       const A *w = weight + at.channel, *b = bias + at.channel;
       A *dw = dweight + at.channel, *db = dbias + at.channel;
-      Totals<A, R> sum_g, sum_gv, sum_v, sum_sign;
-      for_lanes<Wide>(n, [=, &sum_g, &sum_gv, &sum_v, &sum_sign](auto lane, int64_t i) {
+      Totals<A, R> sum_g, sum_gu, sum_v, sum_sign;
+      for_lanes<Wide>(n, [=, &sum_g, &sum_gu, &sum_v, &sum_sign](auto lane, int64_t i) {
         using V = decltype(lane);
         prefetch_next<R>(in + i, stride);
         prefetch_next<R>(grads + i, stride);
@@ -130,26 +130,27 @@ struct ChannelsLast {
         for (int r = 0; r < R; ++r) {
           V grad = load<V>(grads + r * stride + i);
           const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
-          if constexpr (Kinks) grad = passed(grad, V(centred * splat<V>(scale[r]) * weights + load<V>(b + i)), floor);
-          const V product = grad * centred;
+          const V normed = centred * splat<V>(scale[r]);
+          if constexpr (Kinks) grad = passed(grad, V(normed * weights + load<V>(b + i)), floor);
+          const V product = grad * normed;
           sum_g.add(r, weights * grad);
-          sum_gv.add(r, weights * product);
+          sum_gu.add(r, weights * product);
           sum_v.add(r, centred);
           if constexpr (Kinks) sum_sign.add(r, sign(centred));
-          for_weight += product * splat<V>(scale[r]);
+          for_weight += product;
           for_bias += grad;
         }
         store(dw + i, for_weight);
         store(db + i, for_bias);
       });
       accumulate(sum_g, at, p1, position);
-      accumulate(sum_gv, at, p2, position);
+      accumulate(sum_gu, at, p2, position);
       accumulate(sum_v, at, v, position);
       if constexpr (Kinks) accumulate(sum_sign, at, signs, position);
     });
   }
 
-  template <bool Stream, bool Kinks>
+  template <bool Stream, bool Kinks, bool Suppressed>
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                               Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
                                               Map<const A> e, const A* weight, const A* bias, A l1_scale, T* dx) {
@@ -169,7 +170,9 @@ struct ChannelsLast {
           const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
           V grad = load<V>(grads + r * stride + i);
           if constexpr (Kinks) grad = passed(grad, V(centred * splat<V>(scale[r]) * weights + load<V>(b + i)), floor);
-          V result = weights * grad * splat<V>(scale[r]) - splat<V>(slope[r]) * centred - splat<V>(shift[r]);
+          V result = weights * grad * splat<V>(scale[r]);
+          if constexpr (Suppressed) result -= splat<V>(slope[r]) * centred;
+          result -= splat<V>(shift[r]);
           if constexpr (Kinks) result += splat<V>(l1_scale) * sign(centred);
           write<Stream>(out + r * stride + i, result);
         }

@@ -17,9 +17,9 @@ struct ForwardShared {
   const Problem& problem;
   const ForwardTensors& tensors;
   const Traversal& traversal;
-  const A *weight, *bias, *sigma;  // sigma: one per group
-  const A *zeros, *ones;           // neutral rows of one tile
-  const Divisors<A>&summation, &suppression;
+  const A *weight, *bias, *sigma;             // sigma: one per group
+  const A *zeros, *ones;                      // neutral rows of one tile
+  const Divisors<A>&summation, &suppression;  // those of the suppression are inverse
   bool stream;
   double* l1_partials;  // (blocks, segments, finish_tiles), or null
   A* team_scratch;      // kForwardMaps a team
@@ -93,8 +93,7 @@ class ForwardPass {
       const A sigma = s_.sigma[unit_.group + group];
       const auto source = [&](int64_t i) { return static_cast<const A*>(z_.row(group, i)); };
       suppression_.lines(begin, end, source, box_scratch_, [&](int64_t i, int64_t h, const A* sums) {
-        inverse_deviations(p.extent[2], s_.suppression.line(i, h), sigma * sigma, sums,
-                           rstd_.at(group, p.position(i, h)));
+        inverse_deviations(p.extent[2], s_.suppression.line(i, h), sigma, sums, rstd_.at(group, p.position(i, h)));
       });
     }
   }
@@ -102,17 +101,13 @@ class ForwardPass {
   void finish(Tile tile, int64_t index) {
     T* y = static_cast<T*>(s_.tensors.y);
     const bool stream = s_.stream && Layout::streamable(s_.problem, unit_, y, tile);
-    const auto run = [&](auto stream, auto l1) {
+    const auto run = [&](auto stream, auto l1) -> double {
       return Layout::template normalize<stream.value, l1.value>(s_.problem, unit_, static_cast<const T*>(s_.tensors.x),
                                                                 tile, mean_or_zero(), rstd_or_one(), s_.weight, s_.bias,
                                                                 y);
     };
-    const std::true_type yes;
-    const std::false_type no;
-    if (s_.l1_partials != nullptr)
-      l1_[index] += stream ? run(yes, yes) : run(no, yes);
-    else
-      stream ? run(yes, no) : run(no, no);
+    const double l1 = specialize(run, stream, s_.l1_partials != nullptr);
+    if (s_.l1_partials != nullptr) l1_[index] += l1;
     if (stream) stream_fence();
   }
 
@@ -137,10 +132,10 @@ class ForwardPass {
     }
   }
 
-  // 1 / sqrt(variance + sum / divisor), with one division
-  static void inverse_deviations(int64_t count, LineDivisors<A> divisors, A variance, const A* __restrict sums,
+  static void inverse_deviations(int64_t count, LineDivisors<A> shares, A sigma, const A* __restrict sums,
                                  A* __restrict rstd) {
-    for (int64_t j = 0; j < count; ++j) rstd[j] = std::sqrt(divisors[j] / (variance * divisors[j] + sums[j]));
+    const InverseDeviation<A> of(sigma);
+    for (int64_t j = 0; j < count; ++j) rstd[j] = of(sums[j] * shares[j]);
   }
 
   const ForwardShared<A>& s_;

@@ -60,7 +60,7 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
                                      position_bytes<T>(problem, 1, kForwardMaps), problem.channels_last);
   Threads team = threads_for(problem, t, threads);
   const Constants<A> constants;
-  const Divisors<A> summation(problem, problem.summation), suppression(problem, problem.suppression);
+  const Divisors<A> summation(problem, problem.summation), suppression(problem, problem.suppression, true);
   const auto place = [&](int64_t i) { return Layout::parameter_place(problem, i); };
   const Values<A> weight(tensors.weight, problem.affine_size(), 1, place);
   const Values<A> bias(tensors.bias, problem.affine_size(), 0, place);

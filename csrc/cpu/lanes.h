@@ -6,6 +6,19 @@
 
 namespace divnorm::DIVNORM_ISA {
 
+// Calls body with every flag as a type, so that a kernel's loops are compiled for what it decides once.
+template <class Body>
+inline auto specialize(Body&& body) {
+  return body();
+}
+template <class Body, class... Flags>
+inline auto specialize(Body&& body, bool flag, Flags... flags) {
+  const auto given = [&](auto first) {
+    return specialize([&](auto... rest) { return body(first, rest...); }, flags...);
+  };
+  return flag ? given(std::true_type{}) : given(std::false_type{});
+}
+
 // Calls body(V{}, i) over 0..count while whole values of type V fit, then with narrower ones down to single numbers.
 template <class V, class Body>
 inline void for_lanes(int64_t count, Body&& body, int64_t i = 0) {

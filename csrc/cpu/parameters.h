@@ -1,6 +1,7 @@
 // Parameters come in dtypes of their own; kernels see them in the type of the statistics.
 #pragma once
 
+#include <cmath>
 #include <limits>
 
 #include "traversal.h"
@@ -48,6 +49,24 @@ class Values {
   Buffer<A> values_;
 };
 
+// 1 / sqrt(sigma^2 + q). The sum is at least sigma^2, so the result is at most 1 / |sigma|: a sigma whose square is too
+// small for A still counts, since that square is never rounded up. The squares of x that make q have no such help: in
+// float32 a deviation under 1e-19 counts as little or nothing, one above 1e19 as infinite.
+template <class A>
+class InverseDeviation {
+ public:
+  explicit InverseDeviation(A sigma) : square_(sigma * sigma), most_(1 / std::fabs(sigma)) {
+    if (square_ < std::numeric_limits<A>::min()) square_ = std::nextafter(square_, A(0));
+  }
+  A operator()(A q) const {
+    const A rstd = 1 / std::sqrt(square_ + q);
+    return rstd > most_ ? most_ : rstd;  // a NaN stays
+  }
+
+ private:
+  A square_, most_;
+};
+
 // What the sums over one line are divided by.
 template <class A>
 struct LineDivisors {
@@ -57,11 +76,12 @@ struct LineDivisors {
 };
 
 // What a field's sums are divided by to be averages, axis by axis, for the length of a call. A division, not a product
-// with an inverse, makes the mean of equal numbers that number wherever their sum is exact.
+// with an inverse, makes the mean of equal numbers that number wherever their sum is exact. Inverse: for what may round
+// once more, factors instead.
 template <class A>
 class Divisors {
  public:
-  Divisors(const Problem& problem, const Field& field)
+  Divisors(const Problem& problem, const Field& field, bool inverse = false)
       : numbers_(field.present ? problem.extent[0] + problem.extent[1] + problem.extent[2] : 0) {
     A* next = numbers_.data();
     for (int a = 0; a < kAxes; ++a) {
@@ -69,7 +89,8 @@ class Divisors {
       const int64_t last = problem.extent[a] - 1;
       for (int64_t p = 0; field.present && p <= last; ++p) {
         const int64_t inside = smaller(p + field.hi[a], last) - larger(p - field.lo[a], 0) + 1;
-        *next++ = static_cast<A>(field.divisor[a] > 0 ? field.divisor[a] : inside);
+        const A divisor = static_cast<A>(field.divisor[a] > 0 ? field.divisor[a] : inside);
+        *next++ = inverse ? 1 / divisor : divisor;
       }
     }
   }

@@ -51,6 +51,7 @@ struct Pair {
   Vec<float> even, odd;
 
   Pair& operator+=(const Pair& other) { return *this = {even + other.even, odd + other.odd}; }
+  Pair& operator-=(const Pair& other) { return *this = {even - other.even, odd - other.odd}; }
 };
 inline Pair operator+(const Pair& a, const Pair& b) { return {a.even + b.even, a.odd + b.odd}; }
 inline Pair operator-(const Pair& a, const Pair& b) { return {a.even - b.even, a.odd - b.odd}; }
@@ -275,10 +276,11 @@ inline V absolute(V v) {
   return v < splat<V>(0) ? -v : v;
 }
 
+// Of a NaN it is zero, as torch's.
 template <class V>
 inline V sign(V v) {
   const V zero = splat<V>(0), one = splat<V>(1);
-  return v > zero ? one : (v < zero ? -one : v);
+  return v > zero ? one : (v < zero ? -one : zero);
 }
 
 // v where it is finite and zero elsewhere.

@@ -152,7 +152,7 @@ void backward_columns(const Problem& p, const BackwardTensors& tensors, int thre
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
   const Partials<T> partials(p, jobs.blocks);
-  const Buffer<A> scratch(team.teams() * (3 * layout.tiles() + 4) * layout.channels());
+  const Buffer<A> scratch(team.teams() * (3 * layout.tiles() + 5) * layout.channels());
   const typename Pass::Shared shared{p,
                                      tensors,
                                      layout,

@@ -80,6 +80,7 @@ struct Moments {
     m2 += other.m2 + step * step * count * share;
     count += other.count;
   }
+  double variance() const { return m2 / count; }
 };
 
 // What a row's numbers are normalized with.
@@ -93,7 +94,7 @@ template <class A>
 RowScale<A> row_scale(const Problem& p, const Moments& row, double sigma) {
   RowScale<A> scale;
   if (p.summation.present) scale.mean = static_cast<A>(row.mean);
-  if (p.suppression.present) scale.rstd = static_cast<A>(1 / std::sqrt(sigma * sigma + row.m2 / row.count));
+  if (p.suppression.present) scale.rstd = static_cast<A>(InverseDeviation<double>(sigma)(row.variance()));
   return scale;
 }
 
@@ -102,7 +103,8 @@ struct GradientSums {
   double g, gv, sign;
 };
 
-// dx = g rstd - slope v - shift, and what the row adds to the sum of P2 / s^3.
+// dx = (g - slope v) rstd - shift, and what the row adds to the sum of P2 / s^3. With slope = P2 / s^2 / count no
+// product overflows that dx does not, however small s is.
 template <class A>
 struct RowSlopes {
   A slope = 0, shift = 0;
@@ -113,8 +115,9 @@ template <class A>
 RowSlopes<A> row_slopes(const Problem& p, const GradientSums& sums, double rstd, double l1_scale, double count) {
   RowSlopes<A> s;
   if (p.suppression.present) {
-    s.for_sigma = sums.gv * rstd * rstd * rstd;
-    s.slope = static_cast<A>(s.for_sigma / count);
+    const double each = sums.gv * rstd * rstd;
+    s.for_sigma = each * rstd;
+    s.slope = static_cast<A>(each / count);
   }
   if (p.summation.present)  // the sum of v is zero here
     s.shift = static_cast<A>((sums.g * rstd + (l1_scale == 0 ? 0 : l1_scale * sums.sign)) / count);

@@ -58,10 +58,9 @@ class ForwardColumns {
         const int64_t offset = s_.layout.offset(unit.rows, i);
         T* y = static_cast<T*>(s_.tensors.y) + offset;
         const bool stream = s_.stream && streamable(y);
-        if (l1 != nullptr)
-          *l1 = stream ? normalize<true, true>(i, x + offset, y) : normalize<false, true>(i, x + offset, y);
-        else
-          stream ? normalize<true, false>(i, x + offset, y) : normalize<false, false>(i, x + offset, y);
+        const auto run = [&](auto stream, auto l1) { return normalize<stream.value, l1.value>(i, x + offset, y); };
+        const double sum = specialize(run, stream, l1 != nullptr);
+        if (l1 != nullptr) *l1 = sum;
       }
     });
     if (s_.stream) stream_fence();
@@ -192,17 +191,17 @@ class BackwardColumns {
     A l1_scale;
     A *dweight, *dbias;  // partial sums: (blocks, channels)
     double* for_sigma;   // (samples of the maps, groups)
-    A* scratch;          // (teams, 3 tiles + 4, channels): the tiles' sums; means, scales, slopes and shifts
+    A* scratch;          // (teams, 3 tiles + 5, channels): the tiles' sums; means, rstds, scales, slopes, shifts
   };
 
   BackwardColumns(const Shared& shared, const Member& member) : s_(shared) {
     const int64_t channels = s_.layout.channels(), tiles = s_.layout.tiles();
-    A* next = s_.scratch + member.team * (3 * tiles + 4) * channels;
+    A* next = s_.scratch + member.team * (3 * tiles + 5) * channels;
     for (A** rows : {&g_, &gv_, &sign_}) {
       *rows = next;
       next += tiles * channels;
     }
-    for (A** row : {&mean_, &scale_, &slope_, &shift_}) {
+    for (A** row : {&mean_, &rstd_, &scale_, &slope_, &shift_}) {
       *row = next;
       next += channels;
     }
@@ -219,6 +218,7 @@ class BackwardColumns {
         const RowScale<A> row = scale_of(unit, group);
         s_.layout.each_channel(group, [&](int64_t at) {
           mean_[at] = row.mean;
+          rstd_[at] = row.rstd;
           scale_[at] = row.rstd * s_.weight[at];
         });
       }
@@ -243,12 +243,10 @@ class BackwardColumns {
         T* dx = static_cast<T*>(s_.tensors.dx) + offset;
         const uintptr_t bits = reinterpret_cast<uintptr_t>(dx) | (s_.layout.channels() * sizeof(T));
         const bool stream = s_.stream && (!is_pair<Wide> || bits % kVectorBytes == 0);
-        if (kinks)
-          stream ? gradient<true, true>(i, x + offset, dy + offset, dx)
-                 : gradient<false, true>(i, x + offset, dy + offset, dx);
-        else
-          stream ? gradient<true, false>(i, x + offset, dy + offset, dx)
-                 : gradient<false, false>(i, x + offset, dy + offset, dx);
+        const auto run = [&](auto stream, auto kinks, auto suppressed) {
+          gradient<stream.value, kinks.value, suppressed.value>(i, x + offset, dy + offset, dx);
+        };
+        specialize(run, stream, kinks, p.suppression.present);
       }
     });
     if (s_.stream) stream_fence();
@@ -316,10 +314,12 @@ class BackwardColumns {
     });
   }
 
-  template <bool Stream, bool Kinks>
+  // Not Suppressed: rstd is 1 and the slope 0 whatever x is, be it a NaN.
+  template <bool Stream, bool Kinks, bool Suppressed>
   [[gnu::flatten]] void gradient(int64_t tile, const T* x, const T* dy, T* dx) const {
     const int64_t channels = s_.layout.channels();
-    const A *mean = mean_, *scale = scale_, *bias = s_.bias, *slope = slope_, *shift = shift_;
+    const A *mean = mean_, *rstd = rstd_, *scale = scale_, *slope = slope_, *shift = shift_;
+    const A *weight = s_.weight, *bias = s_.bias;
     const A floor = s_.problem.template floor<A>(), l1_scale = s_.l1_scale;
     Layout::template each_block<Stream ? 1 : kPixelsAtOnce>(s_.layout.pixels_of(tile), [&](auto block, int64_t first) {
       constexpr int R = block.value;
@@ -331,13 +331,15 @@ class BackwardColumns {
           prefetch_next<R>(in + c, channels);
           prefetch_next<R>(grads + c, channels);
         }
-        const V average = load<V>(mean + c), factor = load<V>(scale + c);
+        const V average = load<V>(mean + c), factor = load<V>(weight + c), inverse = load<V>(rstd + c);
         const V falling = load<V>(slope + c), constant = load<V>(shift + c);
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * channels + c) - average;
           V grad = load<V>(grads + r * channels + c);
-          if constexpr (Kinks) grad = passed(grad, V(centred * factor + load<V>(bias + c)), floor);
-          V result = grad * factor - falling * centred - constant;
+          if constexpr (Kinks) grad = passed(grad, V(centred * load<V>(scale + c) + load<V>(bias + c)), floor);
+          V result = grad * factor;
+          if constexpr (Suppressed) result = (result - falling * centred) * inverse;
+          result -= constant;
           if constexpr (Kinks) result += splat<V>(l1_scale) * sign(centred);
           write<Stream>(out + r * channels + c, result);
         }
@@ -346,7 +348,7 @@ class BackwardColumns {
   }
 
   const Shared& s_;
-  A *g_, *gv_, *sign_, *mean_, *scale_, *slope_, *shift_;
+  A *g_, *gv_, *sign_, *mean_, *rstd_, *scale_, *slope_, *shift_;
 };
 
 }  // namespace divnorm::DIVNORM_ISA

@@ -186,10 +186,9 @@ class ForwardRuns {
 
   void write_piece(const Piece& piece, const T* x, RowScale<A> scale, T* y, double* l1) const {
     const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(y) % kVectorBytes == 0);
-    if (l1 != nullptr)
-      *l1 = stream ? normalize<true, true>(piece, x, scale, y) : normalize<false, true>(piece, x, scale, y);
-    else
-      stream ? normalize<true, false>(piece, x, scale, y) : normalize<false, false>(piece, x, scale, y);
+    const auto run = [&](auto stream, auto l1) { return normalize<stream.value, l1.value>(piece, x, scale, y); };
+    const double sum = specialize(run, stream, l1 != nullptr);
+    if (l1 != nullptr) *l1 = sum;
   }
 
   template <bool Stream, bool L1>
@@ -279,12 +278,10 @@ class BackwardRuns {
         const T *in = x + piece.offset, *grads = dy + piece.offset;
         T* out = dx + piece.offset;
         const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0);
-        if (kinks)
-          stream ? gradient<true, true>(piece, in, grads, scale, slopes, out)
-                 : gradient<false, true>(piece, in, grads, scale, slopes, out);
-        else
-          stream ? gradient<true, false>(piece, in, grads, scale, slopes, out)
-                 : gradient<false, false>(piece, in, grads, scale, slopes, out);
+        const auto run = [&](auto stream, auto kinks, auto suppressed) {
+          gradient<stream.value, kinks.value, suppressed.value>(piece, in, grads, scale, slopes, out);
+        };
+        specialize(run, stream, kinks, p.suppression.present);
       });
     });
     if (s_.stream) stream_fence();
@@ -340,11 +337,13 @@ class BackwardRuns {
     return found;
   }
 
-  template <bool Stream, bool Kinks>
+  // Not Suppressed: rstd is 1 and the slope 0 whatever x is, be it a NaN.
+  template <bool Stream, bool Kinks, bool Suppressed>
   [[gnu::flatten]] void gradient(const Piece& piece, const T* x, const T* dy, RowScale<A> row, RowSlopes<A> slopes,
                                  T* dx) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
-    const A scale = row.rstd * *weights, bias = *biases, floor = s_.problem.template floor<A>(), l1_scale = s_.l1_scale;
+    const A weight = *weights, scale = row.rstd * weight, bias = *biases;
+    const A floor = s_.problem.template floor<A>(), l1_scale = s_.l1_scale;
     const A slope = slopes.slope, shift = slopes.shift;
     for_lanes_writing<Wide, Stream>(dx, piece.size, [=](auto lane, int64_t i) {
       using V = decltype(lane);
@@ -352,12 +351,13 @@ class BackwardRuns {
       V grad = load<V>(dy + i);
       if constexpr (Kinks)
         grad = passed(grad, Layout::template affine<V>(centred, row.rstd, scale, weights, bias, biases, i), floor);
-      V scaled;
+      V result;
       if constexpr (AlongRow)
-        scaled = grad * load<V>(weights + i) * splat<V>(row.rstd);
+        result = grad * load<V>(weights + i);
       else
-        scaled = grad * splat<V>(scale);
-      V result = scaled - splat<V>(slope) * centred - splat<V>(shift);
+        result = grad * splat<V>(weight);
+      if constexpr (Suppressed) result = (result - splat<V>(slope) * centred) * splat<V>(row.rstd);
+      result -= splat<V>(shift);
       if constexpr (Kinks) result += splat<V>(l1_scale) * sign(centred);
       write<Stream>(dx + i, result);
     });
