@@ -17,12 +17,20 @@ inline Parameter parameter(Address address, int dtype, int64_t count) {
   return {at<void>(address), static_cast<Dtype>(dtype), count};
 }
 
-// The maps of the fields that are there, mean first, one after the other.
+// The maps of the fields that are there, mean first, one after the other; last the variance, where it is asked for.
 struct Maps {
-  Maps(const Problem& problem, Address address)
-      : mean(problem.summation.present ? at<void>(address) : nullptr),
-        rstd(problem.suppression.present ? at<void>(address + (mean == nullptr ? 0 : problem.map_bytes())) : nullptr) {}
-  void *mean, *rstd;
+  Maps(const Problem& problem, Address address, bool with_variance = false) {
+    const auto next = [&](bool present) -> void* {
+      if (!present) return nullptr;
+      const Address here = address;
+      address += problem.map_bytes();
+      return at<void>(here);
+    };
+    mean = next(problem.summation.present);
+    rstd = next(problem.suppression.present);
+    variance = next(with_variance);
+  }
+  void *mean, *rstd, *variance;
 };
 
 }  // namespace divnorm

@@ -61,7 +61,7 @@ size_t bytes_of(const Problem& problem) {
 
 double forward(const Plan& plan, Address x, Address weight, int weight_dtype, Address bias, int bias_dtype,
                Address sigma, int sigma_dtype, int64_t sigma_count, double sigma_value, Address y, Address maps,
-               bool with_l1, int threads) {
+               bool with_l1, bool with_variance, int threads) {
   const Problem& problem = plan.problem();
   double l1 = 0;
   ForwardTensors tensors;
@@ -70,9 +70,10 @@ double forward(const Plan& plan, Address x, Address weight, int weight_dtype, Ad
   tensors.bias = parameter(bias, bias_dtype, problem.affine_size());
   tensors.sigma = sigma == 0 ? Parameter{&sigma_value, Dtype::float64, 1} : parameter(sigma, sigma_dtype, sigma_count);
   tensors.y = at<void>(y);
-  const Maps both(problem, maps);
-  tensors.mean = both.mean;
-  tensors.rstd = both.rstd;
+  const Maps rows(problem, maps, with_variance);
+  tensors.mean = rows.mean;
+  tensors.rstd = rows.rstd;
+  tensors.variance = rows.variance;
   tensors.l1 = with_l1 ? &l1 : nullptr;
   py::gil_scoped_release release;
   prefer_huge_pages(tensors.y, bytes_of(problem));

@@ -56,13 +56,15 @@ struct Parameter {
 };
 
 // Maps (mean, rstd) have shape (map_batch, groups, positions), one position where fields are whole, in float64 for
-// float64 input and float32 otherwise; a map whose field is absent is null.
+// float64 input and float32 otherwise; a map whose field is absent is null. variance, one more of them, is q without
+// sigma^2; null: not wanted. Only whole fields have it.
 struct ForwardTensors {
   const void* x = nullptr;
   Parameter weight, bias, sigma;
   void* y = nullptr;
   void* mean = nullptr;
   void* rstd = nullptr;
+  void* variance = nullptr;
   double* l1 = nullptr;  // null: not wanted
 };
 

@@ -42,6 +42,7 @@ class Plan:
         y: int,
         maps: int,
         with_l1: bool,
+        with_variance: bool,
         threads: int,
         /,
     ) -> float: ...

@@ -98,6 +98,13 @@ RowScale<A> row_scale(const Problem& p, const Moments& row, double sigma) {
   return scale;
 }
 
+template <class A>
+void write_statistics(const ForwardTensors& tensors, int64_t at, const RowScale<A>& scale, const Moments& row) {
+  if (tensors.mean != nullptr) static_cast<A*>(tensors.mean)[at] = scale.mean;
+  if (tensors.rstd != nullptr) static_cast<A*>(tensors.rstd)[at] = scale.rstd;
+  if (tensors.variance != nullptr) static_cast<A*>(tensors.variance)[at] = static_cast<A>(row.variance());
+}
+
 // Sums over a row of g = weight dy, of g v and of sign(v).
 struct GradientSums {
   double g, gv, sign;

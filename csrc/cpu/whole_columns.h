@@ -137,9 +137,7 @@ class ForwardColumns {
         all.m2 += squares_[at] + each * step * step;
       });
     const RowScale<A> row = row_scale<A>(p, all, s_.sigma[group]);
-    const int64_t at = unit.row(p) + group;
-    if (s_.tensors.mean != nullptr) static_cast<A*>(s_.tensors.mean)[at] = row.mean;
-    if (s_.tensors.rstd != nullptr) static_cast<A*>(s_.tensors.rstd)[at] = row.rstd;
+    write_statistics(s_.tensors, unit.row(p) + group, row, all);
     s_.layout.each_channel(group, [&](int64_t at) {
       mean_[at] = row.mean;
       scale_[at] = row.rstd * s_.weight[at];

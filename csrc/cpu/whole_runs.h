@@ -131,10 +131,7 @@ class ForwardRuns {
       for (int64_t i = 0; i < chunks; ++i) all.m2 += moments_[i].m2;
     }
     const RowScale<A> scale = row_scale<A>(p, all, s_.sigma[unit.rows.group]);
-    if (member.rank == 0) {
-      if (s_.tensors.mean != nullptr) static_cast<A*>(s_.tensors.mean)[row] = scale.mean;
-      if (s_.tensors.rstd != nullptr) static_cast<A*>(s_.tensors.rstd)[row] = scale.rstd;
-    }
+    if (member.rank == 0) write_statistics(s_.tensors, row, scale, all);
     member.share(0, pieces, [&](int64_t from, int64_t to) {
       s_.layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
         double* l1 = s_.l1 == nullptr ? nullptr : s_.l1 + row * s_.pieces + i;

@@ -23,6 +23,8 @@ Results run(const CpuKernels& kernels, const Case& c, Dtype dtype, const Inputs&
   f.y = r.y.data();
   f.mean = c.summation ? r.mean.data() : nullptr;
   f.rstd = c.suppression ? r.rstd.data() : nullptr;
+  Tensor variance(compute, shape.maps);
+  f.variance = c.suppression && c.whole() ? variance.data() : nullptr;
   f.l1 = c.l1 ? &r.l1 : nullptr;
   kernels.forward(plan.problem(), f, threads);
   BackwardTensors b;

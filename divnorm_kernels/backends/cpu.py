@@ -60,11 +60,14 @@ def forward(
     with_l1: bool,
     with_variance: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``(y, maps, l1)``; maps, of ``g.maps_shape``, holds mean and rstd."""
+    """``(y, maps, l1)``; maps, of ``g.kept_shape(with_variance)``, holds mean, rstd and the variance.
+
+    ``with_variance`` is for geometries that are `whole` and divide; the variance is that of v, without sigma^2.
+    """
     x = dense(x)
     compute = COMPUTE[x.dtype]
     y = torch.empty_like(x)
-    maps = torch.empty(g.maps_shape, dtype=compute)
+    maps = torch.empty(g.kept_shape(with_variance), dtype=compute)
     if g.numel == 0:
         return y, maps, torch.zeros((), dtype=compute) if with_l1 else None
     value, sigma = (0.0, sigma) if isinstance(sigma, Tensor) else (sigma, None)
@@ -79,6 +82,7 @@ def forward(
         y.data_ptr(),
         maps.data_ptr(),
         with_l1,
+        with_variance,
         torch.get_num_threads(),
     )
     return y, maps, torch.tensor(l1, dtype=compute) if with_l1 else None
