@@ -35,6 +35,26 @@ def test_a_plan_holds_nothing_that_grows_with_the_extents():
     assert native.plan_for(g, torch.empty(shape, device="meta")) is not None
 
 
+ANOTHER_DEFAULT_DEVICE = """
+import torch
+from divnorm_kernels.backends import cpu
+from divnorm_kernels.fields import geometry
+for window in (3, "all"):
+    for shape in ((2, 4, 5, 5), (0, 4, 5, 5)):
+        g = geometry(shape, window, "same", 1, "valid", False)
+        x = torch.randn(shape)
+        with torch.device("meta"):
+            y, maps, l1 = cpu.forward(g, x, None, None, 1.0, True)
+            dx, *_ = cpu.backward(g, y, l1, x, maps, None, None, 1.0, (True, False, False, False))
+        print(*(t.device for t in (y, maps, l1, dx)))
+"""
+
+
+def test_results_are_where_x_is_whatever_the_default_device():
+    """In a process of its own: what an address of the meta device leads to is a crash."""
+    assert run_python("-c", ANOTHER_DEFAULT_DEVICE).split() == ["cpu"] * 16
+
+
 def test_every_other_device_is_left_to_the_reference():
     y = divisive_norm(torch.empty(2, 4, 5, 5, device="meta"), window=3)
     assert y.shape == (2, 4, 5, 5)

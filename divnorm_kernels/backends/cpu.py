@@ -67,9 +67,9 @@ def forward(
     x = dense(x)
     compute = COMPUTE[x.dtype]
     y = torch.empty_like(x)
-    maps = torch.empty(g.kept_shape(with_variance), dtype=compute)
+    maps = torch.empty(g.kept_shape(with_variance), dtype=compute, device=x.device)
     if g.numel == 0:
-        return y, maps, torch.zeros((), dtype=compute) if with_l1 else None
+        return y, maps, torch.zeros((), dtype=compute, device=x.device) if with_l1 else None
     value, sigma = (0.0, sigma) if isinstance(sigma, Tensor) else (sigma, None)
     weight, bias, sigma = packed(weight), packed(bias), packed(sigma)
     l1 = plan_for(g, x).forward(
@@ -85,7 +85,7 @@ def forward(
         with_variance,
         torch.get_num_threads(),
     )
-    return y, maps, torch.tensor(l1, dtype=compute) if with_l1 else None
+    return y, maps, torch.tensor(l1, dtype=compute, device=x.device) if with_l1 else None
 
 
 def backward(
