@@ -149,7 +149,9 @@ def compiled(arch: str, call: Specialization) -> list[tuple[Any, dict[str, Any]]
 
 
 def nvidia_report(kernel: Any) -> dict[str, Any]:
-    """Registers, local memory, and the widths in bytes of the loads and stores that have a cache policy: those of x."""
+    """Registers, local memory, the widths in bytes of the moves that have a cache policy: those of x; and the
+    arithmetic that flushes small numbers or approximates.
+    """
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -163,6 +165,7 @@ def nvidia_report(kernel: Any) -> dict[str, Any]:
         "spilled": int(stack) + int(local),
         "widths": sorted({int(lanes or 1) * int(bits) // 8 for _, lanes, bits in moves}),
         "read_only": len(re.findall(r"ld\.global\.nc", ptx)),
+        "rough": sorted(set(re.findall(r"\w+\.(?:\w+\.)*(?:ftz|approx|full)[\w.]*", ptx))),
     }
 
 
@@ -180,6 +183,7 @@ def amd_report(kernel: Any) -> dict[str, Any]:
         "spilled": number("vgpr_spill_count") + number("sgpr_spill_count") + number("private_segment_fixed_size"),
         "widths": sorted({sizes[move] for move in moves if move in sizes}),
         "read_only": 0,
+        "rough": [],
     }
 
 

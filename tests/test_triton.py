@@ -1,51 +1,32 @@
 """The Triton kernels: on the GPU where there is one, else under Triton's interpreter on the CPU."""
 
 import dataclasses
-from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from interpreted import (
+    DEVICE,
+    DTYPES,
+    EXAMPLES,
+    SINGLE,
+    SMALL,
+    SMALL_TILES,
+    STAGED,
+    UNORDERED,
+    on_device,
+    table,
+    triton,
+)
 from oracle import Call, check, evaluate
 from strategies import calls
 from triton.runtime.interpreter import InterpreterBuilder
 
 from divnorm_kernels import divisive_norm, fields
 from divnorm_kernels.backends import triton as backend
-from divnorm_kernels.backends.triton import launch, tiles
+from divnorm_kernels.backends.triton import launch
 from divnorm_kernels.reference import divisive_norm as reference
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SMALL = {0: 60, 1: 60, 2: 12, 3: 5}
-"""Extents that the interpreter gets through in a second or two."""
-EXAMPLES = settings(max_examples=15)
-
-
-def triton(*args, **kwargs):
-    return divisive_norm(*args, backend="triton", **kwargs)
-
-
-def on_device(call: Call) -> Call:
-    return call.to(DEVICE)
-
-
-@contextmanager
-def table(**changes):
-    """The table's rows with some entries replaced, for calls that have not been planned yet."""
-    before = tiles.ROWS
-    tiles.ROWS = [{**row, **changes} for row in before]
-    fields._built.cache_clear()
-    yield
-    tiles.ROWS = before
-    fields._built.cache_clear()
-
-
-SINGLE, STAGED = {}, {"single": 0, "single_whole": 0}
-UNORDERED = {"ordered": False}
-SMALL_TILES = {**STAGED, "tile": 64, "apply": 64, "window": 32, "programs": 4, "cache_share": 0.1}
-"""Several tiles along every axis, several chunks, and pieces of the positions in the second pass."""
 
 CASES = {
     "one program a row": (SINGLE, (3, 5, 6, 7), {"window": 3}),

@@ -7,11 +7,14 @@ from . import schema
 from .backward_maps import (
     channel_sums,
     gradient_maps,
+    input_gradient,
     l1_slope,
     maps_item,
-    sources,
+    sigma_partial,
     store_sources,
-    whole_coefficients,
+    whole_rstd,
+    whole_shift,
+    whole_sources,
     window_item,
 )
 from .device import (
@@ -39,7 +42,7 @@ from .finish import (
 
 @triton.jit
 def _single(
-    x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, item, per_group, pixels,
+    x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, item, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, FEATURES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr, SIGMA: tl.constexpr,
     RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
@@ -71,31 +74,30 @@ def _single(
             weights_here = parameter(weight, p, inside, 1.0)[None, :]
         else:
             weights_here = parameter(weight, channel, inside_c, 1.0)[:, None]
+        normalized = (values - mu[None, :]) * rstd[None, :]
         if RELU:
             if FEATURES:
                 biases_here = parameter(bias, p, inside, 0.0)[None, :]
             else:
                 biases_here = parameter(bias, channel, inside_c, 0.0)[:, None]
-            normalized = (values - mu[None, :]) * rstd[None, :]
             upstream = passed(upstream, normalized * weights_here + biases_here)
         gradient = upstream * weights_here
-        centred, p1, p2, centred_sum, signs = channel_sums(values, gradient, mu, mask, dl1 is not None)
-        scale, shift = sources(p1, p2, signs, rstd, slope)
+        centred, p1, p2, centred_sum, signs = channel_sums(values, gradient, mu, mask, dl1 is not None, SUPPRESSION)
         if SIGMA:
-            partial = tl.sum(tl.where(inside, scale, 0.0), 0)
+            partial = sigma_partial(table, sigma, row % groups, p2, rstd, inside)
             tl.store(scratch + tl.load(table + schema.Header.PARTIALS_SIGMA) + row, partial)
         count = per_group.to(tl.float32)
         if WHOLE:
-            scale = tl.sum(tl.where(inside, scale, 0.0), 0)
-            shift = tl.sum(tl.where(inside, shift, 0.0), 0)
-            centred_sum = tl.sum(tl.where(inside, centred_sum, 0.0), 0)
+            row_rstd = whole_rstd(maps, table, row, SUPPRESSION)
             count *= pixels.to(tl.float32)
-            a, shift = whole_coefficients(scale, shift, centred_sum, count, SUMMATION, SUPPRESSION)
+            a, shift, mean = whole_sources(p1, p2, centred_sum, signs, row_rstd, slope, inside, count, SUPPRESSION)
+            shift = whole_shift(a, shift, mean, row_rstd, SUMMATION, SUPPRESSION)
         else:
             tl.debug_barrier()  # the row before has been read to its end
             store_sources(
-                scratch, table, item, pixels, p, inside, count, scale, shift, centred_sum, SUMMATION, SUPPRESSION, INDEX
-            )
+                scratch, table, item, pixels, p, inside, count, p1, p2, centred_sum, signs, rstd, slope,
+                SUMMATION, SUPPRESSION, INDEX,
+            )  # fmt: skip
             for stage in range(tl.load(table + schema.Header.STAGES)):
                 tl.debug_barrier()
                 entry = stage_entry(table, stage)
@@ -103,12 +105,12 @@ def _single(
             tl.debug_barrier()
             map_at = map_offsets(item, c, p, pixels, False, WHOLE, False)
             a, shift = gradient_maps(scratch, table, map_at, inside[None, :], SUMMATION, SUPPRESSION, WHOLE)
-        result = gradient * rstd[None, :] - a * centred - shift
+        result = input_gradient(gradient, centred, normalized, rstd[None, :], a, shift, SUPPRESSION, WHOLE)
         if dl1 is not None:
             result += slope * sign(centred)
         tl.store(dx + base + at, result.to(dx.dtype.element_ty), mask=mask)
         if AFFINE:
-            product = upstream * centred * rstd[None, :]
+            product = tl.where(mask, upstream * normalized, 0.0)
             if FEATURES:
                 feature_weight += tl.sum(product, 0)
                 feature_bias += tl.sum(upstream, 0)
@@ -150,15 +152,15 @@ def _apply(
         at = activation_offsets(c, p, pixels if FEATURES else groups * per_group, pixels, CHANNELS_LAST or FEATURES)
         centred = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) - mu
         upstream = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        normalized = centred * rstd
         if RELU:
-            upstream = passed(upstream, centred * rstd * scale + lift)
-        normalized = upstream * rstd
-        result = normalized * scale - a * centred - shift
+            upstream = passed(upstream, normalized * scale + lift)
+        result = input_gradient(upstream * scale, centred, normalized, rstd, a, shift, SUPPRESSION, WHOLE)
         if dl1 is not None:
             result += slope * sign(centred)
         tl.store(dx + base + at, result.to(dx.dtype.element_ty), mask=mask, eviction_policy="evict_first")
         if AFFINE:
-            dweight += tl.where(mask, normalized * centred, 0.0)
+            dweight += tl.where(mask, upstream * normalized, 0.0)
             dbias += upstream
     if AFFINE:
         splits = tl.load(table + schema.Header.SPLITS)
@@ -198,7 +200,7 @@ def backward_kernel(
             if block >= blocks:
                 if SIGMA:
                     partials = scratch + tl.load(table + schema.Header.PARTIALS_SIGMA)
-                    sum_sigma(partials, sigma, dsigma, table, block - blocks, WINDOW)
+                    sum_sigma(partials, dsigma, table, block - blocks, WINDOW)
             else:
                 if dweight is not None:
                     partials = scratch + tl.load(table + schema.Header.PARTIALS)
@@ -208,7 +210,7 @@ def backward_kernel(
                     sum_columns(partials, dbias, table, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
     elif SINGLE:
         _single(
-            x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, item, per_group, pixels,
+            x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, item, per_group, pixels,
             SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, AFFINE, SIGMA, RELU,
             CHANNELS, PIXELS,
         )  # fmt: skip
@@ -233,7 +235,7 @@ def backward_kernel(
                     )  # fmt: skip
                 elif SUMMATION or SUPPRESSION:
                     maps_item(
-                        x, dy, weight, bias, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles,
+                        x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles,
                         per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
                         SIGMA, RELU, CHANNELS, PIXELS, WINDOW,
                     )  # fmt: skip

@@ -13,6 +13,7 @@ from .device import (
     map_values,
     parameter,
     passed,
+    sigma_at,
     sign,
     window_sum,
 )
@@ -25,27 +26,35 @@ def l1_slope(dl1, numel):
 
 
 @triton.jit
-def channel_sums(values, gradient, mu, mask, DL1: tl.constexpr):
-    """``(v, P1, P2, V, sum of sign(v))`` of a tile whose ``gradient`` is weight * dy."""
+def channel_sums(values, gradient, mu, mask, DL1: tl.constexpr, SUPPRESSION: tl.constexpr):
+    """``(v, P1, P2, V, sum of sign(v))`` of a tile whose ``gradient`` is weight * dy.
+
+    Without a suppression field there is no P2 and no V: nothing of x is in dx.
+    """
     centred = tl.where(mask, values - mu[None, :], 0.0)
+    p2 = tl.sum(gradient * centred, 0) if SUPPRESSION else tl.zeros(mu.shape, tl.float32)
+    centred_sum = tl.sum(centred, 0) if SUPPRESSION else tl.zeros(mu.shape, tl.float32)
     signs = tl.sum(sign(centred), 0) if DL1 else tl.zeros(mu.shape, tl.float32)
-    return centred, tl.sum(gradient, 0), tl.sum(gradient * centred, 0), tl.sum(centred, 0), signs
+    return centred, tl.sum(gradient, 0), p2, centred_sum, signs
 
 
 @triton.jit
-def sources(p1, p2, signs, rstd, slope):
-    """P2/s^3 and the part of d that is known before a."""
-    return p2 * rstd * rstd * rstd, p1 * rstd + slope * signs
+def sigma_partial(table, sigma, group, p2, rstd, inside):
+    """The sum of sigma P2/s^3. Times sigma/s, which is at most 1, before the sum: it overflows where dsigma does."""
+    over_s = sigma_at(table, sigma, group) * rstd
+    return tl.sum(tl.where(inside, ((p2 * rstd) * rstd) * over_s, 0.0), 0)
 
 
 @triton.jit
 def store_sources(
-    scratch, table, row, pixels, p, inside, count, scale, shift, centred,
+    scratch, table, row, pixels, p, inside, count, p1, p2, centred, signs, rstd, slope,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """The maps that the adjoint sums start from, divided by what the averages divide by; ``count`` channels."""
+    shift = p1 * rstd + slope * signs
     if SUPPRESSION:
-        scale = tl.div_rn(scale, count * field_count(table, p, True, INDEX))
+        # 1/s^3 may overflow where P2/s^3 does not
+        scale = tl.div_rn(((p2 * rstd) * rstd) * rstd, count * field_count(table, p, True, INDEX))
         tl.store(buffer_at(scratch, table, schema.Buffer.SCALE, row, pixels) + p, scale, mask=inside)
         tl.store(buffer_at(scratch, table, schema.Buffer.CENTRED, row, pixels) + p, centred, mask=inside)
     elif SUMMATION:
@@ -54,18 +63,45 @@ def store_sources(
 
 
 @triton.jit
-def whole_coefficients(scale, shift, centred, count, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr):
-    """The coefficient a and A'[d]/n where the fields cover ``count`` elements, from sums over all of them."""
-    a = tl.div_rn(scale, count) if SUPPRESSION else scale * 0.0
-    return a, tl.div_rn(shift - a * centred, count) if SUMMATION else shift * 0.0
+def whole_rstd(maps, table, map_row, SUPPRESSION: tl.constexpr):
+    """1/s of a row whose fields cover everything."""
+    return tl.load(maps + tl.load(table + schema.Header.RSTD) + map_row) if SUPPRESSION else 1.0
+
+
+@triton.jit
+def whole_sources(p1, p2, centred, signs, rstd, slope, inside, count, SUPPRESSION: tl.constexpr):
+    """``(s a, A'[g/s + l1's share], A[v]/s)`` / n of a tile where the fields cover ``count`` elements.
+
+    Averages are taken before anything is divided by s, so that they overflow where dx does.
+    """
+    shift = tl.div_rn(tl.sum(tl.where(inside, p1, 0.0), 0), count) * rstd
+    shift += slope * tl.div_rn(tl.sum(tl.where(inside, signs, 0.0), 0), count)
+    scale = 0.0
+    mean = 0.0
+    if SUPPRESSION:
+        scale = tl.div_rn(tl.sum(tl.where(inside, p2, 0.0), 0), count) * rstd
+        mean = tl.div_rn(tl.sum(tl.where(inside, centred, 0.0), 0), count) * rstd
+    return scale, shift, mean
+
+
+@triton.jit
+def whole_shift(scale, shift, mean, rstd, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr):
+    """A'[d]/n where the fields cover everything, from the sums of `whole_sources`."""
+    if not SUMMATION:
+        found = 0.0
+    elif SUPPRESSION:
+        found = shift - (scale * mean) * rstd
+    else:
+        found = shift
+    return found
 
 
 @triton.jit
 def _merge_whole(
-    scratch, table, row, count, OVER_BATCH: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
+    scratch, table, row, rstd, OVER_BATCH: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The coefficients of a map row from the sums of its tiles, in all samples under ``OVER_BATCH``."""
+    """`whole_sources` of a map row from those of its tiles, in all samples under ``OVER_BATCH``; and what follows."""
     groups = tl.load(table + schema.Header.GROUPS)
     tiles = tl.load(table + schema.Header.STATISTICS_TILES)
     entries = tiles
@@ -73,15 +109,17 @@ def _merge_whole(
         entries = tiles * tl.load(table + schema.Header.BATCH)
     scale = tl.zeros([BLOCK], tl.float32)
     shift = tl.zeros([BLOCK], tl.float32)
-    centred = tl.zeros([BLOCK], tl.float32)
+    mean = tl.zeros([BLOCK], tl.float32)
     for begin in range(0, entries, BLOCK):
         entry = begin + tl.arange(0, BLOCK)
         at = (row + (entry // tiles) * groups) * tiles + entry % tiles
         mask = entry < entries
-        scale += tl.load(buffer_at(scratch, table, schema.Buffer.SCALE, 0, 0) + at, mask=mask, other=0.0)
         shift += tl.load(buffer_at(scratch, table, schema.Buffer.SHIFT, 0, 0) + at, mask=mask, other=0.0)
-        centred += tl.load(buffer_at(scratch, table, schema.Buffer.CENTRED, 0, 0) + at, mask=mask, other=0.0)
-    return whole_coefficients(tl.sum(scale, 0), tl.sum(shift, 0), tl.sum(centred, 0), count, SUMMATION, SUPPRESSION)
+        if SUPPRESSION:
+            scale += tl.load(buffer_at(scratch, table, schema.Buffer.SCALE, 0, 0) + at, mask=mask, other=0.0)
+            mean += tl.load(buffer_at(scratch, table, schema.Buffer.CENTRED, 0, 0) + at, mask=mask, other=0.0)
+    together = tl.sum(scale, 0)
+    return together, whole_shift(together, tl.sum(shift, 0), tl.sum(mean, 0), rstd, SUMMATION, SUPPRESSION)
 
 
 @triton.jit
@@ -109,7 +147,7 @@ def window_item(scratch, table, entry, row, pixels, p, inside, count, SUMMATION:
 
 @triton.jit
 def gradient_maps(scratch, table, at, mask, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr):
-    """The coefficient a and A'[d]/n at the offsets ``at``; zeros where a field is absent."""
+    """The coefficient a, under ``WHOLE`` s a, and A'[d]/n at the offsets ``at``; zeros where a field is absent."""
     a = tl.zeros(at.shape, tl.float32)
     shift = tl.zeros(at.shape, tl.float32)
     if SUPPRESSION:
@@ -122,6 +160,20 @@ def gradient_maps(scratch, table, at, mask, SUMMATION: tl.constexpr, SUPPRESSION
 
 
 @triton.jit
+def input_gradient(
+    gradient, centred, normalized, rstd, a, shift, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr
+):  # fmt: skip
+    """dx, but for what l1 adds at the element itself."""
+    if not SUPPRESSION:
+        found = gradient - shift
+    elif WHOLE:
+        found = (gradient - a * normalized) * rstd - shift
+    else:
+        found = gradient * rstd - (a * centred + shift)
+    return found
+
+
+@triton.jit
 def _averaged(table, per_group, OVER_BATCH: tl.constexpr):
     """How many elements the statistics average at a position."""
     count = per_group.to(tl.float32)
@@ -130,7 +182,7 @@ def _averaged(table, per_group, OVER_BATCH: tl.constexpr):
 
 @triton.jit
 def _statistics(
-    x, dy, weight, bias, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
+    x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, SIGMA: tl.constexpr,
     RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
@@ -168,33 +220,37 @@ def _statistics(
                 lift = parameter(bias, channel, inside_c, 0.0)[:, None]
             gradient = passed(gradient, (values - mu[None, :]) * rstd[None, :] * scale + lift)
         gradient *= scale
-        _, chunk_p1, chunk_p2, chunk_centred, chunk_signs = channel_sums(values, gradient, mu, mask, dl1 is not None)
+        _, chunk_p1, chunk_p2, chunk_centred, chunk_signs = channel_sums(
+            values, gradient, mu, mask, dl1 is not None, SUPPRESSION
+        )
         p1 += chunk_p1
         p2 += chunk_p2
         centred_sum += chunk_centred
         signs += chunk_signs
-    scale, shift = sources(p1, p2, signs, rstd, l1_slope(dl1, numel))
+    slope = l1_slope(dl1, numel)
+    count = _averaged(table, per_group, OVER_BATCH)
     if SIGMA:
-        partial = tl.sum(tl.where(inside, scale, 0.0), 0)
+        partial = sigma_partial(table, sigma, row % groups, p2, rstd, inside)
         tl.store(scratch + tl.load(table + schema.Header.PARTIALS_SIGMA) + row * tiles + tile, partial)
     if WHOLE:
         at = row * tiles + tile
-        scale = tl.sum(tl.where(inside, scale, 0.0), 0)
-        shift = tl.sum(tl.where(inside, shift, 0.0), 0)
-        centred_sum = tl.sum(tl.where(inside, centred_sum, 0.0), 0)
-        tl.store(buffer_at(scratch, table, schema.Buffer.SCALE, 0, 0) + at, scale)
+        row_rstd = whole_rstd(maps, table, map_row, SUPPRESSION)
+        count *= pixels.to(tl.float32)
+        scale, shift, mean = whole_sources(p1, p2, centred_sum, signs, row_rstd, slope, inside, count, SUPPRESSION)
         tl.store(buffer_at(scratch, table, schema.Buffer.SHIFT, 0, 0) + at, shift)
-        tl.store(buffer_at(scratch, table, schema.Buffer.CENTRED, 0, 0) + at, centred_sum)
+        if SUPPRESSION:
+            tl.store(buffer_at(scratch, table, schema.Buffer.SCALE, 0, 0) + at, scale)
+            tl.store(buffer_at(scratch, table, schema.Buffer.CENTRED, 0, 0) + at, mean)
     else:
-        count = _averaged(table, per_group, OVER_BATCH)
         store_sources(
-            scratch, table, row, pixels, p, inside, count, scale, shift, centred_sum, SUMMATION, SUPPRESSION, INDEX
-        )
+            scratch, table, row, pixels, p, inside, count, p1, p2, centred_sum, signs, rstd, slope,
+            SUMMATION, SUPPRESSION, INDEX,
+        )  # fmt: skip
 
 
 @triton.jit
 def maps_item(
-    x, dy, weight, bias, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles, per_group, pixels,
+    x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, SIGMA: tl.constexpr,
     RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
@@ -202,12 +258,12 @@ def maps_item(
     """An item of the stages that lead to the maps."""
     if kind == schema.Kind.STATISTICS:
         _statistics(
-            x, dy, weight, bias, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
+            x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
             SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, SIGMA, RELU, CHANNELS, PIXELS,
         )  # fmt: skip
     elif WHOLE:
-        count = _averaged(table, per_group, OVER_BATCH) * pixels.to(tl.float32)
-        a, shift = _merge_whole(scratch, table, row, count, OVER_BATCH, SUMMATION, SUPPRESSION, WINDOW)
+        rstd = whole_rstd(maps, table, row, SUPPRESSION)
+        a, shift = _merge_whole(scratch, table, row, rstd, OVER_BATCH, SUMMATION, SUPPRESSION, WINDOW)
         tl.store(buffer_at(scratch, table, schema.Buffer.FIRST, 0, 0) + row, a)
         tl.store(buffer_at(scratch, table, schema.Buffer.SECOND, 0, 0) + row, shift)
     else:

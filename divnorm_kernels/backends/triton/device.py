@@ -116,15 +116,20 @@ def second_pass(
 
 
 @triton.jit
-def precise_rsqrt(value):
-    """1 / sqrt(value) with two correctly rounded operations."""
-    return tl.div_rn(1.0, tl.sqrt_rn(value))
+def reciprocal_scale(sigma, q):
+    """1/s, at most 1/abs(sigma): s is no less than abs(sigma), also where sigma^2 underflows. A NaN stays one.
+
+    Correctly rounded operations, which flush no small number to zero and know no divisor that is too large.
+    """
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(sigma * sigma + q))
+    most = tl.div_rn(1.0, tl.abs(sigma))
+    return tl.where(rstd > most, most, rstd)
 
 
 @triton.jit
 def sign(value):
-    """-1, 0 or 1; a NaN stays one, so that no gradient hides it."""
-    return tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, tl.where(value == 0, 0.0, value)))
+    """-1, 0 or 1; 0 for a NaN, as in torch."""
+    return tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, 0.0))
 
 
 @triton.jit
@@ -140,14 +145,10 @@ def passed(gradient, value):
 
 
 @triton.jit
-def sigma_squared(table, sigma, sigma_value, group):
-    """The square of the group's sigma, float32."""
-    if sigma is None:
-        value = sigma_value
-    else:
-        one = tl.load(table + schema.Header.SIGMAS) == 1
-        value = tl.load(sigma + tl.where(one, 0, group)).to(tl.float32)
-    return value * value
+def sigma_at(table, sigma, group):
+    """The group's sigma, float32."""
+    one = tl.load(table + schema.Header.SIGMAS) == 1
+    return tl.load(sigma + tl.where(one, 0, group)).to(tl.float32)
 
 
 @triton.jit

@@ -31,7 +31,7 @@ def sum_columns(partials, target, table, block, ROWS: tl.constexpr, COLUMNS: tl.
 
 
 @triton.jit
-def sum_sigma(partials, sigma, dsigma, table, which, BLOCK: tl.constexpr):
+def sum_sigma(partials, dsigma, table, which, BLOCK: tl.constexpr):
     """The gradient of one sigma: of a group's, or of the one for all groups."""
     groups = tl.load(table + schema.Header.GROUPS)
     tiles = tl.load(table + schema.Header.STATISTICS_TILES)
@@ -42,5 +42,4 @@ def sum_sigma(partials, sigma, dsigma, table, which, BLOCK: tl.constexpr):
         entry = begin + tl.arange(0, BLOCK)
         row = (entry // tiles) * tl.where(one, 1, groups) + which
         total += tl.load(partials + row * tiles + entry % tiles, mask=entry < rows * tiles, other=0.0)
-    gradient = -tl.load(sigma + which).to(tl.float32) * tl.sum(total, 0)
-    tl.store(dsigma + which, gradient.to(dsigma.dtype.element_ty))
+    tl.store(dsigma + which, (-tl.sum(total, 0)).to(dsigma.dtype.element_ty))

@@ -9,8 +9,8 @@ from .device import (
     activation_offsets,
     buffer_at,
     field_count,
-    precise_rsqrt,
-    sigma_squared,
+    reciprocal_scale,
+    sigma_at,
     window_sum,
 )
 
@@ -65,6 +65,13 @@ def merge_positions(mean, variance, inside, count):
 
 
 @triton.jit
+def _rstd(table, sigma, sigma_value, map_row, q):
+    """1/s at a row of the maps."""
+    group = map_row % tl.load(table + schema.Header.GROUPS)
+    return reciprocal_scale(sigma_value if sigma is None else sigma_at(table, sigma, group), q)
+
+
+@triton.jit
 def store_row(
     maps, table, sigma, sigma_value, map_row, mean, variance, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr
 ):
@@ -73,8 +80,7 @@ def store_row(
     if SUMMATION:
         tl.store(maps + map_row, mean)
     if SUPPRESSION:
-        group = map_row % tl.load(table + schema.Header.GROUPS)
-        rstd = precise_rsqrt(sigma_squared(table, sigma, sigma_value, group) + variance)
+        rstd = _rstd(table, sigma, sigma_value, map_row, variance)
         tl.store(maps + tl.load(table + schema.Header.RSTD) + map_row, rstd)
     return rstd
 
@@ -152,9 +158,7 @@ def window_item(
             variance = tl.load(at + p, mask=inside, other=0.0)
             tl.store(at + p, variance + (mean - mu) * (mean - mu), mask=inside)
     else:
-        group = map_row % tl.load(table + schema.Header.GROUPS)
-        q = tl.div_rn(total, field_count(table, p, True, INDEX))
-        rstd = precise_rsqrt(sigma_squared(table, sigma, sigma_value, group) + q)
+        rstd = _rstd(table, sigma, sigma_value, map_row, tl.div_rn(total, field_count(table, p, True, INDEX)))
         tl.store(maps + tl.load(table + schema.Header.RSTD) + map_row * pixels + p, rstd, mask=inside)
 
 

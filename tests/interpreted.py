@@ -1,0 +1,44 @@
+"""The Triton backend as the tests call it: where it runs, what is small enough for it, and how its calls are cut."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from hypothesis import settings
+from oracle import Call
+
+from divnorm_kernels import divisive_norm, fields
+from divnorm_kernels.backends.triton import tiles
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SMALL = {0: 60, 1: 60, 2: 12, 3: 5}
+"""Extents that the interpreter gets through in a second or two."""
+EXAMPLES = settings(max_examples=15)
+
+
+def triton(*args, **kwargs):
+    """The operator on this backend."""
+    return divisive_norm(*args, backend="triton", **kwargs)
+
+
+def on_device(call: Call) -> Call:
+    """The call where the kernels run."""
+    return call.to(DEVICE)
+
+
+@contextmanager
+def table(**changes) -> Iterator[None]:
+    """The table's rows with some entries replaced, for calls that have not been planned yet."""
+    before = tiles.ROWS
+    tiles.ROWS = [{**row, **changes} for row in before]
+    fields._built.cache_clear()
+    yield
+    tiles.ROWS = before
+    fields._built.cache_clear()
+
+
+SINGLE, STAGED = {}, {"single": 0, "single_whole": 0}
+UNORDERED = {"ordered": False}
+SMALL_TILES = {**STAGED, "tile": 64, "apply": 64, "window": 32, "programs": 4, "cache_share": 0.1}
+"""Several tiles along every axis, several chunks, and pieces of the positions in the second pass."""
