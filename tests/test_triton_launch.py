@@ -1,5 +1,6 @@
 """The host's side of the Triton backend: the order of the items, the choice of tiles, launches, autotuning."""
 
+import sys
 from collections import Counter
 from math import prod
 
@@ -51,11 +52,14 @@ def stages_of(table: tuple[int, ...]) -> list[dict[Column, int]]:
 @given(geometries(), st.sampled_from(DEVICES), st.booleans(), st.booleans())
 def test_items_depend_on_items_of_lower_number_and_do_everything_once(g, device, backward, channels_last):
     tiles = choose(g, device, "backward" if backward else "forward", 4, channels_last)
-    found = schedule(g, tiles, backward=backward, finish=3, sigmas=1)
+    found = schedule(g, tiles, backward=backward, finish=3, sigmas=1, variance=False)
     table, stages = found.table, stages_of(found.table)
     finish = table[Header.FINISH]
-    assert found.items == finish + 3
-    assert sum(count for _, count in found.segments) == found.items
+    segments = list(found.order.segments())
+    assert found.order.items == finish + 3
+    assert [first for first, _ in segments] == [sum(count for _, count in segments[:i]) for i in range(len(segments))]
+    assert sum(count for _, count in segments) == found.order.items
+    assert not found.order.independent
     if tiles.single:
         assert finish == table[Header.AWAITED] == table[Header.ITEMS] <= g.batch * g.groups
         return
@@ -102,6 +106,19 @@ def test_a_chunk_fits_the_cache_and_a_small_tensor_is_one_chunk():
     tiles = choose(big, H200, "forward", 2, False)
     assert 3 * tiles.chunk_samples * 256 * 56 * 56 * 2 <= H200.cache / 2 < 256 * 256 * 56 * 56 * 2
     assert choose(small, H200, "backward", 2, False).chunk_samples == 16
+
+
+def kept_bytes(value: object) -> int:
+    """What an object and all that it holds take, but for kernels and what is shared: types and functions."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if callable(value) or isinstance(value, Kernel):
+        return 0
+    if isinstance(value, dict):
+        held = [*value, *value.values()]
+    else:
+        held = value if isinstance(value, tuple | list) else vars(value).values() if hasattr(value, "__dict__") else []
+    return sys.getsizeof(value) + sum(map(kept_bytes, held))
 
 
 class Kernel:
@@ -151,6 +168,33 @@ def test_addresses_that_are_not_aligned_go_through_triton(kernel):
         backend.forward(g, x, None, None, 1.0, False)
         assert len(kernel.first) == launches
     assert len(kernel.again) == 1
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.arch)
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((8, 64, 200_000), 5),
+        ((64, 64, 112, 112), 5),
+        ((1024, 64, 112, 112), "all"),
+        ((100_000, 3, 224, 224), (101, 31)),
+    ],
+    ids=str,
+)
+def test_what_a_geometry_keeps_does_not_grow_with_its_size(shape, window, device, kernel, monkeypatch):
+    monkeypatch.setattr(launch, "device_of", lambda _: device)
+    g = geometry_of(shape, window=window)
+    g.cache.clear()
+    backend.forward(g, torch.empty(shape, device="meta"), None, None, 1.0, True)
+    assert kept_bytes(g.cache) < 8192
+
+
+def test_memory_is_of_the_device_of_x_whatever_the_default(kernel):
+    g = geometry_of((3, 8, 20, 20), window=3)
+    with torch.device("meta"):
+        backend.forward(g, torch.zeros(g.shape, device="cpu"), None, None, 1.0, True)
+    ((_, arguments),) = kernel.first
+    assert {a.device.type for a in arguments if isinstance(a, torch.Tensor)} == {"cpu"}
 
 
 def test_autotuning_keeps_the_fastest_plan(kernel, monkeypatch):

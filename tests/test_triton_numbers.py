@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interpreted import DEVICE, DTYPES, SINGLE, STAGED, on_device, table, triton
+from interpreted import DEVICE, DTYPES, SINGLE, SMALL_TILES, STAGED, on_device, table, triton
 from oracle import Call, evaluate
 from torch import Tensor
 
+from divnorm_kernels import fields
+from divnorm_kernels.backends import triton as backend
 from divnorm_kernels.reference import divisive_norm as reference
 
 NAN, INF = float("nan"), float("inf")
@@ -112,3 +114,32 @@ def test_half_types_without_division(dtype, changes):
     call = replace(call, x=call.x.to(dtype), dy=call.dy.to(dtype))
     with table(**changes):
         compare(call, ("y", "dx"), torch.finfo(dtype).eps)
+
+
+VARIANCES = {
+    "group": ({"groups": 2}, (2, 6, 5, 7)),
+    "over the batch": ({"groups": 6, "over_batch": True}, (3, 6, 5, 7)),
+    "no mean": ({"window": None, "norm_window": "all"}, (2, 6, 5, 7)),
+    "features": ({}, (3, 40)),
+}
+
+
+@pytest.mark.parametrize("changes", [SINGLE, STAGED, SMALL_TILES], ids=["single", "staged", "small tiles"])
+@pytest.mark.parametrize("name", VARIANCES)
+def test_the_variance_of_whole_fields_is_kept_as_it_is(name, changes):
+    """Next to a sigma of 1 nothing is left in 1/s of a variance of 1e-8."""
+    options, shape = VARIANCES[name]
+    options = {"window": "all", "norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
+    x = 1e-4 * torch.randn(shape, device=DEVICE)
+    with table(**changes):
+        g = fields.geometry(shape, *options.values())
+        y, maps, _ = backend.forward(g, x, None, None, 1.0, False, with_variance=True)
+        expected_y, expected_maps, _ = backend.forward(g, x, None, None, 1.0, False)
+    values = x.double().reshape(g.batch, g.groups, -1)
+    values = values.transpose(0, 1).reshape(1, g.groups, -1) if g.over_batch else values
+    centred = values - values.mean(2, keepdim=True) if g.summation else values
+    expected = centred.square().mean(2)
+    assert torch.equal(y, expected_y)
+    assert torch.equal(maps[:-1], expected_maps)
+    error = (maps[-1].flatten(1) - expected).abs() / expected
+    assert error.max() <= EPSILON * (sum(shape) + 8)  # the sums, one axis after the other

@@ -95,16 +95,17 @@ def forward(
     with_l1: bool,
     with_variance: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``(y, maps, l1)``; maps, of `maps_shape`, holds mean and rstd."""
+    """``(y, maps, l1)``; maps, of `Geometry.kept_shape`, holds mean and rstd, and the variance of rows where asked."""
     x = dense(x)
     y = torch.empty_like(x)
-    maps = x.new_empty(maps_shape(g), dtype=torch.float32)
+    maps = x.new_empty(g.kept_shape(with_variance), dtype=torch.float32)
     l1 = x.new_zeros((), dtype=torch.float32) if with_l1 else None
     if g.numel == 0:
         return y, maps, l1
     value = 0.0 if isinstance(sigma, Tensor) else float(sigma)
     weight, bias, sigma = _packed(weight), _packed(bias), _packed(sigma)
-    key = ("forward", x.dtype, x.device, channels_last_strides(x), _kind(weight), _kind(bias), _kind(sigma), with_l1)
+    key = ("forward", x.dtype, x.device, channels_last_strides(x), _kind(weight), _kind(bias), _kind(sigma))
+    key += (with_l1, with_variance)
     sigmas = 0 if sigma is None else sigma.numel()
     _run(
         g,
@@ -116,6 +117,7 @@ def forward(
         affine=False,
         sigmas=sigmas,
         l1=with_l1,
+        variance=with_variance,
     )
     return y, maps, l1
 
@@ -158,5 +160,6 @@ def backward(
         affine=dweight is not None or dbias is not None,
         sigmas=0 if dsigma is None else dsigma.numel(),
         l1=False,
+        variance=False,
     )
     return results

@@ -82,6 +82,9 @@ def store_row(
     if SUPPRESSION:
         rstd = _rstd(table, sigma, sigma_value, map_row, variance)
         tl.store(maps + tl.load(table + schema.Header.RSTD) + map_row, rstd)
+        kept = tl.load(table + schema.Header.VARIANCE)
+        if kept > 0:
+            tl.store(maps + kept + map_row, variance)
     return rstd
 
 

@@ -18,7 +18,7 @@ from ...fields import Geometry
 from .backward_kernel import backward_kernel
 from .forward_kernel import forward_kernel
 from .schema import FINISH_COLUMNS
-from .stages import Schedule, schedule
+from .stages import Order, schedule
 from .tiles import Device, Tiles, candidates, choose, most_registers
 
 AUTOTUNE = os.environ.get("DIVNORM_TRITON_AUTOTUNE", "0") == "1"
@@ -73,10 +73,10 @@ def constants(g: Geometry, tiles: Tiles, channels_last: bool) -> dict[str, Any]:
 
 @dataclass
 class Plan:
-    """One direction of one kind of call: the schedule, the kernel compiled for it, and its constant arguments."""
+    """One direction of one kind of call: the order of its items, the kernel compiled for it, its constant arguments."""
 
     kernel: Any
-    schedule: Schedule
+    order: Order
     ordered: bool
     options: dict[str, int]
     table: Tensor
@@ -89,13 +89,13 @@ class Plan:
 
         ``aligned``: whether every address is a multiple of 16, as those of the first such call, which compiled it.
         """
-        scratch = like.new_empty(self.schedule.scratch, dtype=torch.float32) if self.schedule.scratch else None
+        scratch = like.new_empty(self.order.scratch, dtype=torch.float32) if self.order.scratch else None
         arguments = leading(scratch)
         if self.ordered:
-            counters = like.new_zeros(self.schedule.counters, dtype=torch.int32)
-            self._launch(self.schedule.items, (*arguments, counters, self.table, 0, *self.trailing), aligned)
+            counters = like.new_zeros(self.order.counters, dtype=torch.int32)
+            self._launch(self.order.items, (*arguments, counters, self.table, 0, *self.trailing), aligned)
         else:
-            for first, count in self.schedule.segments:
+            for first, count in self.order.segments():
                 self._launch(count, (*arguments, None, self.table, first, *self.trailing), aligned)
 
     def _launch(self, items: int, arguments: tuple[Any, ...], aligned: bool) -> None:
@@ -115,36 +115,36 @@ def _options(tiles: Tiles, wide: bool) -> dict[str, int]:
     return {**options, "maxnreg": most_registers(tiles.warps) if wide else tiles.registers}
 
 
-def _plan(
-    g: Geometry, x: Tensor, channels_last: bool, tiles: Tiles, *, backward: bool, finish: int, sigmas: int
-) -> Plan:
-    found = schedule(g, tiles, backward=backward, finish=finish, sigmas=sigmas)
+def _plan(g: Geometry, x: Tensor, channels_last: bool, tiles: Tiles, *, backward: bool, **wanted: Any) -> Plan:
+    found = schedule(g, tiles, backward=backward, **wanted)
     known = constants(g, tiles, channels_last)
     units = (g.channels // g.groups // known["CHANNEL_UNIT"], prod(g.spatial) // known["PIXEL_UNIT"])
+    table_type = torch.int64 if max(found.table) >= _INT32 else torch.int32
     # a single stage without a finish has items that are all independent
-    ordered = tiles.ordered and len(found.segments) > 1
+    ordered = tiles.ordered and not found.order.independent
     return Plan(
         backward_kernel if backward else forward_kernel,
-        found,
+        found.order,
         ordered,
         _options(tiles, known["INDEX"] == tl.int64),
-        torch.tensor(found.table, dtype=torch.int64 if max(found.table) >= _INT32 else torch.int32).to(x.device),
+        torch.tensor(found.table, dtype=table_type, device=x.device),
         (*units, *{**known, "ORDERED": ordered}.values()),
     )
 
 
 def plans(
-    g: Geometry, x: Tensor, channels_last: bool, *, backward: bool, affine: bool, sigmas: int, l1: bool
+    g: Geometry, x: Tensor, channels_last: bool, *, backward: bool, affine: bool, sigmas: int, l1: bool, variance: bool
 ) -> Iterable[Plan]:
     """The plan of the table's choice, or to choose from under autotuning, several.
 
-    ``affine``, ``sigmas`` and ``l1`` say which sums over all positions are wanted.
+    ``affine``, ``sigmas`` and ``l1`` say which sums over all positions are wanted, ``variance`` that those of rows are.
     """
     columns = -(-g.affine_size // FINISH_COLUMNS) if affine else 0
     finish = columns + sigmas if backward else int(l1)
     arguments = (g, device_of(x.device), "backward" if backward else "forward", x.element_size(), channels_last)
     chosen = candidates(*arguments) if AUTOTUNE and not INTERPRETED else [choose(*arguments)]
-    return (_plan(g, x, channels_last, t, backward=backward, finish=finish, sigmas=sigmas) for t in chosen)
+    wanted = {"backward": backward, "finish": finish, "sigmas": sigmas, "variance": variance}
+    return (_plan(g, x, channels_last, t, **wanted) for t in chosen)
 
 
 def fastest(plans: Iterable[Plan], run: Callable[[Plan], None]) -> Plan:

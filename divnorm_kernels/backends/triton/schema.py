@@ -33,14 +33,16 @@ class Header(IntEnum):
     """The first of the buffers that hold sums of blocks."""
     RSTD = 13
     """Where rstd begins in the maps."""
-    PARTIALS = 14
+    VARIANCE = 14
+    """Where the variances of rows begin in the maps; 0 where they are not kept."""
+    PARTIALS = 15
     """Where the partial sums of l1, or of dweight, begin in the scratch memory; then those of dbias and dsigma."""
-    PARTIALS_BIAS = 15
-    PARTIALS_SIGMA = 16
-    PARTIAL_ROWS = 17
-    PARTIAL_COLUMNS = 18
-    SIGMAS = 19
-    FIELDS = 20
+    PARTIALS_BIAS = 16
+    PARTIALS_SIGMA = 17
+    PARTIAL_ROWS = 18
+    PARTIAL_COLUMNS = 19
+    SIGMAS = 20
+    FIELDS = 21
     """The summation field, then the suppression field: `AXES` axes of `FieldColumn` each."""
 
 

@@ -65,17 +65,52 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The table and what the host needs to know of it."""
+class Order:
+    """What the host needs to know of a schedule for a launch."""
 
-    table: tuple[int, ...]
-    items: int
-    segments: tuple[tuple[int, int], ...]
-    """(first item, number) of runs of items that are independent of each other; in order."""
+    runs: tuple[tuple[int, int], ...]
+    """(first item, number) in a step of items that are independent of each other; in order."""
+    steps: int
+    finish: int
+    """The items behind the last step, which add up partial sums."""
     counters: int
     """The number of counters: items taken, items done in the last stage, then one per chunk and stage."""
     scratch: int
     """The size of the scratch memory in float32 numbers."""
+
+    @property
+    def step(self) -> int:
+        """The items of a step."""
+        return sum(count for _, count in self.runs)
+
+    @property
+    def items(self) -> int:
+        """All items."""
+        return self.steps * self.step + self.finish
+
+    @property
+    def independent(self) -> bool:
+        """Whether no item depends on another."""
+        return self.steps * len(self.runs) + bool(self.finish) == 1
+
+    def segments(self) -> Iterator[tuple[int, int]]:
+        """(first item, number) of items that are independent of each other; in order. Counted out, not kept: steps may
+        be many.
+        """
+        step = self.step
+        for at in range(self.steps):
+            for begin, count in self.runs:
+                yield at * step + begin, count
+        if self.finish:
+            yield self.steps * step, self.finish
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A call's work: the table for the kernel and the order for the host."""
+
+    table: tuple[int, ...]
+    order: Order
 
 
 def _levels(length: int) -> tuple[int, int]:
@@ -197,9 +232,14 @@ def _field(axes: tuple[Axis, ...] | None, spatial: tuple[int, ...]) -> list[int]
     return [number for entry in entries for number in entry]
 
 
-def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: int) -> Schedule:
-    """The schedule of a direction; ``finish`` is the number of items that add up partial sums, 0 for none."""
+def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: int, variance: bool) -> Schedule:
+    """The schedule of a direction; ``finish`` is the number of items that add up partial sums, 0 for none.
+
+    ``variance`` keeps those of rows behind rstd.
+    """
     rows, pixels = g.batch * g.groups, prod(g.spatial)
+    map_size = (g.groups if g.over_batch else rows) * (1 if g.whole else pixels)
+    rstd = map_size if g.summation else 0
     first_level = Buffer.CENTRED + 1 if backward else Buffer.SECOND + 1
     if tiles.single:
         template = Stage(Kind.WINDOW, 0, 0, 1)
@@ -240,7 +280,8 @@ def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: 
         Header.SPLIT_BLOCKS: -(-_second_pass(g)[1] // (tiles.apply_pixels * tiles.splits)),
         Header.BUFFER: buffer,
         Header.LEVELS: first_level,
-        Header.RSTD: (g.groups if g.over_batch else rows) * (1 if g.whole else pixels) if g.summation else 0,
+        Header.RSTD: rstd,
+        Header.VARIANCE: rstd + map_size if variance else 0,
         Header.PARTIALS: buffers * buffer,
         Header.PARTIALS_BIAS: buffers * buffer + partial_rows * partial_columns,
         Header.PARTIALS_SIGMA: buffers * buffer + 2 * partial_rows * partial_columns,
@@ -255,13 +296,8 @@ def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: 
         row = {Column.BEGIN: begin} | {c: getattr(stage, c.name.lower()) for c in Column if c != Column.BEGIN}
         table += [row[column] for column in Column]
 
-    segments = []
-    for at in range(steps):
-        runs = [(0, step)] if tiles.single else [(b, s.count) for b, s in zip(begins, stages, strict=True)]
-        segments += [(at * step + begin, count) for begin, count in runs]
-    if finish:
-        segments.append((step * steps, finish))
+    runs = ((0, step),) if tiles.single else tuple((b, s.count) for b, s in zip(begins, stages, strict=True))
     counters = 2 + (0 if tiles.single else chunks * len(stages))
     return Schedule(
-        tuple(int(n) for n in table), step * steps + finish, tuple(segments), counters, buffers * buffer + partials
+        tuple(int(n) for n in table), Order(runs, steps, finish, counters, scratch=buffers * buffer + partials)
     )
