@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interpreted import DEVICE, DTYPES, SINGLE, SMALL_TILES, STAGED, on_device, table, triton
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from interpreted import DEVICE, DTYPES, EXAMPLES, SINGLE, SMALL, SMALL_TILES, STAGED, on_device, table, triton
 from oracle import Call, evaluate
+from strategies import calls
 from torch import Tensor
 
 from divnorm_kernels import fields
@@ -126,11 +129,12 @@ VARIANCES = {
 
 @pytest.mark.parametrize("changes", [SINGLE, STAGED, SMALL_TILES], ids=["single", "staged", "small tiles"])
 @pytest.mark.parametrize("name", VARIANCES)
-def test_the_variance_of_whole_fields_is_kept_as_it_is(name, changes):
-    """Next to a sigma of 1 nothing is left in 1/s of a variance of 1e-8."""
+@pytest.mark.parametrize(("deviation", "offset"), [(1e-4, 0.0), (1.0, 1e4)], ids=str)
+def test_the_variance_of_whole_fields_is_kept_as_it_is(deviation, offset, name, changes):
+    """Next to a sigma of 1 nothing is left in 1/s of a variance of 1e-8; and means at 1e4 are rounded by 2^-11."""
     options, shape = VARIANCES[name]
     options = {"window": "all", "norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
-    x = 1e-4 * torch.randn(shape, device=DEVICE)
+    x = deviation * torch.randn(shape, device=DEVICE) + offset
     with table(**changes):
         g = fields.geometry(shape, *options.values())
         y, maps, _ = backend.forward(g, x, None, None, 1.0, False, with_variance=True)
@@ -143,3 +147,27 @@ def test_the_variance_of_whole_fields_is_kept_as_it_is(name, changes):
     assert torch.equal(maps[:-1], expected_maps)
     error = (maps[-1].flatten(1) - expected).abs() / expected
     assert error.max() <= EPSILON * (sum(shape) + 8)  # the sums, one axis after the other
+
+
+@EXAMPLES
+@given(
+    calls(dtypes=DTYPES, extents=SMALL),
+    st.sampled_from((INF, -INF, NAN)),
+    st.integers(0, 2**31),
+    st.sampled_from(("x", "dy")),
+    st.sampled_from((SINGLE, STAGED, SMALL_TILES)),
+)
+def test_results_are_finite_where_the_oracles_are(call: Call, value: float, where: int, spoiled: str, changes: dict):
+    """Gradients too, with one number of x or of dy that is not finite."""
+    at = torch.unravel_index(torch.tensor(where % call.x.numel()), call.x.shape)
+    t = getattr(call, spoiled).clone(memory_format=torch.preserve_format)
+    t[at] = value
+    call = replace(call, **{spoiled: t})
+    if call.options["activation"] == "relu" and spoiled == "dy":
+        # next to zero, rounding decides whether the ReLU lets the number through
+        exact = replace(call.in_double(), options=call.options | {"activation": None})
+        assume(evaluate(reference, exact)["y"][at].abs() > 0.01)
+    with table(**changes):
+        got = evaluate(triton, on_device(call))
+    for name, want in evaluate(reference, call.in_double()).items():
+        assert torch.equal(got[name].cpu().isfinite(), want.isfinite()), name

@@ -133,6 +133,12 @@ def sign(value):
 
 
 @triton.jit
+def finite(value):
+    """The value where it is finite, else 0."""
+    return tl.where(value - value == 0.0, value, 0.0)
+
+
+@triton.jit
 def rectified(value, RELU: tl.constexpr):
     """The value, or with ``RELU`` zero where it is below; a NaN stays one."""
     return tl.where(value < 0, 0.0, value) if RELU else value

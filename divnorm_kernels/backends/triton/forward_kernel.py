@@ -8,6 +8,7 @@ from .device import (
     activation_base,
     activation_offsets,
     buffer_at,
+    finite,
     locate,
     map_offsets,
     map_values,
@@ -67,7 +68,9 @@ def _single(
         centred = tl.where(mask, values - mean[None, :], 0.0)
         variance = _over_channels(centred * centred, per_group, CHANNELS)
         if WHOLE:
-            mu, variance = merge_positions(mean, variance, inside, pixels.to(tl.float32))
+            rest = finite(_over_channels(centred, per_group, CHANNELS)) if SUMMATION else mean
+            mu, left, variance = merge_positions(mean, rest, variance, inside, pixels.to(tl.float32))
+            mu += left
             rstd = store_row(maps, table, sigma, sigma_value, row, mu, variance, SUMMATION, SUPPRESSION)
         else:
             tl.debug_barrier()  # the row before has been read to its end

@@ -9,6 +9,7 @@ from .device import (
     activation_offsets,
     buffer_at,
     field_count,
+    finite,
     reciprocal_scale,
     sigma_at,
     window_sum,
@@ -17,14 +18,16 @@ from .device import (
 
 @triton.jit
 def _channel_statistics(
-    x, base, p, inside, groups, per_group, pixels, SUMMATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    INDEX: tl.constexpr, CHANNELS: tl.constexpr,
+    x, base, p, inside, groups, per_group, pixels, SUMMATION: tl.constexpr, WHOLE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Mean and mean squared distance from it, over the channels of a group at every position; merged chunk by chunk.
+    """Mean, mean squared distance from it, and under ``WHOLE`` what rounding left of the mean, over the channels of a
+    group at every position; merged chunk by chunk.
 
     Without a summation field the distance is from zero.
     """
     mean = tl.zeros(p.shape, tl.float32)
+    rest = tl.zeros(p.shape, tl.float32)
     squares = tl.zeros(p.shape, tl.float32)
     if CHANNELS == 1:  # all that a group has, as the tiles are cut: nothing to merge, and no division a number
         at = activation_offsets(tl.cast(tl.arange(0, 1), INDEX), p, groups * per_group, pixels, CHANNELS_LAST)
@@ -46,22 +49,34 @@ def _channel_statistics(
                 chunk_mean = tl.div_rn(tl.sum(values, 0), count)
                 centred = tl.where(mask, values - chunk_mean[None, :], 0.0)
                 delta = chunk_mean - mean
+                share = tl.div_rn(count, together)
                 # about an infinite mean there is no step
-                mean += tl.where(delta - delta == 0.0, delta * tl.div_rn(count, together), chunk_mean)
+                step = tl.where(delta - delta == 0.0, delta * share, chunk_mean)
+                moved = mean + step
+                if WHOLE:
+                    further = tl.div_rn(tl.sum(centred, 0), count) - rest
+                    delta += further
+                    rest = step - (moved - mean) + rest + further * share
+                mean = moved
                 squares += tl.sum(centred * centred, 0) + delta * tl.div_rn(begin * count, together) * delta
             else:
                 squares += tl.sum(values * values, 0)
         squares = tl.div_rn(squares, per_group.to(tl.float32))
-    return mean, squares
+    return mean, squares, finite(rest)
 
 
 @triton.jit
-def merge_positions(mean, variance, inside, count):
-    """Mean and variance over positions, from those over the channels at each."""
+def merge_positions(mean, rest, variance, inside, count):
+    """Mean, what rounding left of it, and variance over positions, from those over the channels at each.
+
+    Far from zero the rounding of means, times distances between them, would be most of the variance's error.
+    """
     together = tl.div_rn(tl.sum(tl.where(inside, mean, 0.0), 0), count)
-    centred = mean - together
+    centred = mean - together + rest
+    left = finite(tl.div_rn(tl.sum(tl.where(inside, centred, 0.0), 0), count))
+    centred -= left
     variance = tl.div_rn(tl.sum(tl.where(inside, variance + centred * centred, 0.0), 0), count)
-    return together, variance
+    return together, left, variance
 
 
 @triton.jit
@@ -98,8 +113,9 @@ def _merge_whole(scratch, table, row, per_tile, pixels, OVER_BATCH: tl.constexpr
         entries = tiles * tl.load(table + schema.Header.BATCH)
     samples = entries // tiles
     mean = 0.0
+    left = 0.0
     variance = 0.0
-    for sweep in tl.static_range(2):
+    for sweep in tl.static_range(3):
         total = tl.zeros([BLOCK], tl.float32)
         for begin in range(0, entries, BLOCK):
             entry = begin + tl.arange(0, BLOCK)
@@ -107,17 +123,22 @@ def _merge_whole(scratch, table, row, per_tile, pixels, OVER_BATCH: tl.constexpr
             at = (row + (entry // tiles) * groups) * tiles + tile
             mask = entry < entries
             value = tl.load(buffer_at(scratch, table, schema.Buffer.MEAN, 0, 0) + at, mask=mask, other=0.0)
-            if sweep == 1:
+            if sweep > 0:
+                rest = tl.load(buffer_at(scratch, table, schema.Buffer.FIRST, 0, 0) + at, mask=mask, other=0.0)
+                value = value - mean + rest - left
+            if sweep == 2:
                 spread = tl.load(buffer_at(scratch, table, schema.Buffer.VARIANCE, 0, 0) + at, mask=mask, other=0.0)
-                value = spread + (value - mean) * (value - mean)
+                value = spread + value * value
             count = tl.minimum(pixels - tile * per_tile, per_tile)
             total += tl.where(mask, value * count.to(tl.float32), 0.0)
         average = tl.div_rn(tl.sum(total, 0), pixels.to(tl.float32) * samples.to(tl.float32))
         if sweep == 0:
             mean = average
+        elif sweep == 1:
+            left = finite(average)
         else:
             variance = average
-    return mean, variance
+    return mean + left, variance
 
 
 @triton.jit
@@ -177,15 +198,16 @@ def _statistics(
     p = first + tl.cast(tl.arange(0, PIXELS), INDEX)
     inside = p < pixels
     base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
-    mean, variance = _channel_statistics(
-        x, base, p, inside, groups, per_group, pixels, SUMMATION, CHANNELS_LAST, INDEX, CHANNELS
+    mean, variance, rest = _channel_statistics(
+        x, base, p, inside, groups, per_group, pixels, SUMMATION, WHOLE, CHANNELS_LAST, INDEX, CHANNELS
     )
     if WHOLE:
         count = tl.minimum(pixels - first, PIXELS).to(tl.float32)
-        together, spread = merge_positions(mean, variance, inside, count)
+        together, left, spread = merge_positions(mean, rest, variance, inside, count)
         at = row * tiles + tile
         tl.store(buffer_at(scratch, table, schema.Buffer.MEAN, 0, 0) + at, together)
         tl.store(buffer_at(scratch, table, schema.Buffer.VARIANCE, 0, 0) + at, spread)
+        tl.store(buffer_at(scratch, table, schema.Buffer.FIRST, 0, 0) + at, left)
     else:
         tl.store(buffer_at(scratch, table, schema.Buffer.MEAN, row, pixels) + p, mean, mask=inside)
         tl.store(buffer_at(scratch, table, schema.Buffer.VARIANCE, row, pixels) + p, variance, mask=inside)

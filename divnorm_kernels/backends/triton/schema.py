@@ -113,7 +113,7 @@ class Buffer(IntEnum):
     """Forward: mean over the channels of the squared distance from that mean, then from mu."""
     FIRST = 2
     SECOND = 3
-    """Sums over some of the axes."""
+    """Sums over some of the axes. Forward, where a row is one number, FIRST holds what rounding left of MEAN."""
     SCALE = 0
     """Backward: the source of a = B'[P2/s^3]/n; once that is done, A'[d]/n."""
     SHIFT = 1
