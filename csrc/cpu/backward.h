@@ -25,8 +25,7 @@ struct BackwardShared {
   A* dbias_partials;
   double* sigma_partials;  // (blocks, reduce_tiles, groups): sum of P2 / s^3
   A* team_scratch;         // kBackwardMaps a team
-  A* thread_scratch;       // for the box sums
-  int64_t thread_scratch_size;
+  const Boxes<A>& boxes;   // mirrored
 };
 
 template <class T, class Layout>
@@ -35,16 +34,13 @@ class BackwardPass {
   using A = Acc<T>;
 
   BackwardPass(const BackwardShared<A>& shared, int team, int thread)
-      : s_(shared),
-        suppression_(shared.problem, shared.problem.suppression, true),
-        summation_(shared.problem, shared.problem.summation, true) {
+      : s_(shared), box_buffers_(shared.boxes.buffers(thread)) {
     const Traversal& t = s_.traversal;
     A* scratch = s_.team_scratch + team * kBackwardMaps * t.scratch_row_numbers();
     for (SlidingMap<A>* map : {&t_, &d_, &a_, &e_}) {
       *map = {scratch, t.line, t.capacity_rows};
       scratch += t.scratch_row_numbers();
     }
-    box_scratch_ = s_.thread_scratch + thread * s_.thread_scratch_size;
   }
 
   void start(const Unit& unit, int64_t block, bool fresh) {
@@ -94,7 +90,7 @@ class BackwardPass {
     for (int64_t group = 0; group < unit_.groups; ++group) {
       if (p.suppression.present) {
         const auto source = [&](int64_t i) { return static_cast<const A*>(t_.row(group, i)); };
-        suppression_.lines(begin, end, source, box_scratch_, [&](int64_t i, int64_t h, const A* sums) {
+        s_.boxes.suppression.lines(begin, end, source, box_buffers_, [&](int64_t i, int64_t h, const A* sums) {
           const int64_t at = p.position(i, h);
           local_slopes(p.extent[2], per_channel, sums, a_.at(group, at), d_.at(group, at));
         });
@@ -109,7 +105,7 @@ class BackwardPass {
     const Problem& p = s_.problem;
     for (int64_t group = 0; p.summation.present && group < unit_.groups; ++group) {
       const auto source = [&](int64_t i) { return static_cast<const A*>(d_.row(group, i)); };
-      summation_.lines(begin, end, source, box_scratch_, [&](int64_t i, int64_t h, const A* sums) {
+      s_.boxes.summation.lines(begin, end, source, box_buffers_, [&](int64_t i, int64_t h, const A* sums) {
         __builtin_memcpy(e_.at(group, p.position(i, h)), sums, p.extent[2] * sizeof(A));
       });
     }
@@ -166,13 +162,12 @@ class BackwardPass {
   }
 
   const BackwardShared<A>& s_;
-  Box<A> suppression_, summation_;
+  BoxBuffers<A> box_buffers_;
   Unit unit_;
   int64_t block_ = 0;
   bool fresh_ = false;
   Map<const A> mean_, rstd_;
   SlidingMap<A> t_, d_, a_, e_;
-  A* box_scratch_ = nullptr;
 };
 
 }  // namespace divnorm::DIVNORM_ISA

@@ -4,10 +4,13 @@
 // then sums of those.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "../problem.h"
 #include "lanes.h"
+#include "threads.h"
 
 namespace divnorm::DIVNORM_ISA {
 
@@ -57,6 +60,10 @@ inline int64_t block_length(int64_t window) {
   return static_cast<int64_t>(std::sqrt(static_cast<double>(window)));
 }
 
+// Scratch of box sums: what is laid out and what has been summed, in turns, and first sums.
+template <class A>
+using BoxBuffers = std::array<A*, 3>;
+
 // Box sums of a field over maps of shape extent. Chunks of outer rows are laid out with zeros between their lines and
 // planes, so that on each axis all sums of a chunk are one loop, whatever the lengths of its lines; what a window finds
 // outside the image is zero. An axis that every window covers is summed once instead.
@@ -74,15 +81,14 @@ class Box {
     plane_ = (axis_[1].extent + axis_[1].gap()) * pitch_;
   }
 
-  // Numbers of scratch that lines() needs.
-  int64_t scratch_size() const { return 3 * buffer_size(); }
+  // Numbers that each of the buffers of lines() must hold.
+  int64_t buffer_size() const { return front() + (chunk_rows() + axis_[0].span()) * plane_ + tail(); }
 
   // For each line h of each outer row i of begin..end: body(i, h, sums) with sums[j] the sum over the field around
   // (i, h, j). source(i) is the address of outer row i; rows within the field's reach must be valid, and follow each
   // other where every window covers all of them.
   template <class Source, class Body>
-  void lines(int64_t begin, int64_t end, Source&& source, A* scratch, Body&& body) const {
-    A* buffers[3] = {scratch, scratch + buffer_size(), scratch + 2 * buffer_size()};
+  void lines(int64_t begin, int64_t end, Source&& source, const BoxBuffers<A>& buffers, Body&& body) const {
     const int64_t step = axis_[0].whole ? end - begin : chunk_rows();
     for (int64_t from = begin; from < end; from += step) {
       const int64_t to = from + step < end ? from + step : end;
@@ -122,7 +128,6 @@ class Box {
   }
   int64_t front() const { return axis_[1].front() * pitch_ + axis_[2].front(); }
   int64_t tail() const { return axis_[1].span() * pitch_ + axis_[2].span(); }
-  int64_t buffer_size() const { return front() + (chunk_rows() + axis_[0].span()) * plane_ + tail(); }
 
   static A* zero(A* out, int64_t count) {
     for (int64_t i = 0; i < count; ++i) out[i] = 0;
@@ -150,7 +155,7 @@ class Box {
   }
 
   // The sums of `rows` rows laid out in buffers[0], one axis after the other; returns where they start.
-  const A* filter(int64_t rows, A* const (&buffers)[3]) const {
+  const A* filter(int64_t rows, const BoxBuffers<A>& buffers) const {
     A *in = buffers[0], *out = buffers[1];
     const int64_t count = rows * plane_, front = axis_[2].front();
     const auto swap = [&] {
@@ -202,6 +207,28 @@ class Box {
 
   Axis axis_[kAxes];
   int64_t pitch_ = 0, plane_ = 0;  // from one line, one outer row to the next as laid out
+};
+
+// The boxes of a pass, and buffers for each of its threads that are large enough for both.
+template <class A>
+class Boxes {
+ public:
+  Boxes(const Problem& problem, bool mirrored, int threads)
+      : summation(problem, problem.summation, mirrored),
+        suppression(problem, problem.suppression, mirrored),
+        size_(std::max(summation.buffer_size(), suppression.buffer_size())),
+        memory_{threads * size_, threads * size_, threads * size_} {}
+
+  BoxBuffers<A> buffers(int thread) const {
+    const int64_t offset = thread * size_;
+    return {memory_[0].data() + offset, memory_[1].data() + offset, memory_[2].data() + offset};
+  }
+
+  const Box<A> summation, suppression;
+
+ private:
+  int64_t size_;
+  Buffer<A> memory_[3];
 };
 
 }  // namespace divnorm::DIVNORM_ISA

@@ -23,8 +23,7 @@ struct ForwardShared {
   bool stream;
   double* l1_partials;  // (blocks, segments, finish_tiles), or null
   A* team_scratch;      // kForwardMaps a team
-  A* thread_scratch;    // for the box sums
-  int64_t thread_scratch_size;
+  const Boxes<A>& boxes;
 };
 
 template <class T, class Layout>
@@ -33,14 +32,11 @@ class ForwardPass {
   using A = Acc<T>;
 
   ForwardPass(const ForwardShared<A>& shared, int team, int thread)
-      : s_(shared),
-        summation_(shared.problem, shared.problem.summation, false),
-        suppression_(shared.problem, shared.problem.suppression, false) {
+      : s_(shared), box_buffers_(shared.boxes.buffers(thread)) {
     const Traversal& t = s_.traversal;
     A* scratch = s_.team_scratch + team * kForwardMaps * t.scratch_row_numbers();
     m_ = {scratch, t.line, t.capacity_rows};
     z_ = {scratch + t.scratch_row_numbers(), t.line, t.capacity_rows};
-    box_scratch_ = s_.thread_scratch + thread * s_.thread_scratch_size;
   }
 
   void start(const Unit& unit, int64_t block, bool) {
@@ -77,7 +73,7 @@ class ForwardPass {
         continue;
       }
       const auto source = [&](int64_t i) { return static_cast<const A*>(m_.row(group, i)); };
-      summation_.lines(begin, end, source, box_scratch_, [&](int64_t i, int64_t h, const A* sums) {
+      s_.boxes.summation.lines(begin, end, source, box_buffers_, [&](int64_t i, int64_t h, const A* sums) {
         const int64_t at = p.position(i, h);
         local_squares(p.extent[2], s_.summation.line(i, h), per_channel, sums, m_.at(group, at), mean_.at(group, at),
                       z_.at(group, at));
@@ -92,7 +88,7 @@ class ForwardPass {
     for (int64_t group = 0; group < unit_.groups; ++group) {
       const A sigma = s_.sigma[unit_.group + group];
       const auto source = [&](int64_t i) { return static_cast<const A*>(z_.row(group, i)); };
-      suppression_.lines(begin, end, source, box_scratch_, [&](int64_t i, int64_t h, const A* sums) {
+      s_.boxes.suppression.lines(begin, end, source, box_buffers_, [&](int64_t i, int64_t h, const A* sums) {
         inverse_deviations(p.extent[2], s_.suppression.line(i, h), sigma, sums, rstd_.at(group, p.position(i, h)));
       });
     }
@@ -139,12 +135,11 @@ class ForwardPass {
   }
 
   const ForwardShared<A>& s_;
-  Box<A> summation_, suppression_;
+  BoxBuffers<A> box_buffers_;
   Unit unit_;
   SlidingMap<A> m_, z_;  // z holds M2 until a row of it is filtered
   Map<A> mean_, rstd_;
   double* l1_ = nullptr;
-  A* box_scratch_ = nullptr;
 };
 
 }  // namespace divnorm::DIVNORM_ISA

@@ -42,12 +42,6 @@ bool streams(const Problem& problem) {
   return problem.numel() * int64_t{sizeof(T)} >= kStreamBytes && run * int64_t{sizeof(T)} >= kStreamRun;
 }
 
-template <class A>
-int64_t box_scratch_size(const Problem& problem) {
-  return larger(Box<A>(problem, problem.summation, false).scratch_size(),
-                Box<A>(problem, problem.suppression, false).scratch_size());
-}
-
 Threads threads_for(const Problem& problem, const Traversal& t, int threads) {
   const int64_t useful = larger(1, problem.numel() / kThreadGrain);
   return Threads(static_cast<int>(smaller(threads, useful)), t.jobs(), t.reduce_tiles > 1);
@@ -67,9 +61,8 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
   const Values<A> sigma(tensors.sigma, problem.groups, 0);
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : t.jobs() * t.finish_tiles;
   const Buffer<double> l1(l1_count, true);
-  const int64_t box_scratch = box_scratch_size<A>(problem);
-  const Buffer<A> team_scratch(team.teams() * kForwardMaps * t.scratch_row_numbers()),
-      thread_scratch(team.count() * box_scratch);
+  const Buffer<A> team_scratch(team.teams() * kForwardMaps * t.scratch_row_numbers());
+  const Boxes<A> boxes(problem, false, team.count());
   const ForwardShared<A> shared{problem,
                                 tensors,
                                 t,
@@ -83,8 +76,7 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
                                 streams<T>(problem),
                                 tensors.l1 == nullptr ? nullptr : l1.data(),
                                 team_scratch.data(),
-                                thread_scratch.data(),
-                                box_scratch};
+                                boxes};
   walk(problem, t, team,
        [&](int team_index, int thread) { return ForwardPass<T, Layout>(shared, team_index, thread); });
   if (tensors.l1 != nullptr) *tensors.l1 = sum_line(l1.data(), l1_count) / problem.numel();
@@ -105,9 +97,8 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
   const Buffer<A> dweight(rows * problem.affine_size()), dbias(rows * problem.affine_size());
   const int64_t sigma_rows = t.blocks * t.reduce_tiles;
   const Buffer<double> sigma_sums(sigma_rows * problem.groups);
-  const int64_t box_scratch = box_scratch_size<A>(problem);
-  const Buffer<A> team_scratch(team.teams() * kBackwardMaps * t.scratch_row_numbers()),
-      thread_scratch(team.count() * box_scratch);
+  const Buffer<A> team_scratch(team.teams() * kBackwardMaps * t.scratch_row_numbers());
+  const Boxes<A> boxes(problem, true, team.count());
   const BackwardShared<A> shared{problem,
                                  tensors,
                                  t,
@@ -123,8 +114,7 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
                                  dbias.data(),
                                  sigma_sums.data(),
                                  team_scratch.data(),
-                                 thread_scratch.data(),
-                                 box_scratch};
+                                 boxes};
   walk(problem, t, team,
        [&](int team_index, int thread) { return BackwardPass<T, Layout>(shared, team_index, thread); });
   sum_partials(dweight.data(), rows, problem.affine_size(), place, tensors.dweight);

@@ -59,6 +59,10 @@ inline std::vector<Case> cases() {
       {"several tiles", false, false, false, 1, 5, 1, {1, 40, 61}, window({1, 11, 31}), window({1, 5, 5}), false},
       {"several tiles, pixels", true, false, false, 1, 35, 1, {1, 40, 61}, window({1, 9, 9}), window({1, 5, 5}), true},
       {"volume, zero edges", false, false, false, 2, 3, 1, {4, 5, 6}, window({3, 2, 5}, true), window({1, 3, 3}), true},
+      // mirrored, as backward needs them, they reach further on the other side
+      {"even windows", false, false, false, 1, 1, 1, {1, 4, 6}, window({1, 2, 3}), window({2, 2, 9}), true},
+      {"even, large", false, false, false, 3, 5, 1, {1, 5, 6}, window({8, 2, 9}), window({10, 9, 8}), true},
+      {"even, edges", false, false, false, 3, 6, 2, {1, 4, 6}, window({8, 1, 3}, true), window({2, 2, 9}, true), true},
       {"larger than the image", true, false, false, 1, 8, 2, {3, 4, 5}, window({9, 30, 4}), window({2, 3, 40}), false},
       {"ReLU", false, false, false, 2, 6, 1, {1, 9, 13}, window({1, 5, 5}), window({1, 3, 7}), false, true},
       {"ReLU, pixels", true, false, false, 2, 12, 3, {1, 7, 11}, window({1, 4, 2}), window({1, 2, 4}), true, true},
