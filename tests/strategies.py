@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from hypothesis import strategies as st
 from oracle import Call
@@ -10,14 +13,9 @@ from torch import Tensor
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 EXTENTS = {0: 300, 1: 300, 2: 70, 3: 12}
 """The largest extent by the number of spatial dimensions."""
-
-
-@st.composite
-def windows(draw: st.DrawFn, dims: int) -> int | str | tuple | None:
-    """Any window for ``dims`` spatial dimensions: small, even, larger than the image, rectangular, whole, absent."""
-    size = st.one_of(st.integers(1, 12), st.integers(1, 400))
-    entry = st.one_of(size, st.just("all"))
-    return draw(st.one_of(size, st.none(), st.just("all"), st.tuples(*[entry] * dims)))
+CHANNELS = (1, 2, 3, 4, 5, 8, 9, 17, 33)
+"""Of a group."""
+LAYOUTS = ("contiguous", "channels_last", "reversed", "sliced")
 
 
 def _laid_out(values: Tensor, layout: str) -> Tensor:
@@ -39,46 +37,86 @@ def _laid_out(values: Tensor, layout: str) -> Tensor:
     return values
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """A call in plain values; its repr is Python that makes it again."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    options: dict[str, Any]
+    layout: str = "contiguous"
+    dy_layout: str = "contiguous"
+    parameter_dtype: torch.dtype = torch.float64
+    weight: bool = True
+    bias: bool = True
+    sigma: float | str = 1.0
+    """A number, or a tensor: ``"scalar"`` or ``"per group"``."""
+    dl1: float = 0.0
+    seed: int = 0
+
+    def call(self) -> Call:
+        """The call with its tensors."""
+        torch.manual_seed(self.seed)
+
+        def affine() -> Tensor:
+            return torch.randn(self.shape[1]).to(self.parameter_dtype)
+
+        x, dy = (torch.randn(self.shape).to(self.dtype) for _ in range(2))
+        weight, bias = affine() if self.weight else None, affine() if self.bias else None
+        sigma = self.sigma
+        if isinstance(sigma, str):
+            size = () if sigma == "scalar" else (self.options["groups"],)
+            sigma = (torch.rand(size) + 0.5).to(self.parameter_dtype)
+        return Call(
+            _laid_out(x, self.layout), weight, bias, sigma, _laid_out(dy, self.dy_layout), self.dl1, self.options
+        )
+
+
 @st.composite
-def calls(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES, extents: dict[int, int] = EXTENTS) -> Call:
+def windows(draw: st.DrawFn, dims: int, largest: int = 400) -> int | str | tuple | None:
+    """Any window for ``dims`` spatial dimensions: small, even, larger than the image, rectangular, whole, absent."""
+    size = st.one_of(st.integers(1, 12), st.integers(1, largest))
+    entry = st.one_of(size, st.just("all"))
+    return draw(st.one_of(size, st.none(), st.just("all"), st.tuples(*[entry] * dims)))
+
+
+@st.composite
+def recipes(
+    draw: st.DrawFn,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+    extents: dict[int, int] = EXTENTS,
+    channels: tuple[int, ...] = CHANNELS,
+    largest_window: int = 400,
+) -> Recipe:
     """A call: rank, sizes, fields, groups, edges, parameters, dtypes and memory layouts."""
     dims = draw(st.sampled_from((2, 2, 1, 3, 0)))
     dtype = draw(st.sampled_from(dtypes))
     groups = draw(st.sampled_from((1, 1, 2, 3))) if dims else 1
-    batch, per_group = draw(st.integers(1, 4)), draw(st.sampled_from((1, 2, 3, 4, 5, 8, 9, 17, 33)))
+    batch, per_group = draw(st.integers(1, 4)), draw(st.sampled_from(channels))
     spatial = tuple(draw(st.one_of(st.integers(1, 9), st.integers(1, extents[dims]))) for _ in range(max(dims, 1)))
-    shape = (batch, groups * per_group, *spatial) if dims else (batch, *spatial)
-    affine = shape[1]
-    options = {
-        "window": draw(windows(max(dims, 1))),
-        "norm_window": draw(st.one_of(st.just("same"), windows(max(dims, 1)))),
-        "groups": groups,
-        "edges": draw(st.sampled_from(("valid", "zero"))),
-        "over_batch": draw(st.booleans()),
-        "activation": draw(st.sampled_from((None, None, "relu"))),
-    }
-    torch.manual_seed(draw(st.integers(0, 2**32 - 1)))
-    parameter = dtype if dtype == torch.float64 or draw(st.booleans()) else torch.float32
-    layouts = st.sampled_from(("contiguous", "channels_last", "reversed", "sliced"))
-
-    def affine_parameter() -> Tensor | None:
-        return torch.randn(affine).to(parameter) if draw(st.booleans()) else None
-
-    sigma = draw(
-        st.one_of(
-            st.sampled_from((0.5, 1, 2.0)),
-            st.just("scalar"),
-            st.just("per group"),
-        )
+    window = windows(max(dims, 1), largest_window)
+    return Recipe(
+        (batch, groups * per_group, *spatial) if dims else (batch, *spatial),
+        dtype,
+        {
+            "window": draw(window),
+            "norm_window": draw(st.one_of(st.just("same"), window)),
+            "groups": groups,
+            "edges": draw(st.sampled_from(("valid", "zero"))),
+            "over_batch": draw(st.booleans()),
+            "activation": draw(st.sampled_from((None, None, "relu"))),
+        },
+        layout=draw(st.sampled_from(LAYOUTS)),
+        dy_layout=draw(st.sampled_from((*LAYOUTS, "expanded"))),
+        parameter_dtype=dtype if dtype == torch.float64 or draw(st.booleans()) else torch.float32,
+        weight=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        sigma=draw(st.sampled_from((0.5, 1, 2.0, "scalar", "per group"))),
+        dl1=draw(st.sampled_from((0.0, 3.0))),
+        seed=draw(st.integers(0, 2**32 - 1)),
     )
-    if isinstance(sigma, str):
-        sigma = (torch.rand(() if sigma == "scalar" else (groups,)) + 0.5).to(parameter)
-    return Call(
-        _laid_out(torch.randn(shape).to(dtype), draw(layouts)),
-        affine_parameter(),
-        affine_parameter(),
-        sigma,
-        _laid_out(torch.randn(shape).to(dtype), draw(st.one_of(layouts, st.just("expanded")))),
-        draw(st.sampled_from((0.0, 3.0))),
-        options,
-    )
+
+
+def calls(*args: Any, **kwargs: Any) -> st.SearchStrategy[Call]:
+    """The calls of `recipes`."""
+    return recipes(*args, **kwargs).map(Recipe.call)

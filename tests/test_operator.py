@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from oracle import Call, check
-from strategies import calls
+from strategies import Recipe, calls
 
 from divnorm_kernels import divisive_norm
 from divnorm_kernels.reference import divisive_norm as reference
@@ -14,7 +14,14 @@ def cpu(*args, **kwargs):
     return divisive_norm(*args, backend="cpu", **kwargs)
 
 
+def even(shape, **options) -> Call:
+    return Recipe(shape, torch.float64, options=options).call()
+
+
 @given(calls())
+@example(even((1, 1, 1, 4, 6), window=(1, 2, 3), norm_window=(2, 2, 9)))  # found by tests/fuzz.py: memory overrun
+@example(even((3, 5, 1, 5, 6), window=(8, 2, 9), norm_window=(10, 9, 8)))
+@example(even((3, 6, 1, 4, 6), window=(8, 1, 3), norm_window=(2, 2, 9), groups=2, edges="zero"))
 def test_values_and_gradients(call: Call):
     check(cpu, call)
 
