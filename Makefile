@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-.PHONY: bench test gpu-check native-test docs lint format clean
+.PHONY: bench test gpu-check native-test fuzz docs lint format clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench run
@@ -13,6 +13,9 @@ bench: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 12
 	$(MAKE) native-test
+	$(MAKE) fuzz TARGET=cpu N=5000
+	$(MAKE) fuzz TARGET=cuda N=500
+	$(MAKE) fuzz TARGET=races N=50
 
 # On a machine with a GPU: tests, sanitizers and benchmark, with its own Python ($(PYTHON)) and no network.
 gpu-check:
@@ -21,11 +24,18 @@ gpu-check:
 # The kernels without Python: under AddressSanitizer and UBSan, and for their barriers under ThreadSanitizer.
 native-test:
 	cmake -S . -B build/native-tests -DDIVNORM_NATIVE_TESTS=ON -DDIVNORM_SANITIZE=address,undefined
-	cmake --build build/native-tests --parallel
+	cmake --build build/native-tests --parallel --target divnorm_native_tests divnorm_cuda_tests
 	ctest --test-dir build/native-tests --output-on-failure
 	cmake -S . -B build/race-tests -DDIVNORM_NATIVE_TESTS=ON -DDIVNORM_SANITIZE=thread
 	cmake --build build/race-tests --parallel --target divnorm_race_tests
 	ctest --test-dir build/race-tests --output-on-failure
+
+# Random calls under sanitizers, as many as one likes; TARGET: cpu, cuda (emulated) or races. Prints the smallest that
+# fails.
+TARGET := cpu
+N := 5000
+fuzz: $(VENV)/.installed
+	cd tests && ../$(BIN)/python -m fuzz.run $(TARGET) $(N)
 
 # The API reference and the recipes, as HTML in build/docs.
 docs: $(VENV)/.installed

@@ -7,7 +7,6 @@ what they read and write of global memory.
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any
 
 import pybind11
 import torch
-from process import ROOT, run
+from process import ROOT, load, run
 
 from divnorm_kernels import fields
 from divnorm_kernels.backends import cuda
@@ -40,20 +39,19 @@ def module() -> ModuleType:
         options = (f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
         run("cmake", "-S", ROOT, "-B", BUILD, "-DDIVNORM_EMULATED=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", *options)
         run("cmake", "--build", BUILD, "--target", "_emulated", "--parallel")
-    (built,) = BUILD.glob("_emulated*.so")
-    spec = importlib.util.spec_from_file_location("_emulated", built)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return load("_emulated", BUILD)
 
 
 @contextmanager
-def backend(**row: Any) -> Iterator[None]:
-    """The CUDA backend for `DEVICE`, with entries of the table replaced, for calls that have not been planned yet."""
+def backend(library: ModuleType | None = None, **row: Any) -> Iterator[None]:
+    """The CUDA backend for `DEVICE`, with entries of the table replaced, for calls that have not been planned yet.
+
+    ``library``: another build for the emulated device.
+    """
     saved = cuda.library, cuda.DEVICE_TYPE, cuda.device_of, table.ROWS
     table.ROWS = [{**entry, **row} for entry in saved[3]]
     if DEVICE == "cpu":
-        cuda.library, cuda.DEVICE_TYPE, cuda.device_of = module(), "cpu", lambda x: TINY
+        cuda.library, cuda.DEVICE_TYPE, cuda.device_of = library or module(), "cpu", lambda x: TINY
     fields._built.cache_clear()
     try:
         yield

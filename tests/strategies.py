@@ -87,9 +87,10 @@ def recipes(
     extents: dict[int, int] = EXTENTS,
     channels: tuple[int, ...] = CHANNELS,
     largest_window: int = 400,
+    ranks: tuple[int, ...] = (2, 2, 1, 3, 0),
 ) -> Recipe:
     """A call: rank, sizes, fields, groups, edges, parameters, dtypes and memory layouts."""
-    dims = draw(st.sampled_from((2, 2, 1, 3, 0)))
+    dims = draw(st.sampled_from(ranks))
     dtype = draw(st.sampled_from(dtypes))
     groups = draw(st.sampled_from((1, 1, 2, 3))) if dims else 1
     batch, per_group = draw(st.integers(1, 4)), draw(st.sampled_from(channels))

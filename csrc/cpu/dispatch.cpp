@@ -4,15 +4,17 @@
 
 namespace divnorm {
 
+#ifdef DIVNORM_HAS_baseline
 namespace baseline {
 extern const CpuKernels kernels;
 }
-#ifdef DIVNORM_X86
+#endif
+#ifdef DIVNORM_HAS_avx2
 namespace avx2 {
 extern const CpuKernels kernels;
 }
 #endif
-#ifdef DIVNORM_AVX512
+#ifdef DIVNORM_HAS_avx512
 namespace avx512 {
 extern const CpuKernels kernels;
 }
@@ -27,18 +29,22 @@ struct Candidate {
 
 int candidates(Candidate out[kMaxInstructionSets]) {
   int count = 0;
-#ifdef DIVNORM_X86
+#if defined(DIVNORM_HAS_avx2) || defined(DIVNORM_HAS_avx512)
   __builtin_cpu_init();
   const bool avx2_runs =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#ifdef DIVNORM_AVX512
+#endif
+#ifdef DIVNORM_HAS_avx512
   const bool avx512_runs = avx2_runs && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   out[count++] = {&avx512::kernels, avx512_runs};
 #endif
+#ifdef DIVNORM_HAS_avx2
   out[count++] = {&avx2::kernels, avx2_runs};
 #endif
+#ifdef DIVNORM_HAS_baseline
   out[count++] = {&baseline::kernels, true};
+#endif
   return count;
 }
 

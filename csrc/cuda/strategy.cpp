@@ -35,8 +35,8 @@ class SharedPlan {
 class ScratchPlan {
  public:
   int64_t add(int64_t bytes) {
-    const int64_t offset = bytes_;
-    bytes_ += round_up(bytes, kAlignment);
+    const int64_t offset = round_up(bytes_, kAlignment);
+    bytes_ = offset + bytes;
     return offset;
   }
   int64_t bytes() const { return bytes_; }

@@ -1,0 +1,94 @@
+"""What is drawn, how it is made, and what must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from emulated import backend
+from hypothesis import strategies as st
+from oracle import check
+from process import load
+from strategies import Recipe, recipes
+
+from divnorm_kernels import divisive_norm
+
+RANKS = (3, 3, 3, 2, 2, 1, 0)
+SMALL = {
+    "extents": {0: 40, 1: 40, 2: 12, 3: 12},
+    "channels": (1, 2, 3, 4, 5, 8, 9),
+    "largest_window": 30,
+    "ranks": RANKS,
+}
+TINY = {"extents": {0: 30, 1: 30, 2: 6, 3: 4}, "channels": (1, 2, 5), "largest_window": 9, "ranks": RANKS}
+LARGE = {"extents": {0: 40_000, 1: 40_000, 2: 400, 3: 30}, "channels": (1, 3, 8, 33), "largest_window": 400}
+"""Several slabs of rows, teams of threads, and outputs that bypass the cache."""
+ONE_IN = 400
+"""Calls on the CPU that are large."""
+
+
+@st.composite
+def on_cpu(draw: st.DrawFn) -> tuple[Recipe]:
+    """A call."""
+    return (draw(recipes(**(LARGE if draw(st.integers(1, ONE_IN)) == ONE_IN - 1 else SMALL))),)
+
+
+@st.composite
+def on_emulated(draw: st.DrawFn, sizes: dict[str, Any], threads: tuple[int, ...]) -> tuple[Recipe, dict[str, Any]]:
+    """A call, and the table's row that cuts it."""
+    row = {
+        "cluster": draw(st.sampled_from((0, 1, 2, 4, 8))),
+        "blocks": draw(st.sampled_from((1, 2, 42))),
+        "threads": draw(st.sampled_from(threads)),
+        "bytes_per_thread": draw(st.sampled_from((8, 32, 128))),
+        "slice_channels": draw(st.sampled_from((1, 2, 32))),
+        "stretch_bytes": draw(st.sampled_from((8, 16, 256))),
+        "window_rounds": draw(st.sampled_from((0, 4, 1000))),
+        "staged_threads": draw(st.sampled_from([count for count in threads if count <= 128])),
+        "tile_bytes": draw(st.sampled_from((256, 2048, 24576))),
+        "tile_positions": draw(st.sampled_from((8, 32, 1024))),
+        "row_positions": draw(st.sampled_from((16, 100, 4096))),
+        "items": draw(st.sampled_from((1, 3, 10))),
+        "cache_share": draw(st.sampled_from((0.01, 0.4))),
+    }
+    return draw(recipes(**sizes)), row
+
+
+CALLS = {
+    "cpu": on_cpu(),
+    "cuda": on_emulated(SMALL, (32, 64, 96, 256)),
+    "races": on_emulated(TINY, (32, 64)),
+}
+
+
+def compare(recipe: Recipe, backend: str) -> None:
+    """Compares every result with the oracle's; and makes the call again with as few tensors as it can have."""
+    function, call = partial(divisive_norm, backend=backend), recipe.call()
+    check(function, call)
+    inputs = [call.x, call.weight, call.bias, call.sigma]
+    tensors = [i for i, t in enumerate(inputs) if isinstance(t, torch.Tensor)]
+    only = tensors[recipe.seed % len(tensors)]
+    inputs[only] = inputs[only].detach().requires_grad_()
+    y = function(*inputs[:3], sigma=inputs[3], **call.options)
+    torch.autograd.grad(y, inputs[only], call.dy, materialize_grads=True)
+
+
+def maker(target: str, folder: Path) -> Callable[..., None]:
+    """What makes a call of ``CALLS[target]`` with the kernels built in a folder."""
+
+    def on_cpu(recipe: Recipe) -> None:
+        torch.set_num_threads(1 + recipe.seed % 3)
+        compare(recipe, "cpu")
+
+    def on_emulated(recipe: Recipe, row: dict[str, Any]) -> None:
+        torch.set_num_threads(1)
+        with backend(library, **row):
+            compare(recipe, "cuda")
+
+    if target == "cpu":
+        return on_cpu
+    library = load("_emulated", folder)
+    return on_emulated
