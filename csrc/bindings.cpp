@@ -118,5 +118,7 @@ PYBIND11_MODULE(_native, m) {
 #ifdef DIVNORM_CUDA
   m.attr("cuda_archs") = DIVNORM_CUDA;
   bind_cuda(m);
+#else
+  m.attr("without_cuda") = DIVNORM_WITHOUT_CUDA;
 #endif
 }

@@ -67,12 +67,20 @@ class Plan:
         /,
     ) -> None: ...
 
+# Only where the module was built without CUDA.
+
+without_cuda: str
+"""Why: ``it was built with DIVNORM_CUDA=off``."""
+
 # Only where the module was built with CUDA.
 
 cuda_archs: str
 """The architectures it was built for: ``sm_80 sm_90``."""
 cuda_most_positions: int
 cuda_compiled_for: dict[str, tuple[int, int]]
+
+def cuda_versions() -> tuple[int, int]:
+    """The newest CUDA that the driver supports, 0 where there is no driver, and the one built with: 12040 is 12.4."""
 
 def cuda_strategy(plan: Plan, backward: bool, device: dict[str, Any], row: dict[str, Any], /) -> dict[str, Any]: ...
 

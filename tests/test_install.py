@@ -1,13 +1,18 @@
 """Building and installing as users do, in pip's build isolation, from a copy of the source tree."""
 
+import re
 import shutil
+import subprocess
 import sys
+import sysconfig
+import tarfile
+import warnings
 import zipfile
 
+import pybind11
 import pytest
 from process import ROOT, run, run_python
 
-SOURCES = ("csrc", "divnorm_kernels", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 # An editable install of this package answers for modules that a copy lacks: the compiled one, where that is missing.
 ALONE = """
 import sys
@@ -15,36 +20,65 @@ sys.meta_path = [finder for finder in sys.meta_path if not finder.__module__.sta
 """
 # The CUDA kernels, which take minutes to compile, are in the installation under test (test_cuda_compile.py).
 CPU_ALONE = {"CMAKE_ARGS": "-DDIVNORM_CUDA=off"}
-QUICK = {"CMAKE_ARGS": "-DDIVNORM_CUDA=off -DDIVNORM_OPTIMIZE=-O0"}
+NO_COMPILER = {"CXX": "/nonexistent/compiler"}
+NOT_BUILT = "not built: no C++ compiler that works was found"
+WITHOUT_CUDA = "the compiled module has no CUDA kernels"
 REPORT = "import runpy; runpy.run_module('divnorm_kernels', run_name='__main__')"
 USE = """
 import torch, divnorm_kernels
 from divnorm_kernels.backends import cpu
 from divnorm_kernels.reference import divisive_norm as reference
-x = torch.randn(2, 8, 9, 9)
-y = divnorm_kernels.divisive_norm(x, window=5, backend={backend!r})
-assert torch.allclose(y, reference(x, window=5), atol=1e-5)
+
+def results(function, **options):
+    torch.manual_seed(0)
+    x, weight, bias, dy = torch.randn(2, 8, 9, 7), torch.randn(8), torch.randn(8), torch.randn(2, 8, 9, 7)
+    inputs = [t.double().requires_grad_() for t in (x, weight, bias)]
+    y = function(*inputs, window=5, norm_window=3, groups=2, sigma=0.5, **options)
+    return y, *torch.autograd.grad(y, inputs, dy.double())
+
+# float64, and sums of some hundred numbers of order one
+for ours, expected in zip(results(divnorm_kernels.divisive_norm, backend={backend!r}), results(reference), strict=True):
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 print(divnorm_kernels.__file__, cpu.instruction_set())
 """
+# What a clone has and a source distribution has not, and the other way round.
+OF_A_CLONE = {".ci/run", ".gitignore"}
+GENERATED = {"PKG-INFO", "setup.cfg"}
+
+
+def tracked():
+    """The files of the repository, new ones too."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a clone")
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines()
+    return {name for name in listed if (ROOT / name).exists()}
 
 
 @pytest.fixture
 def tree(tmp_path):
     """A copy of the sources alone: nothing compiled."""
-    for name in SOURCES:
-        ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
-        source, target = ROOT / name, tmp_path / "tree" / name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=ignore)
-        else:
-            target.parent.mkdir(exist_ok=True)
-            shutil.copy2(source, target)
+    for name in tracked():
+        target = tmp_path / "tree" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
     return tmp_path / "tree"
 
 
 def python(code, cwd, **environment):
     """What the code prints with the package in ``cwd``."""
     return run_python("-c", ALONE + code, cwd=cwd, **environment)
+
+
+def sdist(tree):
+    """The source distribution, unpacked."""
+    target = tree.parent / "sdist"
+    build = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
+    run_python("-c", build, target, cwd=tree)
+    (built,) = target.glob("*.tar.gz")
+    with tarfile.open(built) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of not naming a filter, which older Pythons do not know
+        archive.extractall(target)
+    return target / built.name.removesuffix(".tar.gz")
 
 
 def wheel(tree, **environment):
@@ -58,6 +92,16 @@ def wheel(tree, **environment):
     return built, done.stdout + done.stderr
 
 
+def installed(built, where):
+    """A fresh environment with the wheel: its Python, which finds torch where this one does."""
+    run_python("-m", "venv", "--without-pip", where)
+    interpreter = where / "bin" / "python"
+    run_python("-m", "pip", "--python", interpreter, "install", "--no-deps", "--no-index", built)
+    (site,) = where.glob("lib/python*/site-packages")
+    (site / "torch.pth").write_text(sysconfig.get_path("purelib"))
+    return interpreter, site
+
+
 def editable(tree, **environment):
     """Installs the tree itself, beside this interpreter's packages; returns what it then says of itself."""
     prefix = tree.parent / "prefix"
@@ -66,56 +110,150 @@ def editable(tree, **environment):
     return python(REPORT, tree)
 
 
+def broken_nvcc(where, only=""):
+    """A compiler that fails where ``only`` is among its arguments, else the real one."""
+    script = where / "nvcc"
+    where.mkdir()
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *{only}*) echo "line 7: error: a word that is \\"unknown\\"" >&2; exit 1;; esac\n'
+        f'exec {shutil.which("nvcc")} "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
 def unpacked(built, where):
     with zipfile.ZipFile(built) as archive:
         archive.extractall(where)
     return where
 
 
-def test_wheel_runs_on_every_instruction_set_and_an_editable_install_follows(tree, tmp_path):
-    built, _ = wheel(tree, **CPU_ALONE)
-    home = unpacked(built, tmp_path / "home")
-    names = {p.name for p in (home / "divnorm_kernels").iterdir()}
+def test_the_source_distribution_is_the_repository(tree):
+    root = sdist(tree)
+    names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    kept = {name for name in names if not name.startswith("divnorm_kernels.egg-info/")}
+    assert kept - GENERATED == tracked() - OF_A_CLONE
+    assert "License-Expression: MIT" in (root / "PKG-INFO").read_text()
+
+
+def test_from_the_source_distribution_to_kernels_in_a_fresh_environment(tree, tmp_path):
+    root = sdist(tree)
+    built, _ = wheel(root, **CPU_ALONE)
+    interpreter, site = installed(built, tmp_path / "environment")
+    package = site / "divnorm_kernels"
+    names = {p.name for p in package.iterdir()}
     assert {"py.typed", "_native.pyi"} <= names
+    assert "not_built.txt" not in names
     assert any(name.startswith("_native.") and name.endswith((".so", ".pyd")) for name in names)
+    assert list(site.glob("divnorm_kernels-*.dist-info/licenses/LICENSE"))
+    report = run(interpreter, "-m", "divnorm_kernels", cwd=tmp_path).stdout
+    assert "backend cpu: available\n" in report
+    assert f"backend cuda: missing: {WITHOUT_CUDA}: it was built with DIVNORM_CUDA=off\n" in report
     code = "from divnorm_kernels.backends import cpu; print(*cpu.instruction_sets())"
-    for name in python(code, home).split():
-        assert python(USE.format(backend="cpu"), home, DIVNORM_INSTRUCTION_SET=name).split() == [
-            str(home / "divnorm_kernels" / "__init__.py"),
-            name,
-        ]
+    for name in run(interpreter, "-c", code, cwd=tmp_path).stdout.split():
+        used = run(interpreter, "-c", USE.format(backend="cpu"), cwd=tmp_path, DIVNORM_INSTRUCTION_SET=name)
+        assert used.stdout.split() == [str(package / "__init__.py"), name]
 
     # Code compiled for one instruction set must not be what the linker picks for all of them.
-    objects = list((tree / "build").rglob("kernels.cpp.o"))
+    objects = list((root / "build").rglob("kernels.cpp.o"))
     assert objects
     for file in objects:
-        symbols = run("nm", "--demangle", "--defined-only", "--extern-only", file, cwd=tree).stdout.splitlines()
+        symbols = run("nm", "--demangle", "--defined-only", "--extern-only", file).stdout.splitlines()
         shared = [line for line in symbols if f"divnorm::{file.parts[-4].split('_')[-1].split('.')[0]}::" not in line]
         assert [line for line in shared if "DW.ref." not in line] == []
 
-    # A second build: CMake's cache of the first names tools that pip has deleted since. It compiles into the tree.
-    assert not list((tree / "divnorm_kernels").glob("_native*.so"))
-    assert "backend cpu: available" in editable(tree, **QUICK)
-    assert len(list((tree / "divnorm_kernels").glob("_native*.so"))) == 1
+    # A second build: CMake's cache of the first names tools that pip has deleted since. It compiles into the tree, and
+    # CUDA kernels that do not compile cost it those alone.
+    assert not list((root / "divnorm_kernels").glob("_native*.so"))
+    nvcc = broken_nvcc(tmp_path / "cuda", "kernels_")
+    report = editable(root, CMAKE_ARGS="-DDIVNORM_OPTIMIZE=-O0", CUDACXX=str(nvcc))
+    assert "backend cpu: available\n" in report
+    reason = "they did not compile (line 7: error: a word that is 'unknown')"
+    if shutil.which("nvcc") is None:
+        reason = "no CUDA compiler that works was found when it was built"
+    assert f"backend cuda: missing: {WITHOUT_CUDA}: {reason}\n" in report
+    assert len(list((root / "divnorm_kernels").glob("_native*.so"))) == 1
+    assert python(USE.format(backend="cpu"), root).split()[0] == str(root / "divnorm_kernels" / "__init__.py")
 
 
 def test_editable_install_without_a_compiler_is_pure_python(tree):
-    assert "backend cpu: missing: the compiled module does not import" in editable(tree, CXX="/nonexistent/compiler")
+    assert f"backend cpu: missing: {NOT_BUILT}\n" in editable(tree, **NO_COMPILER)
 
 
 def test_without_a_compiler_the_install_is_pure_python_and_says_so(tree, tmp_path):
-    built, output = wheel(tree, CXX="/nonexistent/compiler")
-    assert "the native module was not built" in output
+    built, output = wheel(tree, **NO_COMPILER)
+    assert f"the compiled module was {NOT_BUILT}" in output
     home = unpacked(built, tmp_path / "home")
     assert not list(home.rglob("*.so"))
-    code = USE.format(backend=None).replace(
-        "import torch", "import warnings; warnings.simplefilter('ignore'); import torch"
-    )
+    code = "import warnings; warnings.simplefilter('ignore')\n" + USE.format(backend=None)
     assert python(code, home).split()[1] == "None"
     report = python(REPORT, home)
-    assert "backend cpu: missing: the compiled module does not import" in report
+    assert f"backend cpu: missing: {NOT_BUILT}\n" in report
+    assert f"backend cuda: missing: {NOT_BUILT}\n" in report
 
 
-def test_a_build_that_requires_the_native_module_fails_without_a_compiler(tree):
-    with pytest.raises(AssertionError, match="error"):
-        wheel(tree, CXX="/nonexistent/compiler", DIVNORM_REQUIRE_NATIVE="1")
+def native_build(where, **environment):
+    """The build of the module alone, with this environment's tools."""
+    run_python("setup.py", "build_ext", "--build-lib", where, "--build-temp", where, **environment)
+
+
+def test_a_build_that_requires_the_native_module_fails_without_a_compiler(tmp_path):
+    with pytest.raises(AssertionError, match=f"error: the compiled module was {re.escape(NOT_BUILT)}"):
+        native_build(tmp_path, **NO_COMPILER, DIVNORM_REQUIRE_NATIVE="1")
+
+
+@pytest.mark.parametrize("value", ["on", "ON"])
+def test_cuda_kernels_that_were_asked_for_are_not_left_out(tmp_path, value):
+    with pytest.raises(AssertionError, match="error: the compiled module was not built: DIVNORM_CUDA=on, and no"):
+        native_build(tmp_path, CMAKE_ARGS=f"-DDIVNORM_CUDA={value}", CUDACXX=str(broken_nvcc(tmp_path / "cuda")))
+
+
+def configured(tmp_path, *options, **environment):
+    """What CMake says of a configuration."""
+    python_here = (f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
+    return run("cmake", "-S", ROOT, "-B", tmp_path / "build", *python_here, *options, **environment).stdout
+
+
+def test_a_cuda_compiler_that_does_not_work_is_none(tmp_path):
+    said = configured(tmp_path, CUDACXX=str(broken_nvcc(tmp_path / "cuda")))
+    assert "the CUDA kernels are left out: no CUDA compiler that works was found" in said
+
+
+def test_cuda_kernels_stay_off_in_a_build_that_had_them_on(tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    assert "left out" not in configured(tmp_path)
+    assert "the CUDA kernels are left out: it was built with" in configured(tmp_path, "-DDIVNORM_CUDA=off")
+
+
+def test_an_unknown_choice_of_cuda(tmp_path):
+    with pytest.raises(AssertionError, match="DIVNORM_CUDA: got maybe, expected auto, on or off"):
+        configured(tmp_path, "-DDIVNORM_CUDA=maybe")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the package without its compiled module, and where that would be."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "not_built.txt")
+    package = shutil.copytree(ROOT / "divnorm_kernels", tmp_path / "divnorm_kernels", ignore=ignored)
+    return tmp_path, package / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def test_a_module_that_was_never_built(copy):
+    home, module = copy
+    report = python(REPORT, home)
+    assert f"backend cpu: missing: not built: {module.parent} has no {module.name}\n" in report
+    module.with_name("not_built.txt").write_text("the compiler was tired\n")
+    assert "backend cpu: missing: not built: the compiler was tired\n" in python(REPORT, home)
+    warned = subprocess.run(
+        [sys.executable, "-c", ALONE + "import divnorm_kernels"], cwd=home, capture_output=True, text=True, check=True
+    )
+    assert "served by the slow reference (not built: the compiler was tired)" in warned.stderr
+
+
+def test_a_module_that_does_not_load(copy):
+    home, module = copy
+    module.write_bytes(b"no library at all")
+    report = python(REPORT, home)
+    assert f"backend cpu: missing: the compiled module does not load: {module}: " in report
+    assert "circular" not in report

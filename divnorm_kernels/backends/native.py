@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sysconfig
 import warnings
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -11,15 +13,28 @@ from torch import Tensor
 from ..fields import Axis, Geometry
 from ..layout import channels_last_strides, dense
 
-import_error: str | None = None
+_PACKAGE = __package__.partition(".")[0]
+
+
+def _not_built() -> str:
+    """Why there is no compiled module: what setup.py left in its place, or that nothing was built for this Python."""
+    package = files(_PACKAGE)
+    note = package / "not_built.txt"
+    if note.is_file():
+        return f"not built: {note.read_text(encoding='utf-8').strip()}"
+    return f"not built: {package} has no _native{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+_missing: str | None = None
 try:
-    from .. import _native as module
+    import divnorm_kernels._native as module
 except ImportError as error:
     module = None
-    import_error = str(error)
+    absent = isinstance(error, ModuleNotFoundError) and error.name == f"{_PACKAGE}._native"
+    _missing = _not_built() if absent else f"the compiled module does not load: {error}"
     warnings.warn(
-        "divnorm_kernels: the compiled module is missing, so CPU tensors are served by the slow reference; "
-        "`python -m divnorm_kernels` says why, an install with a C++17 compiler brings it",
+        f"divnorm_kernels: CPU tensors are served by the slow reference ({_missing}); "
+        "an install with a C++17 compiler brings the kernels",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -32,7 +47,7 @@ _UNIT_AXIS = (0, 0, 1)
 
 def missing() -> str | None:
     """Why the compiled module is not there, or ``None``."""
-    return None if module is not None else f"the compiled module does not import ({import_error})"
+    return _missing
 
 
 def _three(entries: tuple[Any, ...], missing: Any) -> tuple[Any, Any, Any]:
