@@ -4,6 +4,7 @@
 
 #include "addresses.h"
 #include "cuda/call.h"
+#include "cuda/launch.h"
 
 namespace py = pybind11;
 
@@ -118,6 +119,10 @@ void bind_cuda(py::module_& module) {
   compiled_for["resident"] = py::make_tuple(cuda::kResidentThreads, cuda::kResidentBlocks);
   compiled_for["staged"] = py::make_tuple(cuda::kStagedThreads, cuda::kStagedBlocks);
   module.attr("cuda_compiled_for") = compiled_for;
+  module.def("cuda_versions", [] {
+    const cuda::Versions found = cuda::versions();
+    return py::make_tuple(found.driver, found.runtime);
+  });
   module.def("cuda_strategy", &strategy_of);
   py::class_<Calls>(module, "CudaCalls", py::module_local())
       .def(py::init(&make_calls), py::keep_alive<1, 2>())

@@ -39,8 +39,13 @@ __device__ inline void sync_cluster(int size) {
   __syncthreads();
 }
 
-// The same where blocks have written to their own shared memory alone: writes to global memory are not waited for.
+// The same where blocks have written to their own shared memory alone: writes to global memory are not waited for, if
+// the compiler knows how to say so: .sync_restrict came with PTX ISA 8.6 (its release notes, "Changes in PTX ISA Version
+// 8.6"), which nvcc writes from 12.7 on.
 __device__ inline void sync_cluster_shared(int size) {
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1207
+  sync_cluster(size);
+#else
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   if (size > 1) {
     asm volatile(
@@ -53,6 +58,7 @@ __device__ inline void sync_cluster_shared(int size) {
   }
 #endif
   __syncthreads();
+#endif
 }
 
 // Where `address`, in this block's shared memory, lies in that of block `rank` of the cluster; const, to read it alone.

@@ -66,6 +66,13 @@ void start(const Launch& launch, Stream stream, const void* kernel, const void* 
 
 }  // namespace
 
+Versions versions() {
+  Versions found;
+  check(cudaDriverGetVersion(&found.driver), "cudaDriverGetVersion");
+  check(cudaRuntimeGetVersion(&found.runtime), "cudaRuntimeGetVersion");
+  return found;
+}
+
 // The same for every plan: these belong to the kernel, and another plan may be at work.
 void prepare(int device, int most_shared_bytes, Kernel kernel) {
   const Current current(device);

@@ -18,6 +18,12 @@ struct Stream {
   uintptr_t handle = 0;
 };
 
+// The newest CUDA that the driver supports, 0 where there is no driver, and the runtime's own: 12040 is 12.4.
+struct Versions {
+  int driver = 0, runtime = 0;
+};
+Versions versions();
+
 // Before a kernel's first launch on a device, of which a block can have most_shared_bytes of shared memory.
 void prepare(int device, int most_shared_bytes, Kernel kernel);
 

@@ -6,6 +6,8 @@
 
 namespace divnorm::cuda {
 
+Versions versions() { return {}; }
+
 void prepare(int, int, Kernel) {}
 
 int64_t clusters_at_once(int, const Launch& launch, Kernel) {

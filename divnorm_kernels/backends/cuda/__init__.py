@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,23 +21,40 @@ OLDEST = (8, 0)
 """The least compute capability."""
 
 
-def missing() -> str | None:
-    """Why the backend cannot run here, or ``None``."""
+@cache
+def _unusable(library: Any) -> str | None:
+    """Why no GPU of this machine can run the module's kernels, or ``None``; asked for once, an install does not change.
+
+    A runtime works with every driver of its major version and later ones ("CUDA compatibility", NVIDIA).
+    """
     if library is None:
         return module_missing()
     if not hasattr(library, "CudaCalls"):
-        return "the compiled module was built without CUDA (no nvcc, or DIVNORM_CUDA=off)"
-    if DEVICE_TYPE == "cuda" and (not torch.cuda.is_available() or torch.version.hip is not None):
+        return f"the compiled module has no CUDA kernels: {library.without_cuda}"
+    if torch.version.hip is not None:
         return "there is no NVIDIA GPU"
+    driver, runtime = (divmod(version, 1000) for version in library.cuda_versions())
+    if driver[0] and driver[0] < runtime[0]:  # 0 is no driver
+        (d, d_minor), (r, r_minor) = driver, runtime
+        return f"the driver supports CUDA {d}.{d_minor // 10}, the kernels were built with {r}.{r_minor // 10}"
     return None
+
+
+def missing() -> str | None:
+    """Why the backend cannot run here, or ``None``."""
+    reason = _unusable(library)
+    if reason is None and DEVICE_TYPE == "cuda" and not torch.cuda.is_available():
+        return "there is no NVIDIA GPU"
+    return reason
 
 
 def refusal(g: Geometry, x: Tensor) -> str | None:
     """Why this call cannot be served, or ``None``."""
     if x.device.type != DEVICE_TYPE:
         return missing() or f"x is on {x.device}, this backend computes on {DEVICE_TYPE} devices"
-    if not hasattr(library, "CudaCalls") or torch.version.hip is not None:
-        return missing()
+    reason = _unusable(library)
+    if reason is not None:
+        return reason
     if x.dtype not in DTYPES:
         return f"x has dtype {x.dtype}"
     capability = device_of(x).capability

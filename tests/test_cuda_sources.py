@@ -1,0 +1,75 @@
+"""The CUDA sources as compilers older than this machine's see them, and the versions of runtime and driver."""
+
+import re
+import shutil
+from types import ModuleType
+
+import pytest
+import torch
+from emulated import backend
+from process import ROOT, run
+
+from divnorm_kernels import divisive_norm
+from divnorm_kernels.backends import cuda
+
+# As nvcc 12.6 sees the kernels, once its own headers have been read: it writes PTX 8.5.
+OLDER = """
+#include <cuda_runtime.h>
+#undef __CUDACC_VER_MAJOR__
+#undef __CUDACC_VER_MINOR__
+#define __CUDACC_VER_MAJOR__ 12
+#define __CUDACC_VER_MINOR__ 6
+#include "cuda/kernels_bfloat16.cu"
+"""
+
+
+@pytest.mark.skipif(not (shutil.which("nvcc") and shutil.which("ptxas")), reason="needs nvcc and ptxas")
+def test_older_compilers_get_instructions_that_they_know(tmp_path):
+    source, ptx = tmp_path / "kernels.cu", tmp_path / "kernels.ptx"
+    source.write_text(OLDER)
+    run("nvcc", "-std=c++17", "-ptx", "-arch=compute_90", "-I", ROOT / "csrc", source, "-o", ptx)
+    text, replaced = re.subn(r"^\.version .*$", ".version 8.5", ptx.read_text(), flags=re.MULTILINE)
+    assert replaced == 1
+    assert "barrier.cluster.arrive" in text
+    ptx.write_text(text)
+    run("ptxas", "-O0", "-arch=sm_90", ptx, "-o", tmp_path / "kernels.cubin")
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    """Puts a module with these versions of driver and runtime in the compiled one's place; counts the questions."""
+
+    def replace(driver, runtime):
+        asked = []
+        module = ModuleType("with_versions")
+        module.CudaCalls = None
+        module.cuda_versions = lambda: asked.append(1) or (driver, runtime)
+        monkeypatch.setattr(cuda, "library", module)
+        return asked
+
+    return replace
+
+
+TOO_OLD = "the driver supports CUDA 12.4, the kernels were built with 13.0"
+
+
+def test_a_driver_older_than_the_runtime_is_a_reason(versions):
+    asked = versions(12040, 13000)
+    assert [cuda.missing() for _ in range(3)] == [TOO_OLD] * 3
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("driver", "runtime"), [(13000, 13010), (13000, 13000), (13010, 12080), (0, 13000)])
+def test_minor_versions_newer_drivers_and_none_are_no_reason(versions, driver, runtime):
+    asked = versions(driver, runtime)
+    assert cuda.missing() in (None, "there is no NVIDIA GPU")
+    assert asked == [1]
+
+
+def test_a_call_with_a_driver_older_than_the_runtime_goes_elsewhere(versions):
+    """On the emulated device, whose tensors are where the kernels are: the reason comes before any launch."""
+    with backend():
+        versions(12040, 13000)
+        x = torch.randn(2, 3, 4, 5, device=cuda.DEVICE_TYPE)
+        with pytest.raises(RuntimeError, match=f"backend: got 'cuda', which cannot serve this call: {TOO_OLD}"):
+            divisive_norm(x, window=3, backend="cuda")
