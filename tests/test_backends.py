@@ -1,8 +1,10 @@
 """Which backend serves a call, what `python -m divnorm_kernels` says, and life without the compiled module."""
 
+import ast
+
 import pytest
 import torch
-from process import run_python
+from process import ROOT, run_python
 
 from divnorm_kernels import __version__, divisive_norm
 from divnorm_kernels.backends import KERNELS, availability, cpu, native, preference
@@ -129,3 +131,24 @@ def test_tables_name_backends_and_rows_for_every_gpu():
         assert set(row["order"]) <= set(KERNELS)
     for fields in ("whole", "windows"):
         assert preference._order("sm_123", 8, fields)
+
+
+def test_the_stub_names_what_the_compiled_module_has():
+    classes, others = {}, set()
+    for entry in ast.parse((ROOT / "divnorm_kernels" / "_native.pyi").read_text()).body:
+        if isinstance(entry, ast.ClassDef):
+            classes[entry.name] = {method.name for method in entry.body} - {"__init__"}
+        elif isinstance(entry, ast.FunctionDef):
+            others.add(entry.name)
+        elif isinstance(entry, ast.AnnAssign):
+            others.add(entry.target.id)
+    module = native.module
+    of_cuda = {name for name in (*classes, *others) if name.lower().startswith("cuda")}
+    absent = {"without_cuda"} if hasattr(module, "CudaCalls") else of_cuda
+    assert public(module) | {"__version__"} == (classes.keys() | others) - absent
+    for name in classes.keys() - absent:
+        assert public(getattr(module, name)) == classes[name]
+
+
+def public(thing):
+    return {name for name in vars(thing) if not name.startswith("_")}

@@ -39,9 +39,9 @@ __device__ inline void sync_cluster(int size) {
   __syncthreads();
 }
 
-// The same where blocks have written to their own shared memory alone: writes to global memory are not waited for, if
-// the compiler knows how to say so: .sync_restrict came with PTX ISA 8.6 (its release notes, "Changes in PTX ISA Version
-// 8.6"), which nvcc writes from 12.7 on.
+// The same where blocks have written to their own shared memory alone: writes to global memory are not waited for, by
+// compilers that can say so. .sync_restrict is new in PTX ISA 8.6 (its release notes), which nvcc 12.7 is the first to
+// write.
 __device__ inline void sync_cluster_shared(int size) {
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1207
   sync_cluster(size);
