@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from . import family, properties, recurrent, targets
+from . import family, models, properties, recurrent, targets
 from . import pages as tables
 from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, settings
 from .inputs import image_cases, sample_cases, tensor_case
@@ -193,6 +193,42 @@ def layers(
         family.write(out / "layers.json", rows, machine, command_line())
     family.show(console, rows, machine)
     if any(row.ours is None for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command("models")
+def models_command(
+    norm: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(models.NORMS)}; may be repeated.")] = None,
+    device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda, or auto, a GPU if there is one.")] = "auto",
+    dtype: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(DTYPES)}; may be repeated.")] = None,
+    format: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FORMATS)}; may be repeated.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads torch and the kernels may use; default: torch's.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure under torch.compile too.")] = True,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for the networks of one setting together.")] = 10.0,
+    out: Annotated[Path, typer.Option(help="Folder for models.json.")] = Path("bench/out"),
+) -> None:
+    """Times a training step of a small convolutional network with each norm, eager and under torch.compile.
+
+    Results are compared with the same network in float64 first; the command ends with status 1 where one is wrong.
+    """
+    device = device_named(device)
+    norms = chosen("--norm", norm, models.NORMS, tuple(models.NORMS))
+    dtypes = chosen("--dtype", dtype, DTYPES, ("float32", "bfloat16"))
+    formats = chosen("--format", format, FORMATS, FORMATS)
+    modes = [models.EAGER, models.COMPILED][: 1 + compiled]
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console, rows = Console(width=width()), []
+    keep_freed_memory()
+    out.mkdir(parents=True, exist_ok=True)
+    machine = describe(device)
+    for setting in track(models.settings(dtypes, formats, device), "timing", console=console, transient=True):
+        rows += models.measure(setting, norms, modes, seconds)
+        models.write(out / "models.json", rows, machine, command_line())
+    console.print(models.table(rows))
+    if any(row["times"] is None for row in rows):
         raise typer.Exit(1)
 
 
