@@ -52,7 +52,7 @@ format: $(VENV)/.installed
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
-	rm -rf $(VENV) build dist divnorm_kernels/_native*.so
+	rm -rf $(VENV) build dist divnorm_kernels/_native*.so divnorm_kernels/not_built.txt
 
 # Torch first: asked for by a range, pip would take the newest build with its gigabytes of GPU libraries.
 $(VENV)/.torch:

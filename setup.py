@@ -46,7 +46,7 @@ class CMakeBuild(build_ext):
         build = Path(self.build_temp).resolve() / "cmake"
         try:
             self._cmake(build, output)
-        except (OSError, BuildError) as error:
+        except (OSError, ImportError, BuildError) as error:
             self.reason = str(error)
             ext.optional = ext.optional and cached(build, "DIVNORM_CUDA") != "on"
             raise CompileError(

@@ -1,5 +1,6 @@
 """Building and installing as users do, in pip's build isolation, from a copy of the source tree."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sysconfig
 import tarfile
 import warnings
 import zipfile
+from email import message_from_string
 
 import pybind11
 import pytest
@@ -44,6 +46,7 @@ print(divnorm_kernels.__file__, cpu.instruction_set())
 # What a clone has and a source distribution has not, and the other way round.
 OF_A_CLONE = {".ci/run", ".gitignore"}
 GENERATED = {"PKG-INFO", "setup.cfg"}
+IMPORTED_AS = {"pillow": "PIL", "scikit": "skimage"}
 
 
 def tracked():
@@ -122,6 +125,18 @@ def broken_nvcc(where, only=""):
     return script
 
 
+def imported(folder):
+    """Packages of others that the modules of a folder import."""
+    names = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module)
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {folder.name}
+
+
 def unpacked(built, where):
     with zipfile.ZipFile(built) as archive:
         archive.extractall(where)
@@ -133,7 +148,15 @@ def test_the_source_distribution_is_the_repository(tree):
     names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     kept = {name for name in names if not name.startswith("divnorm_kernels.egg-info/")}
     assert kept - GENERATED == tracked() - OF_A_CLONE
-    assert "License-Expression: MIT" in (root / "PKG-INFO").read_text()
+    metadata = message_from_string((root / "PKG-INFO").read_text())
+    assert metadata["License-Expression"] == "MIT"
+    required = {
+        (re.match(r"\w+", line)[0], *re.findall(r"extra == .(\w+)", line)) for line in metadata.get_all("Requires-Dist")
+    }
+    assert imported(root / "divnorm_kernels") - {"triton"} == {name for name, *extra in required if not extra}
+    assert imported(root / "bench") - imported(root / "divnorm_kernels") == {
+        IMPORTED_AS.get(name, name) for name, *extra in required if extra == ["bench"]
+    } | {"divnorm_kernels"}
 
 
 def test_from_the_source_distribution_to_kernels_in_a_fresh_environment(tree, tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..fields import Axis, Geometry
 from ..layout import channels_last_strides, dense
 
-_PACKAGE = __package__.partition(".")[0]
+_PACKAGE = "divnorm_kernels"
 
 
 def _not_built() -> str:
