@@ -96,7 +96,7 @@ def wheel(tree, **environment):
 
 
 def installed(built, where):
-    """A fresh environment with the wheel: its Python, which finds torch where this one does."""
+    """A fresh environment with the wheel: its Python, which finds torch where this one does (with -I: there alone)."""
     run_python("-m", "venv", "--without-pip", where)
     interpreter = where / "bin" / "python"
     run_python("-m", "pip", "--python", interpreter, "install", "--no-deps", "--no-index", built)
@@ -169,12 +169,12 @@ def test_from_the_source_distribution_to_kernels_in_a_fresh_environment(tree, tm
     assert "not_built.txt" not in names
     assert any(name.startswith("_native.") and name.endswith((".so", ".pyd")) for name in names)
     assert list(site.glob("divnorm_kernels-*.dist-info/licenses/LICENSE"))
-    report = run(interpreter, "-m", "divnorm_kernels", cwd=tmp_path).stdout
+    report = run(interpreter, "-I", "-m", "divnorm_kernels", cwd=tmp_path).stdout
     assert "backend cpu: available\n" in report
     assert f"backend cuda: missing: {WITHOUT_CUDA}: it was built with DIVNORM_CUDA=off\n" in report
     code = "from divnorm_kernels.backends import cpu; print(*cpu.instruction_sets())"
-    for name in run(interpreter, "-c", code, cwd=tmp_path).stdout.split():
-        used = run(interpreter, "-c", USE.format(backend="cpu"), cwd=tmp_path, DIVNORM_INSTRUCTION_SET=name)
+    for name in run(interpreter, "-I", "-c", code, cwd=tmp_path).stdout.split():
+        used = run(interpreter, "-I", "-c", USE.format(backend="cpu"), cwd=tmp_path, DIVNORM_INSTRUCTION_SET=name)
         assert used.stdout.split() == [str(package / "__init__.py"), name]
 
     # Code compiled for one instruction set must not be what the linker picks for all of them.
