@@ -4,7 +4,6 @@ import json
 import math
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from timeit import timeit
 
@@ -16,7 +15,7 @@ from process import run_python
 from rich.console import Console
 
 import divnorm_kernels as dk
-from bench import family, gpu, models, pages, running, sanitized, timing
+from bench import family, gpu, pages, running, sanitized, timing
 from bench import measure as measuring
 from bench.cases import CASES, SUITES, SWEEP_WINDOWS, Case, Setting, settings
 from bench.inputs import image_cases, sample_cases, tensor_case
@@ -371,40 +370,3 @@ def test_a_wrong_layer_is_not_timed():
     assert row.ours is None
     assert row.error > 1
     assert row.theirs.both > 0
-
-
-@pytest.fixture
-def small_network(monkeypatch):
-    """A network that is quick to time and to compile."""
-    monkeypatch.setattr(models, "SHAPE", (4, 3, 9, 8))
-    monkeypatch.setattr(models, "CHANNELS", (4, 6))
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-
-
-def timed_networks(tmp_path, *arguments, code=0):
-    """The rows that the command writes, and what it prints."""
-    settings = ("--dtype", "float32", "--format", "channels_last", "--device", "cpu", "--seconds", 0.01)
-    output = run("models", *settings, *arguments, "--out", tmp_path, code=code)
-    return json.loads((tmp_path / "models.json").read_text())["rows"], output
-
-
-def test_networks_eager_and_compiled(tmp_path, small_network):
-    rows, output = timed_networks(tmp_path)
-    assert [(row["norm"], row["mode"]) for row in rows] == [(n, m) for n in models.NORMS for m in ("eager", "compiled")]
-    assert all(row["times"]["both"] > 0 and row["error"] <= 1 for row in rows)
-    compiled = {row["norm"]: row["times"]["both"] for row in rows if row["mode"] == "compiled"}
-    ratio = f"{compiled[models.TORCH] / compiled['DivisiveNorm2d']:.2f}x"
-    assert any("compiled" in line and "DivisiveNorm2d" in line and ratio in line for line in output.splitlines())
-
-
-def test_a_wrong_network_is_not_timed(tmp_path, small_network, monkeypatch):
-    class Wrong(dk.BatchNorm2d):
-        def forward(self, x):
-            return super().forward(x) * (1 if self.backend == "reference" else 2)
-
-    monkeypatch.setitem(models.NORMS, "BatchNorm2d", Wrong)
-    names = ("--norm", "BatchNorm2d", "--norm", models.TORCH)
-    rows, output = timed_networks(tmp_path, *names, "--no-compile", code=1)
-    assert [(row["norm"], row["times"] is None) for row in rows] == [("BatchNorm2d", True), (models.TORCH, False)]
-    assert rows[0]["error"] > 1
-    assert "wrong" in output
