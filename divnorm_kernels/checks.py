@@ -10,6 +10,11 @@ from .fields import Geometry
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def compute_dtype(t: Tensor) -> torch.dtype:
+    """The dtype that sums and statistics of ``t`` are computed in."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
 def check_activation(x: object) -> None:
     """Raises unless ``x`` is a strided tensor of a supported dtype."""
     if not isinstance(x, Tensor):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .addresses import check_readable
 from .backends import select
+from .checks import compute_dtype
 from .fields import Geometry, decode, geometry
 from .layout import dense
 
@@ -52,10 +53,6 @@ def _kernels(backend: str | None, g: Geometry, x: Tensor) -> ModuleType:
     return kernels
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _forward(x, weight, bias, sigma, sigma_value, *rest):
     *options, with_l1, with_variance, backend = rest
     check_readable(x=x, weight=weight, bias=bias, sigma=sigma)
@@ -78,7 +75,7 @@ def _backward(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, *r
 
 def _forward_fake(x, weight, bias, sigma, sigma_value, *rest):
     *options, with_l1, with_variance, _ = rest
-    compute = _compute_dtype(x)
+    compute = compute_dtype(x)
     maps = x.new_empty(_geometry(x, *options).kept_shape(with_variance), dtype=compute)
     return torch.empty_like(dense(x)), maps, x.new_empty(() if with_l1 else (0,), dtype=compute)
 

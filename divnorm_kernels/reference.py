@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import compute_dtype
 from .fields import Axis, Geometry, Window, geometry
 
 
@@ -42,7 +43,7 @@ def _divisors(axis: Axis, extent: int, dim: int, like: Tensor) -> Tensor | int:
 
 def _in_groups(g: Geometry, x: Tensor) -> Tensor:
     """``x`` as (N, groups, channels of a group, *S), in the dtype of the computation."""
-    x = x.to(x.dtype if x.dtype == torch.float64 else torch.float32)
+    x = x.to(compute_dtype(x))
     return x[:, None, None] if g.features else x.unflatten(1, (g.groups, g.channels // g.groups))
 
 

@@ -224,7 +224,7 @@ def test_the_maps_of_whole_fields_are_one_number_a_row():
         arguments = {"norm_window": options["window"], "groups": 1, "edges": "valid", "over_batch": False} | options
         g = fields.geometry(tuple(x.shape), **arguments)
         _, maps, _ = backend.forward(g, x, None, None, 1.0, False)
-        assert maps.shape == backend.maps_shape(g) == expected
+        assert maps.shape == g.kept_shape(False) == expected
         assert maps.isfinite().all()
 
 
@@ -232,15 +232,15 @@ def test_through_the_dispatcher():
     """Compilers and dispatch modes see the same numbers through the raw operators."""
     x = torch.randn(2, 6, 5, 4, device=DEVICE)
     y, maps, l1 = torch.ops.divnorm_kernels.forward(
-        x, None, None, None, 0.5, [0, 0], [0, 0], 2, "valid", False, "relu", True, "triton"
+        x, None, None, None, 0.5, [0, 0], [0, 0], 2, "valid", False, "relu", True, True, "triton"
     )
     expected, l1_expected = triton(x, window="all", groups=2, sigma=0.5, activation="relu", return_l1=True)
     assert torch.equal(y, expected)
     assert torch.equal(l1, l1_expected)
-    assert maps.shape == (2, 2, 2, 1, 1)
+    assert maps.shape == (3, 2, 2, 1, 1)
     torch.library.opcheck(
         torch.ops.divnorm_kernels.forward,
-        (x, None, None, None, 0.5, [0, 0], [0, 0], 2, "valid", False, "relu", True, "triton"),
+        (x, None, None, None, 0.5, [0, 0], [0, 0], 2, "valid", False, "relu", True, True, "triton"),
         test_utils=("test_schema", "test_faketensor"),
     )
 

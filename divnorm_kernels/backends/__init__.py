@@ -4,7 +4,7 @@ A backend is a module with
 
 - ``missing()``: why it is not available on this machine, or ``None``;
 - ``refusal(g, x)``: why it cannot serve this call, or ``None``;
-- ``description()``: what a benchmark names its kernels, and ``maps_shape(g)``: the shape of what it keeps for backward;
+- ``description()``: what a benchmark names its kernels;
 - ``forward`` and ``backward``, with the signatures of `divnorm_kernels.backends.cpu`.
 
 The reference is the last resort and has none of these: it is plain PyTorch, differentiated by autograd.

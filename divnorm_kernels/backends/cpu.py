@@ -36,11 +36,6 @@ def description() -> str:
     return f"native, {instruction_set()}"
 
 
-def maps_shape(g: Geometry) -> tuple[int, ...]:
-    """The shape of the maps: one number per position, or a row where every field covers everything."""
-    return g.maps_shape
-
-
 def instruction_sets() -> list[str]:
     """The instruction sets this processor runs, best first."""
     return module.instruction_sets() if module is not None else []

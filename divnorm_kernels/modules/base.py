@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ..backends import check_name
-from ..checks import check_flag, check_number
+from ..checks import check_flag, check_number, compute_dtype
 from ..fields import Window
 from ..functional import normalize
 
@@ -18,11 +18,6 @@ EPS = 1e-5
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and biased variance, each of shape (1 or N, groups, 1, ...)."""
-
-
-def compute_dtype(t: Tensor) -> torch.dtype:
-    """The dtype that statistics of ``t`` are computed in."""
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
 class Options(TypedDict, total=False):
@@ -137,7 +132,7 @@ class NormalizationLayer(nn.Module):
 
     @property
     def itself(self) -> NormalizationLayer:
-        """This layer: where it is what `torch.fx` records, the path to it."""
+        """The layer: where it is itself what `torch.fx` records, the path to it."""
         return self
 
     def _call(self, x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Unpack
 
-from ..checks import check_flag, check_size
-from .base import NormalizationLayer, Options, Statistics, compute_dtype, listed
+from ..checks import check_flag, check_size, compute_dtype
+from .base import NormalizationLayer, Options, Statistics, listed
 from .distributed import ProcessGroup, along_channels, batch_norm_across
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .base import Statistics, compute_dtype
+from ..checks import compute_dtype
+from .base import Statistics
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -49,11 +49,6 @@ def description() -> str:
     return f"Triton {triton.__version__}" + (", interpreted" if INTERPRETED else "")
 
 
-def maps_shape(g: Geometry) -> tuple[int, ...]:
-    """The shape of the maps: one number per position, or a row where every field covers everything."""
-    return g.maps_shape
-
-
 def _kind(t: Tensor | float | None) -> torch.dtype | tuple[torch.dtype, int] | None:
     """What a plan depends on of a parameter."""
     return (t.dtype, t.numel()) if isinstance(t, Tensor) else None
