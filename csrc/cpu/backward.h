@@ -1,4 +1,6 @@
 // Backward: P1, P2/s, V -> t = P2/s^3 -> a = B'[t]/n -> d = P1/s - a V -> e = A'[d]/n -> dx = g/s - a v - e.
+// t is a number of its own, so like the squares it has to be in the range of A: in float32 where v is not small beside
+// s, for s down to about 1e-19.
 #pragma once
 
 #include <initializer_list>
