@@ -22,7 +22,8 @@ struct Memory {
         reduction(at<A>(args.shared.reduction)),
         totals(at<A>(args.shared.totals)),
         pitch(args.shared.pitch),
-        local{at<A>(args.shared.local), at<A>(args.shared.local) + pitch, partial, partial + pitch},
+        local{at<A>(args.shared.local), at<A>(args.shared.local) + pitch, partial, partial + pitch,
+              args.shape.slope_of},
         affine{at<A>(args.shared.weight), at<A>(args.shared.bias), at<A>(args.shared.dweight),
                at<A>(args.shared.dbias),  args.shape.per_position, args.shape.relu} {}
 
@@ -129,7 +130,7 @@ struct Moments {
 template <class A, class Maps>
 __device__ A start_backward(const Shape& shape, const Maps& maps, int p, A scale, A shift, A centred) {
   const A rstd = shape.suppression.present ? maps.load(backward_map::rstd, p) : A(0);
-  const A whole = scale * rstd * rstd * rstd;
+  const A whole = ((scale * rstd) * rstd) * rstd;  // rstd^3 alone overflows
   if (shape.suppression.present)
     maps.store(backward_map::scale, p, whole / divisor<A>(shape, shape.suppression, p));
   else

@@ -119,8 +119,9 @@ void Calls::finish(Direction direction, const Call& call) const {
       add({within(call, scratch.dbias), scratch.affine_slots, size, size, 1, 1.0, {}, call.dbias});
     if (call.dsigma.data != nullptr && problem_.suppression.present) {
       const int64_t sigmas = call.dsigma.count, slots = scratch.sigma_slots;
-      add({within(call, scratch.dsigma), sigmas == 1 ? slots * shape.groups : slots, sigmas, 1, slots, 1.0,
-           call.tensors.sigma, call.dsigma});
+      // Of whole fields the sums have sigma in them.
+      add({within(call, scratch.dsigma), sigmas == 1 ? slots * shape.groups : slots, sigmas, 1, slots, -1.0,
+           shape.whole ? Parameter{} : call.tensors.sigma, call.dsigma});
     }
   }
   if (all.count == 0) return;

@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kFinishThreads) finish(const __grid_constant__
   device::sync_block();
   if (warp != 0 || column >= r.columns) return;
   for (int w = 1; w < warps; ++w) sum += sums[w * device::kWarp + lane];
-  const A factor = r.sigma.data == nullptr ? static_cast<A>(r.factor) : -read<A>(r.sigma, column);
-  write<A>(r.result, column, sum * factor);
+  if (r.sigma.data != nullptr) sum *= read<A>(r.sigma, column);
+  write<A>(r.result, column, sum * static_cast<A>(r.factor));
 }
 
 }  // namespace divnorm::cuda

@@ -140,6 +140,13 @@ __device__ A sigma_of(const Tensors& tensors, int group) {
   return read<A>(tensors.sigma, tensors.sigma.count == 1 ? 0 : group);
 }
 
+// 1/s. s is never below |sigma|, not even where sigma^2 is below what there is of numbers; a NaN stays one.
+template <class A>
+__device__ A rstd_of(A sigma, A q) {
+  const A s = std::sqrt(sigma * sigma + q), least = std::abs(sigma);
+  return A(1) / (s < least ? least : s);
+}
+
 // mean and rstd of one row, as forward returns and backward receives them.
 template <class A>
 struct SavedMaps {
@@ -239,8 +246,7 @@ struct ForwardFields {
     maps.save(forward_map::mean, p, mu);
   }
   __device__ void suppression(int p, A sum) const {
-    const A rstd = A(1) / std::sqrt(sigma * sigma + sum / divisor<A>(shape, shape.suppression, p));
-    maps.save(forward_map::rstd, p, rstd);
+    maps.save(forward_map::rstd, p, rstd_of(sigma, sum / divisor<A>(shape, shape.suppression, p)));
   }
 };
 

@@ -124,7 +124,7 @@ struct Pixels {
         for (int p = columns.worker; p < tile.positions; p += columns.workers) {
           T* const at = x + p * tile.channels + c;
           Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(dy + p * tile.channels + c));
-          const A mean = local.mean[p], rstd = local.rstd[p], slope = local.slope[p], offset = local.offset[p];
+          const A mean = local.mean[p], rstd = local.rstd[p], offset = local.offset[p];
           Pack<A, V> normal, dx;
           for (int v = 0; v < V; ++v) {
             value.at[v] -= mean;
@@ -133,7 +133,8 @@ struct Pixels {
           if (affine.relu)
             for (int v = 0; v < V; ++v)
               upstream.at[v] = passed(upstream.at[v], normal.at[v] * weight.at[v] + bias.at[v]);
-          for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd - (slope * value.at[v] + offset);
+          for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd - offset;
+          subtract_slope(local.slope_of, repeated<V>(local.slope[p]), value, normal, dx);
           if (l1 != A(0))
             for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
           write_pack(at, narrow<T>(dx));

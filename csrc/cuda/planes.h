@@ -140,24 +140,27 @@ struct Planes {
               if (first + k >= tile.channels) break;
               Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(at + to_dy));
               const Pack<A, V> weight = Parameter(affine.weight + first, k).template at<V>(p);
-              Pack<A, V> dx;
-              for (int v = 0; v < V; ++v) value.at[v] -= mean.at[v];
+              Pack<A, V> normal, dx;
+              for (int v = 0; v < V; ++v) {
+                value.at[v] -= mean.at[v];
+                normal.at[v] = value.at[v] * rstd.at[v];
+              }
               if (affine.relu) {
                 const Pack<A, V> bias = Parameter(affine.bias + first, k).template at<V>(p);
                 for (int v = 0; v < V; ++v)
-                  upstream.at[v] = passed(upstream.at[v], value.at[v] * rstd.at[v] * weight.at[v] + bias.at[v]);
+                  upstream.at[v] = passed(upstream.at[v], normal.at[v] * weight.at[v] + bias.at[v]);
               }
-              for (int v = 0; v < V; ++v)
-                dx.at[v] = upstream.at[v] * weight.at[v] * rstd.at[v] - (slope.at[v] * value.at[v] + offset.at[v]);
+              for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd.at[v] - offset.at[v];
+              subtract_slope(local.slope_of, slope, value, normal, dx);
               if (l1 != A(0))
                 for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
               write_pack(at, narrow<T>(dx));
               for (int v = 0; v < V; ++v) {
                 if constexpr (!Parameter::kPerPosition) {
-                  dweight[k] += upstream.at[v] * (value.at[v] * rstd.at[v]);
+                  dweight[k] += upstream.at[v] * normal.at[v];
                   dbias[k] += upstream.at[v];
                 } else if (affine.dweight != nullptr) {
-                  affine.dweight[p + v] += upstream.at[v] * (value.at[v] * rstd.at[v]);
+                  affine.dweight[p + v] += upstream.at[v] * normal.at[v];
                   affine.dbias[p + v] += upstream.at[v];
                 }
               }

@@ -35,6 +35,10 @@ struct Slices {
   Divider by_count;
 };
 
+// What the slope of backward multiplies: there is none without suppression; v; of whole fields v/s, for a slope of v
+// goes with 1/s^2 and overflows before dx does.
+enum class SlopeOf : int { nothing, values, normals };
+
 struct Window {
   bool present = false;
   int lo[kAxes] = {}, hi[kAxes] = {};
@@ -87,6 +91,7 @@ struct Shape {
   bool statistics = false;  // there is a field
   bool whole = false;       // every field covers all positions: nothing is summed over windows
   Window summation, suppression;
+  SlopeOf slope_of = SlopeOf::nothing;
   Pass passes[kMaxPasses];
   int pass_count = 0;
 };
@@ -177,7 +182,7 @@ struct Reduction {
   int64_t rows = 0, columns = 0;
   int64_t row_step = 0, column_step = 0;
   double factor = 1;
-  Parameter sigma;  // where it is there, the factor is minus sigma of the column
+  Parameter sigma;  // where it is there, the column's is one more factor
   Parameter result;
 };
 

@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
             scale += totals(block, 0);
             shift += totals(block, 1);
           }
-          dsigma += save_slopes(shape, maps, scale, shift);
+          dsigma += save_slopes(args, maps, place.group, scale, shift);
         });
       } else {
         run_passes<A>(args, maps, place, [&](const auto& of) {

@@ -82,6 +82,7 @@ Shape shape_of(const Problem& problem, Direction direction) {
   shape.statistics = shape.summation.present || shape.suppression.present;
   shape.whole = problem.whole && shape.statistics;
   shape.map_positions = problem.whole ? 1 : shape.positions;
+  if (shape.suppression.present) shape.slope_of = shape.whole ? SlopeOf::normals : SlopeOf::values;
   if (shape.whole) return shape;
   if (direction == Direction::forward) {
     using namespace forward_map;

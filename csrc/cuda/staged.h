@@ -168,7 +168,7 @@ __device__ void backward_merge_whole(const Arguments& args, const Memory<T>& mem
   shift = shared_sum(shift, memory.reduction);
   if (device::thread() != 0) return;
   const auto maps = maps_of_row<A>(args, kBackwardScratchMaps, row_of(args.shape, row.sample, row.group));
-  const A whole = save_slopes(args.shape, maps, scale, shift);
+  const A whole = save_slopes(args, maps, row.group, scale, shift);
   const int64_t rows = args.shape.over_batch ? 1 : args.shape.batch;
   if (args.partials.dsigma != nullptr)
     device::store(static_cast<A*>(args.partials.dsigma) + row.group * rows + row.sample, whole);

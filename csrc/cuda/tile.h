@@ -133,11 +133,19 @@ __device__ void write_pack(T* address, const Pack<T, Count>& pack) {
   *reinterpret_cast<Pack<T, Count>*>(address) = pack;
 }
 
+template <int Count, class A>
+__device__ Pack<A, Count> repeated(A number) {
+  Pack<A, Count> pack;
+  for (int i = 0; i < Count; ++i) pack.at[i] = number;
+  return pack;
+}
+
 // What a block needs of a position or a channel to compute the output, in shared memory. Maps are local to the tile.
 template <class A>
 struct Local {
   A *mean, *rstd;     // of forward and backward
   A *slope, *offset;  // of backward
+  SlopeOf slope_of;
 };
 
 // Weight and bias of a tile, and where their gradients are collected.
@@ -161,9 +169,7 @@ class OfChannel {
     if constexpr (PerPosition) {
       return read_pack<Count>(numbers_ + position);
     } else {
-      Pack<A, Count> same;
-      for (int i = 0; i < Count; ++i) same.at[i] = number_;
-      return same;
+      return repeated<Count>(number_);
     }
   }
 
@@ -192,6 +198,16 @@ __device__ A passed(A upstream, A y) {
   return y <= A(0) ? A(0) : upstream;
 }
 
+// Takes what depends on v off dx. A zero times v would carry a NaN into a dx that no v matters to.
+template <class A, int Count>
+__device__ void subtract_slope(SlopeOf slope_of, const Pack<A, Count>& slope, const Pack<A, Count>& value,
+                               const Pack<A, Count>& normal, Pack<A, Count>& dx) {
+  if (slope_of == SlopeOf::values)
+    for (int v = 0; v < Count; ++v) dx.at[v] -= slope.at[v] * value.at[v];
+  else if (slope_of == SlopeOf::normals)
+    for (int v = 0; v < Count; ++v) dx.at[v] -= slope.at[v] * normal.at[v];
+}
+
 // Weight and bias of a tile into shared memory, ones and zeros where there are none.
 template <class A>
 __device__ void load_affine(const Shape& shape, const Tensors& tensors, int group, int channel, int channels,
@@ -208,10 +224,10 @@ __device__ inline int slice_channels(int channels, int slice, const Slices& slic
   return quotient(slices.by_count, channels - slice + slices.count - 1);
 }
 
-// value with the sign of x; 0 where x is 0.
+// value with the sign of x; 0 where x has none.
 template <class A>
 __device__ A signed_as(A value, A x) {
-  return x > A(0) ? value : x < A(0) ? -value : x;
+  return x > A(0) ? value : x < A(0) ? -value : A(0);
 }
 
 // The residual of a mean, where it is one: sums of large numbers round, sums of their differences do not.

@@ -53,21 +53,23 @@ template <class A, class Maps>
 __device__ void save_statistics(const Arguments& args, const Maps& maps, int group, const Moments<A>& row) {
   if (args.shape.summation.present) maps.save(forward_map::mean, 0, row.mean);
   if (!args.shape.suppression.present) return;
-  const A sigma = sigma_of<A>(args.tensors, group);
-  maps.save(forward_map::rstd, 0, A(1) / std::sqrt(sigma * sigma + row.squares / row.count));
+  const A variance = row.squares / row.count;
+  maps.save(forward_map::rstd, 0, rstd_of(sigma_of<A>(args.tensors, group), variance));
 }
 
-// slope and offset of a row from the sums over it of g v (scale) and of P1 rstd + l1's share (shift), by one thread;
-// returns P2 rstd^3. The sum of v is zero where a mean is subtracted.
+// slope (of v/s) and offset of a row from the sums over it of g v (scale) and of P1 rstd + l1's share (shift), by one
+// thread; returns sigma P2 rstd^3. The sum of v is zero where a mean is subtracted.
 template <class A, class Maps>
-__device__ A save_slopes(const Shape& shape, const Maps& maps, A scale, A shift) {
+__device__ A save_slopes(const Arguments& args, const Maps& maps, int group, A scale, A shift) {
+  const Shape& shape = args.shape;
   const A samples = shape.over_batch ? static_cast<A>(shape.batch) : A(1);
   const A count = samples * static_cast<A>(shape.group_channels) * static_cast<A>(shape.positions);
   A whole = 0;
   if (shape.suppression.present) {
     const A rstd = maps.load(backward_map::rstd, 0);
-    whole = scale * rstd * rstd * rstd;
-    maps.store(backward_map::slope, 0, whole / count);
+    const A normal = scale * rstd;
+    maps.store(backward_map::slope, 0, normal / count * rstd);
+    if (args.partials.dsigma != nullptr) whole = normal * rstd * (rstd * sigma_of<A>(args.tensors, group));
   }
   if (shape.summation.present) maps.store(backward_map::offset, 0, shift / count);
   return whole;
