@@ -66,9 +66,9 @@ std::unique_ptr<Calls> make_calls(const Plan& plan, int device, const py::dict& 
 
 void forward(const Calls& calls, int device, Address stream, Address x, Address weight, int weight_dtype, Address bias,
              int bias_dtype, Address sigma, int sigma_dtype, int64_t sigma_count, double sigma_value, Address y,
-             Address maps, Address l1, Address scratch) {
+             Address maps, bool with_variance, Address l1, Address scratch) {
   const Problem& problem = calls.problem();
-  const Maps both(problem, maps);
+  const Maps rows(problem, maps, with_variance);
   Call call;
   call.tensors.x = at<void>(x);
   call.tensors.out = at<void>(y);
@@ -76,8 +76,9 @@ void forward(const Calls& calls, int device, Address stream, Address x, Address 
   call.tensors.bias = parameter(bias, bias_dtype, problem.affine_size());
   call.tensors.sigma = parameter(sigma, sigma_dtype, sigma_count);
   call.tensors.sigma_value = sigma_value;
-  call.tensors.mean = both.mean;
-  call.tensors.rstd = both.rstd;
+  call.tensors.mean = rows.mean;
+  call.tensors.rstd = rows.rstd;
+  call.tensors.variance = rows.variance;
   call.l1 = at<void>(l1);
   call.scratch = at<void>(scratch);
   call.stream = {device, stream};

@@ -113,6 +113,7 @@ class CudaCalls:
         sigma_value: float,
         y: int,
         maps: int,
+        with_variance: bool,
         l1: int,
         scratch: int,
         /,

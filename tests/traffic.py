@@ -53,7 +53,7 @@ def moved(x: Tensor, **options: Any) -> tuple[Moved, Moved]:
     maps = torch.empty(cuda.maps_shape(g), dtype=compute)
     scratch = [torch.empty(count, dtype=torch.uint8) for count in calls.scratch_bytes]
     parameters = (*parameter(weight), *parameter(bias), *parameter(sigma), 1, 0.0)
-    forward = (x.data_ptr(), *parameters, y.data_ptr(), maps.data_ptr(), l1.data_ptr(), scratch[0].data_ptr())
+    forward = (x.data_ptr(), *parameters, y.data_ptr(), maps.data_ptr(), False, l1.data_ptr(), scratch[0].data_ptr())
     backward = (x.data_ptr(), dy.data_ptr(), maps.data_ptr(), *parameters)
     backward += (dl1.data_ptr(), dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), dsigma.data_ptr())
     backward += (scratch[1].data_ptr(),)

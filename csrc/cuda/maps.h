@@ -153,10 +153,12 @@ struct SavedMaps {
   __device__ SavedMaps(const Shape& shape, const Tensors& tensors, int64_t row)
       : mean(static_cast<A*>(tensors.mean) + (shape.summation.present ? row * shape.map_positions : 0)),
         rstd(static_cast<A*>(tensors.rstd) + (shape.suppression.present ? row * shape.map_positions : 0)),
+        variance(tensors.variance == nullptr ? nullptr : static_cast<A*>(tensors.variance) + row),
         step(shape.whole ? 0 : 1) {}
   __device__ void store(bool of_mean, int p, A value) const { device::store((of_mean ? mean : rstd) + p, value); }
   A *mean, *rstd;
-  int step;  // from one position to the next
+  A* variance;  // one number; null: not wanted
+  int step;     // from one position to the next
 };
 
 // The maps of a row in shared memory of a cluster: block p >> shift keeps position p. A thread reads and writes what

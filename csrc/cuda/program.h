@@ -103,6 +103,7 @@ struct Tensors {
   Parameter weight, bias, sigma;
   double sigma_value = 0;  // where there is no tensor
   void *mean = nullptr, *rstd = nullptr;
+  void* variance = nullptr;   // of whole fields, to forward; null: not wanted
   const void* dl1 = nullptr;  // null: zero
 };
 

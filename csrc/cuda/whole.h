@@ -55,6 +55,7 @@ __device__ void save_statistics(const Arguments& args, const Maps& maps, int gro
   if (!args.shape.suppression.present) return;
   const A variance = row.squares / row.count;
   maps.save(forward_map::rstd, 0, rstd_of(sigma_of<A>(args.tensors, group), variance));
+  if (maps.saved.variance != nullptr) device::store(maps.saved.variance, variance);
 }
 
 // slope (of v/s) and offset of a row from the sums over it of g v (scale) and of P1 rstd + l1's share (shift), by one

@@ -120,11 +120,14 @@ def forward(
     with_l1: bool,
     with_variance: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``(y, maps, l1)``; maps, of `maps_shape`, holds mean and rstd."""
+    """``(y, maps, l1)``; maps, of ``g.kept_shape(with_variance)``, holds mean, rstd and the variance.
+
+    ``with_variance`` is for geometries that are `whole` and divide; the variance is that of v, without sigma^2.
+    """
     x = dense(x)
     compute = COMPUTE[x.dtype]
     y = torch.empty_like(x)
-    maps = x.new_empty(maps_shape(g), dtype=compute)
+    maps = x.new_empty(g.kept_shape(with_variance), dtype=compute)
     if g.numel == 0:
         return y, maps, x.new_zeros((), dtype=compute) if with_l1 else None
     l1 = x.new_empty((), dtype=compute) if with_l1 else None
@@ -140,6 +143,7 @@ def forward(
         *_sigma(sigma),
         y.data_ptr(),
         maps.data_ptr(),
+        with_variance,
         0 if l1 is None else l1.data_ptr(),
         scratch.data_ptr(),
     )
