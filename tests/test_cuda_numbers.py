@@ -9,6 +9,7 @@ from oracle import Call, evaluate
 from strategies import calls
 from test_cuda import EXAMPLES, NAMES, SMALL, case, on_cuda, on_device
 from test_exact_sets import SPOILERS, check_sets, spoiled
+from torch import Tensor
 
 from divnorm_kernels import fields
 from divnorm_kernels.backends import cuda
@@ -147,3 +148,26 @@ def test_the_variance_is_right_beside_a_large_sigma(strategy, shape, options, sc
     for alone, beside in zip(plain, (y, maps[:-1], l1), strict=True):
         assert torch.equal(alone, beside)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("strategy", NAMES)
+def test_results_are_where_x_is(strategy):
+    """Whatever device tensors are made on by default."""
+
+    def both(call: Call) -> tuple[Tensor, ...]:
+        g = fields.geometry(tuple(call.x.shape), 3, "same", 1, "valid", False)
+        y, maps, l1 = cuda.forward(g, call.x, call.weight, call.bias, call.sigma, True)
+        found = cuda.backward(
+            g, call.dy, torch.ones_like(l1), call.x, maps, call.weight, call.bias, call.sigma, (True,) * 4
+        )
+        without = cuda.backward(g, None, None, call.x, maps, None, None, 1.0, (True, False, False, False))
+        return y, maps, l1, *found, without[0]
+
+    call = case((2, 6, 5, 4), {"window": 3}, torch.float32)
+    with backend(**NAMES[strategy]):
+        expected = both(call)
+        with torch.device("meta"):
+            got = both(call)
+    for have, want in zip(got, expected, strict=True):
+        assert have.device == call.x.device
+        assert torch.equal(have, want)
