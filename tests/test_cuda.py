@@ -223,7 +223,7 @@ def test_addresses_that_are_not_aligned(strategy, shift):
 def test_through_the_dispatcher():
     """Compilers and dispatch modes see the same numbers through the raw operators."""
     x = torch.randn(2, 6, 5, 4, device=DEVICE)
-    arguments = (x, None, None, None, 0.5, [3, 3], [3, 3], 2, "valid", False, "relu", True, "cuda")
+    arguments = (x, None, None, None, 0.5, [3, 3], [3, 3], 2, "valid", False, "relu", True, False, "cuda")
     with backend():
         y, maps, l1 = torch.ops.divnorm_kernels.forward(*arguments)
         expected, l1_expected = on_cuda(x, window=3, groups=2, sigma=0.5, activation="relu", return_l1=True)

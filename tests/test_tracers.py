@@ -107,7 +107,7 @@ def test_fx_records_the_function():
 
 
 def test_features_are_extracted_by_the_names_of_modules():
-    """As torchvision's create_feature_extractor does: a tracer that notes where each node comes from, and its outputs."""
+    """As torchvision's create_feature_extractor does, whose tracer notes the module that each node comes from."""
 
     class Tracer(fx.Tracer):
         def __init__(self):

@@ -50,7 +50,7 @@ def moved(x: Tensor, **options: Any) -> tuple[Moved, Moved]:
     weight, bias, dweight, dbias = (torch.ones(x.shape[1], dtype=compute) for _ in range(4))
     sigma, dsigma, l1, dl1 = (torch.ones((), dtype=compute) for _ in range(4))
     y, dy, dx = torch.empty_like(x), torch.randn_like(x), torch.empty_like(x)
-    maps = torch.empty(cuda.maps_shape(g), dtype=compute)
+    maps = torch.empty(g.kept_shape(False), dtype=compute)
     scratch = [torch.empty(count, dtype=torch.uint8) for count in calls.scratch_bytes]
     parameters = (*parameter(weight), *parameter(bias), *parameter(sigma), 1, 0.0)
     forward = (x.data_ptr(), *parameters, y.data_ptr(), maps.data_ptr(), False, l1.data_ptr(), scratch[0].data_ptr())

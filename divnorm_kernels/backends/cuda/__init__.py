@@ -70,11 +70,6 @@ def description() -> str:
     return "CUDA"
 
 
-def maps_shape(g: Geometry) -> tuple[int, ...]:
-    """The shape of the maps: one number per position."""
-    return g.maps_shape
-
-
 def device_of(x: Tensor) -> Device:
     """What the strategies depend on of x's device."""
     return device(x.device.index)
