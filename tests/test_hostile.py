@@ -10,9 +10,10 @@ from hostile import KINDS
 from process import ROOT
 
 CLEAR = re.compile(
-    r"(Type|Value)Error: (x|dy|weight|bias|sigma): got "
+    r"(Type|Value)Error: (x|dy|weight|bias|sigma|groups): got "
     # torch's own words, where a layer needs a view of x before the operator sees it
     r"|RuntimeError: setStorage: .* are out of bounds for storage of size"
+    r"|RuntimeError: Either your tensor may have escaped from inside a function being vmapped"
     r"|RuntimeError: .* got mixed torch.Tensor and DTensor"
     r"|RuntimeError: reshape is not implemented for sparse tensors"
 )
