@@ -17,10 +17,17 @@ def field_average(m: Tensor, axes: tuple[Axis, ...], extents: tuple[int, ...]) -
     """The average of ``m``, (N, G, *S), over the field around each position; same shape. ``extents`` are S."""
     for dim, (axis, extent) in enumerate(zip(axes, extents, strict=True), start=2):
         if axis.whole and not axis.divisor:
-            m = m.mean(dim, keepdim=True).expand_as(m)
+            m = _mean(m, dim, keepdim=True).expand_as(m)
         else:
             m = _axis_sum(m, dim, axis) / _divisors(axis, extent, dim, m)
     return m
+
+
+def _mean(t: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """The mean along ``dim``; zero where there is nothing."""
+    if not torch.jit.is_tracing() and t.numel() == 0:
+        return t.sum(dim, keepdim=keepdim)
+    return t.mean(dim, keepdim=keepdim)
 
 
 def _axis_sum(m: Tensor, dim: int, axis: Axis) -> Tensor:
@@ -49,9 +56,9 @@ def _in_groups(g: Geometry, x: Tensor) -> Tensor:
 
 def _row_average(g: Geometry, x: Tensor, values: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     """The field average, per group, of what the channels (and over the batch the samples) of x have on average."""
-    m = values.mean(2)
+    m = _mean(values, 2)
     # extents of x itself: those of what comes from it are constants to some recorders
-    return field_average(m.mean(0, keepdim=True) if g.over_batch else m, axes, x.shape[1 if g.features else 2 :])
+    return field_average(_mean(m, 0, keepdim=True) if g.over_batch else m, axes, x.shape[1 if g.features else 2 :])
 
 
 def evaluate(
