@@ -150,11 +150,6 @@ struct Planes {
                 for (int v = 0; v < V; ++v)
                   upstream.at[v] = passed(upstream.at[v], normal.at[v] * weight.at[v] + bias.at[v]);
               }
-              for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd.at[v] - offset.at[v];
-              subtract_slope(local.slope_of, slope, value, normal, dx);
-              if (l1 != A(0))
-                for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
-              write_pack(at, narrow<T>(dx));
               for (int v = 0; v < V; ++v) {
                 if constexpr (!Parameter::kPerPosition) {
                   dweight[k] += upstream.at[v] * normal.at[v];
@@ -164,6 +159,11 @@ struct Planes {
                   affine.dbias[p + v] += upstream.at[v];
                 }
               }
+              for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd.at[v] - offset.at[v];
+              subtract_slope(local.slope_of, slope, value, normal, dx);
+              if (l1 != A(0))
+                for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
+              write_pack(at, narrow<T>(dx));
             }
           }
           if constexpr (!Parameter::kPerPosition) {
