@@ -94,7 +94,9 @@ def recipes(
     dtype = draw(st.sampled_from(dtypes))
     groups = draw(st.sampled_from((1, 1, 2, 3))) if dims else 1
     batch, per_group = draw(st.integers(1, 4)), draw(st.sampled_from(channels))
-    spatial = tuple(draw(st.one_of(st.integers(1, 9), st.integers(1, extents[dims]))) for _ in range(max(dims, 1)))
+    largest = extents[dims]
+    extent = st.one_of(st.integers(1, min(9, largest)), st.integers(1, largest))
+    spatial = tuple(draw(extent) for _ in range(max(dims, 1)))
     window = windows(max(dims, 1), largest_window)
     return Recipe(
         (batch, groups * per_group, *spatial) if dims else (batch, *spatial),

@@ -24,7 +24,8 @@ SMALL = {
     "largest_window": 30,
     "ranks": RANKS,
 }
-TINY = {"extents": {0: 30, 1: 30, 2: 6, 3: 4}, "channels": (1, 2, 5), "largest_window": 9, "ranks": RANKS}
+SMALLER = {"extents": {0: 40, 1: 40, 2: 9, 3: 5}, "channels": (1, 2, 3, 5, 8), "largest_window": 12, "ranks": RANKS}
+TINY = {"extents": {0: 30, 1: 30, 2: 5, 3: 3}, "channels": (1, 2, 5), "largest_window": 9, "ranks": RANKS}
 LARGE = {"extents": {0: 40_000, 1: 40_000, 2: 400, 3: 30}, "channels": (1, 3, 8, 33), "largest_window": 400}
 """Several slabs of rows, teams of threads, and outputs that bypass the cache."""
 ONE_IN = 400
@@ -60,7 +61,7 @@ def on_emulated(draw: st.DrawFn, sizes: dict[str, Any], threads: tuple[int, ...]
 
 CALLS = {
     "cpu": on_cpu(),
-    "cuda": on_emulated(SMALL, (32, 64, 96, 256)),
+    "cuda": on_emulated(SMALLER, (32, 64, 96, 256)),
     "races": on_emulated(TINY, (32, 64)),
 }
 
