@@ -118,6 +118,14 @@ def _without_underflow(
     return call, evaluate(function, call)
 
 
+def _at_a_kink(call: Call, limits: dict[str, float]) -> bool:
+    """Whether an x - mu is next to zero, so that rounding decides its sign, and l1's gradient shows which."""
+    if 2 * abs(call.dl1) <= limits["dx"] * call.x.numel():
+        return False
+    mean_only = call.options | {"norm_window": None, "activation": None}
+    return bool((reference(call.in_double().x, **mean_only).abs() <= limits["l1"]).any())
+
+
 def check(function: Callable[..., Any], call: Call) -> dict[str, Tensor]:
     """Compares every result of ``function`` with the oracle's, value by value; returns them.
 
@@ -133,6 +141,8 @@ def check(function: Callable[..., Any], call: Call) -> dict[str, Tensor]:
     if exact.options != call.options:
         expected["y"] = expected["y"].relu()
     limits = tolerances(call, expected)
+    if call.dl1 and call.x.numel() and _at_a_kink(call, limits):
+        return check(function, replace(call, dl1=0.0))
     assert got.keys() == expected.keys()
     for name, want in expected.items():
         have = got[name]

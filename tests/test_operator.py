@@ -14,6 +14,10 @@ def cpu(*args, **kwargs):
     return divisive_norm(*args, backend="cpu", **kwargs)
 
 
+V_IS_ZERO = Recipe((1, 9, 9), torch.bfloat16, {"window": 3}, weight=False, bias=False, sigma=0.5, dl1=3.0, seed=1143410)
+"""Where the kernel's x - mu is 0 and the oracle's -1e-17: |x - mu| has no slope there."""
+
+
 def even(shape, **options) -> Call:
     return Recipe(shape, torch.float64, options=options).call()
 
@@ -22,6 +26,7 @@ def even(shape, **options) -> Call:
 @example(even((1, 1, 1, 4, 6), window=(1, 2, 3), norm_window=(2, 2, 9)))  # found by tests/fuzz.py: memory overrun
 @example(even((3, 5, 1, 5, 6), window=(8, 2, 9), norm_window=(10, 9, 8)))
 @example(even((3, 6, 1, 4, 6), window=(8, 1, 3), norm_window=(2, 2, 9), groups=2, edges="zero"))
+@example(V_IS_ZERO.call())
 def test_values_and_gradients(call: Call):
     check(cpu, call)
 
