@@ -14,18 +14,25 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int, type(None))
 
 
+_NO_STORAGE = (RuntimeError, NotImplementedError)
+"""What torch raises for sparse, opaque and wrapped tensors."""
+
+
+def _held(t: Tensor) -> bool:
+    """Whether the storage of ``t`` reaches to its last element."""
+    if t.is_contiguous():
+        last = t.numel() - 1
+    else:
+        last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return (t.storage_offset() + last + 1) * t.element_size() <= t.untyped_storage().nbytes()
+
+
 def readable(t: Tensor) -> bool:
     """Whether every element of ``t`` lies in memory, at the place that its address and strides tell."""
     try:
-        storage, offset = t.untyped_storage().nbytes(), t.storage_offset()
-        if t.is_contiguous():
-            end = offset + t.numel()
-        else:
-            end = offset + 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-        written = t.data_ptr() != 0 or t.numel() == 0
-    except (RuntimeError, NotImplementedError):  # what has no storage: sparse, opaque and wrapped tensors
+        return _held(t) and not t.is_neg() and (t.data_ptr() != 0 or t.numel() == 0)
+    except _NO_STORAGE:
         return False
-    return written and not t.is_neg() and end * t.element_size() <= storage
 
 
 def plain(*arguments: Tensor | float | None) -> bool:
@@ -51,6 +58,17 @@ def check_readable(**tensors: Tensor | float | None) -> None:
             raise ValueError(f"{name}: got {_what(t)}, expected a tensor with all of its elements in memory")
 
 
+def check_held(**tensors: Tensor | float | None) -> None:
+    """Raises a ValueError that names the first argument whose storage has been freed: torch itself would read it."""
+    for name, t in tensors.items():
+        try:
+            held = not isinstance(t, Tensor) or _held(t)
+        except _NO_STORAGE:
+            continue
+        if not held:
+            raise ValueError(f"{name}: got {_what(t)}, expected a tensor with all of its elements in memory")
+
+
 def check_alive(**tensors: Tensor | float | None) -> None:
     """Raises a ValueError that names the first argument which a transformation of torch.func has left behind."""
     for name, t in tensors.items():
@@ -62,5 +80,5 @@ def _what(t: Tensor) -> str:
     kind = f"a {type(t).__name__} of shape {tuple(t.shape)}"
     try:
         return f"{kind} whose storage holds {t.untyped_storage().nbytes()} bytes"
-    except (RuntimeError, NotImplementedError):
+    except _NO_STORAGE:
         return f"{kind} without a storage"

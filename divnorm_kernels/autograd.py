@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from .addresses import direct
+from .addresses import check_held, direct
 from .backends import name_of
 from .fields import Geometry
 from .ops import unread_bias
@@ -59,10 +59,11 @@ class DivisiveNormFunction(torch.autograd.Function):
         if dy is not None and dy.layout is not torch.strided:
             dy = dy.to_dense()
         if torch.is_grad_enabled():  # exactly under create_graph=True
+            check_held(dy=dy, dl1=dl1, x=x, weight=weight, bias=bias, sigma=sigma)
             if bias is None and needs[2]:
                 bias = torch.zeros(g.affine_size, dtype=ctx.bias_dtype, device=x.device, requires_grad=True)
             found = gradients(g, x, weight, bias, sigma, dy, dl1, needs, create_graph=True)
-        elif direct(dy, dl1, x, weight, bias, sigma):
+        elif direct(dy, dl1, x, maps, weight, bias, sigma):
             if bias is None and needs[2]:
                 bias = unread_bias(x, ctx.bias_dtype, g, weight)
             found = ctx.backend.backward(g, dy, dl1, x, maps, weight, bias, sigma, needs)

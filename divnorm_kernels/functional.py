@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import sharding
-from .addresses import check_alive, direct
+from .addresses import check_alive, check_held, direct
 from .autograd import DivisiveNormFunction
 from .backends import select
 from .checks import check_activation, check_affine, check_flag, check_sigma
@@ -124,6 +124,8 @@ def normalize(
             )
         kernels = None
     if kernels is None or _recorded():
+        if not torch.compiler.is_compiling():
+            check_held(x=x, weight=weight, bias=bias, sigma=sigma)
         y, l1 = evaluate(g, x, weight, bias, sigma)
         return y, l1, statistics(g, x) if with_statistics else None
     if direct(x, weight, bias, sigma):

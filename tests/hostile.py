@@ -27,6 +27,7 @@ FORMS = {
     "divisive_norm, a window": ((2, 4, 5, 6), {"window": 3}),
     "divisive_norm, whole fields": ((2, 4, 5, 6), {"window": "all", "groups": 2}),
     "divisive_norm, features": ((3, 7), {"window": 4}),
+    "divisive_norm, the reference": ((2, 4, 5, 6), {"window": 3, "backend": "reference"}),
     "divisive_norm, a ReLU and l1": ((2, 4, 7), {"window": 3, "activation": "relu", "return_l1": True}),
 }
 JAGGED = ("DivisiveNormFeatures", "RMSNorm")
@@ -114,6 +115,16 @@ def sliced(t: Tensor) -> Tensor:
 
 def conjugated(t: Tensor) -> Tensor:
     return torch.complex(t, -t).conj().imag
+
+
+def freed_before(**options: bool) -> Callable[[Tensor, list[Tensor], Tensor], Any]:
+    """Backward of an x whose storage has gone since forward."""
+
+    def grad(y: Tensor, leaves: list[Tensor], dy: Tensor) -> Any:
+        leaves[0].detach().untyped_storage().resize_(0)
+        return torch.autograd.grad(y, leaves, dy, **options)
+
+    return grad
 
 
 def batched(grad: Callable[[Tensor, list[Tensor], Tensor], Any]) -> dict[str, Any]:
@@ -227,6 +238,8 @@ KINDS = {
     "gradient sparse": Kind(dy=lambda t: t.to_sparse(), right=lambda subject: subject not in ("LayerNorm", "RMSNorm")),
     "gradient of a subclass": Kind(dy=lambda t: t.as_subclass(Subclass)),
     "gradient freed": Kind(dy=freed, right=refused),
+    "freed before backward": Kind(grad=freed_before(), right=refused),
+    "freed before a backward to differentiate": Kind(grad=freed_before(create_graph=True), right=refused),
     "gradients batched": Kind(
         **batched(lambda y, leaves, stack: torch.autograd.grad(y, leaves, stack, is_grads_batched=True))
     ),

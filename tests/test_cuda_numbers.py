@@ -10,6 +10,7 @@ from strategies import calls
 from test_cuda import EXAMPLES, NAMES, SMALL, case, on_cuda, on_device
 from test_exact_sets import SPOILERS, check_sets, spoiled
 from torch import Tensor
+from variance import OPTIONS, SCALES, SHAPES, check_variance
 
 from divnorm_kernels import fields
 from divnorm_kernels.backends import cuda
@@ -110,41 +111,21 @@ def test_what_float32_can_represent_is_represented(strategy, name, channels_last
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
-@pytest.mark.parametrize(("scale", "offset"), [(1e-4, 0.0), (1.0, 1e4)])
-@pytest.mark.parametrize(
-    ("shape", "options"),
-    [
-        ((3, 10, 9, 7), {"window": "all", "groups": 5}),
-        ((3, 10, 9, 7), {"window": None, "norm_window": "all"}),
-        ((5, 10, 9, 7), {"window": "all", "groups": 10, "over_batch": True}),
-        ((4, 30, 1, 1), {"window": "all", "groups": 2}),
-        ((4, 70), {"window": "all"}),
-        ((40, 70), {"window": "all", "over_batch": True}),
-    ],
-    ids=str,
-)
+@SCALES
+@SHAPES
 @pytest.mark.parametrize("strategy", NAMES)
 def test_the_variance_is_right_beside_a_large_sigma(strategy, shape, options, scale, offset, channels_last):
     """It is not what is left of s^2 without sigma^2."""
     x = (scale * torch.randn(shape) + offset).to(DEVICE)
     if channels_last and len(shape) > 2:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
-    options = {"norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
     with backend(**NAMES[strategy]):
-        g = fields.geometry(shape, **options)
+        g = fields.geometry(shape, **OPTIONS | options)
         y, maps, l1 = cuda.forward(g, x, None, None, 1.0, True, with_variance=True)
         plain = cuda.forward(g, x, None, None, 1.0, True)
         needs = (True, False, False, False)
         gradients = [cuda.backward(g, x, None, x, m, None, None, 1.0, needs)[0] for m in (maps, plain[1])]
-    samples = 1 if g.over_batch else shape[0]
-    rows = x.double().reshape(-1, g.groups, g.numel // g.batch // g.groups).transpose(0, 1)
-    rows = rows.reshape(g.groups, samples, -1).transpose(0, 1)
-    expected = rows.var(-1, unbiased=False) if g.summation else rows.square().mean(-1)
-    assert maps.shape == g.kept_shape(True)
-    variance = maps[-1].reshape(samples, g.groups).double()
-    # the sum's own rounding, and that of a channel's mean at the offset
-    limit = torch.finfo(torch.float32).eps * (rows.shape[-1] + offset / scale)
-    assert ((variance - expected).abs() <= limit * expected).all()
+    check_variance(g, x, maps, scale, offset)
     for alone, beside in zip(plain, (y, maps[:-1], l1), strict=True):
         assert torch.equal(alone, beside)
     assert torch.equal(*gradients)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import NAMES, Call, check, evaluate
 from strategies import calls
+from variance import OPTIONS, SCALES, SHAPES, check_variance
 
 from divnorm_kernels import divisive_norm
 from divnorm_kernels.backends import cpu as backend
@@ -104,35 +105,15 @@ def test_no_drift_along_a_row(window):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize(("scale", "offset"), [(1e-4, 0.0), (1.0, 1e4)])
-@pytest.mark.parametrize(
-    ("shape", "options"),
-    [
-        ((3, 10, 9, 7), {"window": "all", "groups": 5}),
-        ((3, 10, 9, 7), {"window": None, "norm_window": "all"}),
-        ((5, 10, 9, 7), {"window": "all", "groups": 10, "over_batch": True}),
-        ((4, 30, 1, 1), {"window": "all", "groups": 2}),
-        ((4, 70), {"window": "all"}),
-        ((40, 70), {"window": "all", "over_batch": True}),
-    ],
-    ids=str,
-)
+@SCALES
+@SHAPES
 def test_the_variance_is_right_beside_a_large_sigma(shape, options, scale, offset, memory_format):
     """It is not what is left of s^2 without sigma^2."""
     x = scale * torch.randn(shape) + offset
     x = x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
-    options = {"norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
-    g = geometry(shape, **options)
+    g = geometry(shape, **OPTIONS | options)
     y, maps, l1 = backend.forward(g, x, None, None, 1.0, True, with_variance=True)
-    samples = 1 if g.over_batch else shape[0]
-    rows = x.double().reshape(-1, g.groups, g.numel // g.batch // g.groups).transpose(0, 1)
-    rows = rows.reshape(g.groups, samples, -1) if g.over_batch else rows
-    expected = rows.var(-1, unbiased=False) if g.summation else rows.square().mean(-1)
-    assert maps.shape == g.kept_shape(True)
-    variance = maps[-1].reshape(samples, g.groups).double()
-    # the sum's own rounding, and that of a channel's mean at the offset
-    limit = torch.finfo(torch.float32).eps * (rows.shape[-1] + offset / scale)
-    assert ((variance - expected.t()).abs() <= limit * expected.t()).all()
+    check_variance(g, x, maps, scale, offset)
     plain = backend.forward(g, x, None, None, 1.0, True)
     for alone, beside in zip(plain, (y, maps[:-1], l1), strict=True):
         assert torch.equal(alone, beside)

@@ -10,6 +10,7 @@ from interpreted import DEVICE, DTYPES, EXAMPLES, SINGLE, SMALL, SMALL_TILES, ST
 from oracle import Call, evaluate
 from strategies import calls
 from torch import Tensor
+from variance import OPTIONS, expected_variance
 
 from divnorm_kernels import fields
 from divnorm_kernels.backends import triton as backend
@@ -133,16 +134,12 @@ VARIANCES = {
 def test_the_variance_of_whole_fields_is_kept_as_it_is(deviation, offset, name, changes):
     """Next to a sigma of 1 nothing is left in 1/s of a variance of 1e-8; and means at 1e4 are rounded by 2^-11."""
     options, shape = VARIANCES[name]
-    options = {"window": "all", "norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
     x = deviation * torch.randn(shape, device=DEVICE) + offset
     with table(**changes):
-        g = fields.geometry(shape, *options.values())
+        g = fields.geometry(shape, **OPTIONS | options)
         y, maps, _ = backend.forward(g, x, None, None, 1.0, False, with_variance=True)
         expected_y, expected_maps, _ = backend.forward(g, x, None, None, 1.0, False)
-    values = x.double().reshape(g.batch, g.groups, -1)
-    values = values.transpose(0, 1).reshape(1, g.groups, -1) if g.over_batch else values
-    centred = values - values.mean(2, keepdim=True) if g.summation else values
-    expected = centred.square().mean(2)
+    expected = expected_variance(g, x)
     assert torch.equal(y, expected_y)
     assert torch.equal(maps[:-1], expected_maps)
     error = (maps[-1].flatten(1) - expected).abs() / expected

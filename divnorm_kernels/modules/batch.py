@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Unpack
 
+from ..addresses import check_held
 from ..checks import check_flag, check_size, compute_dtype
 from .base import NormalizationLayer, Options, Statistics, listed
 from .distributed import ProcessGroup, along_channels, batch_norm_across
@@ -62,6 +63,8 @@ class _RunningNorm(NormalizationLayer):
     def _call(self, x: Tensor) -> Tensor:
         """By x's own statistics, or in eval mode by the running ones where they are tracked."""
         self._check_input(x)
+        if (not self._takes_own_statistics() or self._across_processes()) and not torch.compiler.is_compiling():
+            check_held(x=x)  # torch's functions, which these go to, do not look
         if not self._takes_own_statistics():
             return self._by_running_statistics(x)
         count = x.numel() // (self.num_features * (1 if self._over_batch else max(x.shape[0], 1)))
