@@ -43,6 +43,13 @@ app.add_typer(train, name="train")
 app.command()(tune)
 
 
+# Options of several commands.
+Device = Annotated[str, typer.Option(help="Where to measure: cpu, cuda, or auto, a GPU if there is one.")]
+Dtypes = Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(DTYPES)}; may be repeated.")]
+Formats = Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FORMATS)}; may be repeated.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads torch and the kernels may use; default: torch's.")]
+
+
 @app.command()
 def cases() -> None:
     """Lists the cases and suites."""
@@ -62,10 +69,10 @@ def run(
             "GPU gpu."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda, or auto, a GPU if there is one.")] = "auto",
+    device: Device = "auto",
     case: Annotated[list[str] | None, typer.Option(help="A case by name (see `cases`); may be repeated.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(DTYPES)}; may be repeated.")] = None,
-    format: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FORMATS)}; may be repeated.")] = None,
+    dtype: Dtypes = None,
+    format: Formats = None,
     window: Annotated[list[int] | None, typer.Option(min=1, help="A window size; may be repeated.")] = None,
     tensor: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Measure the activation in this .npy file instead.")
@@ -78,9 +85,7 @@ def run(
             help="Measure the pictures of this folder, and a first layer's response to them, instead.",
         ),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads torch and the kernels may use; default: torch's.")
-    ] = None,
+    threads: Threads = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for the subjects of one setting together.")] = 1.0,
     compiled: Annotated[
         bool,
@@ -164,12 +169,10 @@ def layers(
     layer: Annotated[
         list[str] | None, typer.Option(help=f"One of {', '.join(p.name for p in family.PAIRS)}; may be repeated.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda, or auto, a GPU if there is one.")] = "auto",
-    dtype: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(DTYPES)}; may be repeated.")] = None,
-    format: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FORMATS)}; may be repeated.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads torch and the kernels may use; default: torch's.")
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtypes = None,
+    format: Formats = None,
+    threads: Threads = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for the subjects of one setting together.")] = 1.0,
     out: Annotated[Path, typer.Option(help="Folder for layers.json.")] = Path("bench/out"),
 ) -> None:
@@ -199,12 +202,10 @@ def layers(
 @app.command("models")
 def models_command(
     norm: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(models.NORMS)}; may be repeated.")] = None,
-    device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda, or auto, a GPU if there is one.")] = "auto",
-    dtype: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(DTYPES)}; may be repeated.")] = None,
-    format: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FORMATS)}; may be repeated.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads torch and the kernels may use; default: torch's.")
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtypes = None,
+    format: Formats = None,
+    threads: Threads = None,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure under torch.compile too.")] = True,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for the networks of one setting together.")] = 10.0,
     out: Annotated[Path, typer.Option(help="Folder for models.json.")] = Path("bench/out"),
@@ -278,9 +279,7 @@ def cells(
     norm: Annotated[
         list[str] | None, typer.Option(help=f"One of {', '.join(recurrent.NORMS)}; may be repeated.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads torch and the kernels may use; default: torch's.")
-    ] = None,
+    threads: Threads = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for all norms of one cell together.")] = 10.0,
     out: Annotated[Path, typer.Option(help="Folder for cells.json.")] = Path("bench/out"),
 ) -> None:

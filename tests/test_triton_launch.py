@@ -1,6 +1,8 @@
 """The host's side of the Triton backend: the order of the items, the choice of tiles, launches, autotuning."""
 
+import gc
 import sys
+import weakref
 from collections import Counter
 from math import prod
 
@@ -195,6 +197,20 @@ def test_memory_is_of_the_device_of_x_whatever_the_default(kernel):
         backend.forward(g, torch.zeros(g.shape, device="cpu"), None, None, 1.0, True)
     ((_, arguments),) = kernel.first
     assert {a.device.type for a in arguments if isinstance(a, torch.Tensor)} == {"cpu"}
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_a_graphs_table_outlives_its_geometry(captures, kernel, monkeypatch):
+    monkeypatch.setattr(launch, "captures", lambda _: captures)
+    g = geometry_of((2, 4, 6, 10))
+    g.cache.clear()
+    backend.forward(g, torch.empty(g.shape, device="meta"), None, None, 1.0, False)
+    (plan,) = g.cache.values()
+    kept = weakref.ref(plan)
+    del plan
+    g.cache.clear()
+    gc.collect()
+    assert (kept() is not None) == captures
 
 
 def test_autotuning_keeps_the_fastest_plan(kernel, monkeypatch):

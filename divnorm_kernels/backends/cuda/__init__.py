@@ -115,10 +115,7 @@ def forward(
     with_l1: bool,
     with_variance: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``(y, maps, l1)``; maps, of ``g.kept_shape(with_variance)``, holds mean, rstd and the variance.
-
-    ``with_variance`` is for geometries that are `whole` and divide; the variance is that of v, without sigma^2.
-    """
+    """``(y, maps, l1)``, as of `divnorm_kernels.backends.cpu.forward`."""
     x = dense(x)
     compute = COMPUTE[x.dtype]
     y = torch.empty_like(x)

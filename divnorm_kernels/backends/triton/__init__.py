@@ -90,7 +90,7 @@ def forward(
     with_l1: bool,
     with_variance: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``(y, maps, l1)``; maps, of `Geometry.kept_shape`, holds mean and rstd, and the variance of rows where asked."""
+    """``(y, maps, l1)``, as of `divnorm_kernels.backends.cpu.forward`."""
     x = dense(x)
     y = torch.empty_like(x)
     maps = x.new_empty(g.kept_shape(with_variance), dtype=torch.float32)

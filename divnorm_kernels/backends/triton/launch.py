@@ -71,7 +71,16 @@ def constants(g: Geometry, tiles: Tiles, channels_last: bool) -> dict[str, Any]:
     }
 
 
-@dataclass
+_captured: set[Plan] = set()
+"""The plans of launches that CUDA graphs hold: a replay reads their tables, whatever geometries are kept by then."""
+
+
+def captures(x: Tensor) -> bool:
+    """Whether launches on x are recorded for a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+@dataclass(eq=False)
 class Plan:
     """One direction of one kind of call: the order of its items, the kernel compiled for it, its constant arguments."""
 
@@ -97,6 +106,9 @@ class Plan:
         else:
             for first, count in self.order.segments():
                 self._launch(count, (*arguments, None, self.table, first, *self.trailing), aligned)
+
+        if captures(like):
+            _captured.add(self)
 
     def _launch(self, items: int, arguments: tuple[Any, ...], aligned: bool) -> None:
         if aligned and self.compiled is not None:
