@@ -10,9 +10,10 @@ from functorch.compile import make_boxed_func
 from test_citizens import LAYERS
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
 
-from divnorm_kernels import DivisiveNorm2d, divisive_norm
-from divnorm_kernels.backends import KERNELS
+from divnorm_kernels import DivisiveNorm2d, divisive_norm, functional
+from divnorm_kernels.backends import KERNELS, cuda, name_of, preference, select, triton
 
 FORWARD = torch.ops.divnorm_kernels.forward.default
 BACKWARD = torch.ops.divnorm_kernels.backward.default
@@ -144,3 +145,36 @@ def test_vmap_inside_compile_goes_through_the_reference():
     torch.compiler.reset()
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), call(x))
+
+
+class Library:
+    """As much of a module with CUDA kernels as the choice of a backend asks."""
+
+    CudaCalls = object
+    cuda_most_positions = 1 << 30
+    cuda_versions = staticmethod(lambda: (13000, 13000))
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(("window", "taken"), [(3, "cuda"), ("all", "triton")])
+def test_a_gpu_is_chosen_for_without_being_traced(window, taken, monkeypatch):
+    """Dynamo sees into neither the compiled module nor torch.cuda, and warns of caches. The GPU is a fake tensor's."""
+    monkeypatch.setattr(cuda, "library", Library)
+    monkeypatch.setattr(cuda, "missing", lambda: None)
+    monkeypatch.setattr(cuda, "device_of", lambda index: emulated.HOPPER)
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(preference, "arch", lambda index: "sm_90")
+    chosen, graphs = [], []
+    monkeypatch.setattr(functional, "select", lambda *a: (chosen.append(name_of(select(*a))), select(*a))[1])
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    with FakeTensorMode():
+        x = torch.empty(2, 4, 5, 6, device="cuda")
+        torch.compile(lambda x: divisive_norm(x, window=window), fullgraph=True, backend=keep)(x)
+    nodes = [node.target for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
+    assert nodes.count(FORWARD.overloadpacket) == 1
+    assert set(chosen) == {taken}

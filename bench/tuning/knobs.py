@@ -33,7 +33,7 @@ class Tunable:
 
 
 def _strategies_device(x: Tensor) -> strategies.Device:
-    return cuda.device_of(x)
+    return cuda.device_of(x.device.index)
 
 
 def _strategy(g: Geometry, x: Tensor, direction: str) -> Row:

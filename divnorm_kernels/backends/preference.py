@@ -26,7 +26,12 @@ def order(g: Geometry, x: Tensor) -> tuple[str, ...]:
     """The backends to try for a call, best first; one of them may refuse it."""
     if not x.is_cuda:
         return _CPU
-    return _order(arch(x.device.index), x.element_size(), "whole" if g.whole else "windows")
+    return _ranked(x.device.index, x.element_size(), "whole" if g.whole else "windows")
+
+
+@torch.compiler.assume_constant_result  # torch.compile asks no device
+def _ranked(index: int, element_size: int, fields: str) -> tuple[str, ...]:
+    return _order(arch(index), element_size, fields)
 
 
 @cache

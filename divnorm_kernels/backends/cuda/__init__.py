@@ -52,17 +52,26 @@ def refusal(g: Geometry, x: Tensor) -> str | None:
     """Why this call cannot be served, or ``None``."""
     if x.device.type != DEVICE_TYPE:
         return missing() or f"x is on {x.device}, this backend computes on {DEVICE_TYPE} devices"
-    reason = _unusable(library)
+    reason, most_positions = _serves(x.device.index)
     if reason is not None:
         return reason
     if x.dtype not in DTYPES:
         return f"x has dtype {x.dtype}"
-    capability = device_of(x).capability
-    if capability < OLDEST:
-        return f"{x.device} has compute capability {capability}, these kernels need {OLDEST}"
-    if max(g.batch, g.channels, g.numel // max(1, g.batch * g.channels)) >= library.cuda_most_positions:
-        return f"x has {library.cuda_most_positions} or more samples, channels or positions"
+    if max(g.batch, g.channels, g.numel // max(1, g.batch * g.channels)) >= most_positions:
+        return f"x has {most_positions} or more samples, channels or positions"
     return None
+
+
+@torch.compiler.assume_constant_result  # torch.compile sees into neither the compiled module nor torch.cuda
+def _serves(index: int | None) -> tuple[str | None, int]:
+    """Why a device cannot run the kernels, or ``None``; and how many samples, channels or positions are too many."""
+    reason = _unusable(library)
+    if reason is not None:
+        return reason, 0
+    capability = device_of(index).capability
+    if capability < OLDEST:
+        reason = f"the device has compute capability {capability}, these kernels need {OLDEST}"
+    return reason, library.cuda_most_positions
 
 
 def description() -> str:
@@ -70,9 +79,9 @@ def description() -> str:
     return "CUDA"
 
 
-def device_of(x: Tensor) -> Device:
-    """What the strategies depend on of x's device."""
-    return device(x.device.index)
+def device_of(index: int | None) -> Device:
+    """What the strategies depend on of a device."""
+    return device(index)
 
 
 def calls_for(g: Geometry, x: Tensor) -> Any:
@@ -80,7 +89,7 @@ def calls_for(g: Geometry, x: Tensor) -> Any:
     key = ("cuda", x.dtype, channels_last_strides(x), x.device.index)
     calls = g.cache.get(key)
     if calls is None:
-        found = device_of(x)
+        found = device_of(x.device.index)
         rows = (row_for(found, direction, x.element_size()) for direction in ("forward", "backward"))
         calls = g.cache[key] = library.CudaCalls(plan_for(g, x), x.device.index or 0, found.facts(), *rows)
     return calls
