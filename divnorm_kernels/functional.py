@@ -124,9 +124,13 @@ def normalize(
             )
         kernels = None
     if kernels is None or _recorded():
-        if not torch.compiler.is_compiling():
+        eager = not (torch.compiler.is_compiling() or _recorded() or _transformed())
+        if eager:
             check_held(x=x, weight=weight, bias=bias, sigma=sigma)
         y, l1 = evaluate(g, x, weight, bias, sigma)
+        for result in (y, l1):
+            if eager and result.requires_grad:
+                result.register_hook(lambda dy: check_held(dy=dy))  # torch's own nodes do not look
         return y, l1, statistics(g, x) if with_statistics else None
     if direct(x, weight, bias, sigma):
         if torch.is_grad_enabled():

@@ -176,8 +176,9 @@ def default_device(device: str) -> Iterator[None]:
         torch.set_default_device("cpu")
 
 
-def functional(subject: str) -> bool:
-    return subject in FORMS
+def sharded(subject: str) -> bool:
+    """The function, whose parameters can be distributed too; torch has no rule for all that the reference does."""
+    return subject in FORMS and "reference" not in subject
 
 
 def refused(subject: str) -> bool:
@@ -226,8 +227,10 @@ KINDS = {
     "left behind by vmap": Kind(x=left_behind(torch.func.vmap), right=refused, backward=False),
     "left behind by grad": Kind(x=left_behind(torch.func.grad), right=refused, backward=False),
     "fake": Kind(x=lambda t: FakeTensorMode(allow_non_fake_inputs=True).from_tensor(t), meta=True),
-    "functional": Kind(x=torch._to_functional_tensor, backward=False),
-    "distributed": Kind(x=distributed, everywhere=True, right=functional),
+    "functional": Kind(
+        x=torch._to_functional_tensor, backward=False, right=lambda subject: not subject.startswith("BatchNorm")
+    ),
+    "distributed": Kind(x=distributed, dy=distributed, everywhere=True, right=sharded),
     "gradient zero": Kind(
         grad=lambda y, leaves, dy: torch.autograd.grad(torch.sgn(y).sum(), leaves),
         plain_grad=lambda y, leaves, dy: [torch.zeros_like(t) for t in leaves],
@@ -235,7 +238,10 @@ KINDS = {
     "gradient negated": Kind(dy=lambda t: torch._neg_view(-t)),
     "gradient conjugated": Kind(dy=conjugated),
     "gradient expanded": Kind(dy=lambda t: t.new_ones(()).expand_as(t), dy_values=torch.ones_like),
-    "gradient sparse": Kind(dy=lambda t: t.to_sparse(), right=lambda subject: subject not in ("LayerNorm", "RMSNorm")),
+    "gradient sparse": Kind(
+        dy=lambda t: t.to_sparse(),
+        right=lambda subject: subject not in ("LayerNorm", "RMSNorm", "divisive_norm, the reference"),
+    ),
     "gradient of a subclass": Kind(dy=lambda t: t.as_subclass(Subclass)),
     "gradient freed": Kind(dy=freed, right=refused),
     "freed before backward": Kind(grad=freed_before(), right=refused),

@@ -5,6 +5,8 @@ The oracle is the reference in float64 on the very numbers the implementation re
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -130,8 +132,41 @@ def _doubt(call: Call, nearest: float) -> Tensor:
     return 2 * abs(call.dl1) / x.numel() * (2 * near - through)
 
 
+LONGEST_FAULT = 300
+"""Seconds for which a processor may go on erring."""
+
+
 def check(function: Callable[..., Any], call: Call) -> dict[str, Tensor]:
     """Compares every result of ``function`` with the oracle's, value by value; returns them.
+
+    Where the very same bits pass later, the oracle was wrong and not the kernel: a processor was met whose vector
+    divisions in float64, and so the reference's, err by 2**-34 for a minute in an hour.
+    """
+    try:
+        return _compare(function, call)
+    except AssertionError:
+        before = evaluate(function, call)
+        for _ in range(LONGEST_FAULT):
+            if _divides():
+                break
+            time.sleep(1)
+        got = _compare(function, call)
+        after = evaluate(function, call)
+        assert all(torch.equal(before[name], after[name]) for name in before), "results differ from run to run"
+        warnings.warn("the oracle judged the same bits in two ways", stacklevel=2)
+        return got
+
+
+def _divides() -> bool:
+    """Whether the processor's vector divisions give the numbers of its scalar ones."""
+    a = torch.linspace(1, 2, 4096, dtype=torch.float64)
+    b = a.flip(0).sin()
+    one_by_one = [p / q for p, q in zip(a.tolist(), b.tolist(), strict=True)]
+    return torch.equal(a / b, torch.tensor(one_by_one, dtype=torch.float64))
+
+
+def _compare(function: Callable[..., Any], call: Call) -> dict[str, Tensor]:
+    """`check`, once.
 
     A ReLU passes the gradient where ``function``'s own y is above zero: next to zero rounding decides which side it is.
     The same holds for the signs of x - mu in l1's gradient.

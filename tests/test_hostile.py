@@ -11,11 +11,15 @@ from process import ROOT
 
 CLEAR = re.compile(
     r"(Type|Value)Error: (x|dy|weight|bias|sigma|groups): got "
-    # torch's own words, where a layer needs a view of x before the operator sees it
+    # torch's own words, where a layer needs a view of x before the operator sees it, and in the reference's nodes
     r"|RuntimeError: setStorage: .* are out of bounds for storage of size"
     r"|RuntimeError: Either your tensor may have escaped from inside a function being vmapped"
     r"|RuntimeError: .* got mixed torch.Tensor and DTensor"
-    r"|RuntimeError: reshape is not implemented for sparse tensors"
+    r"|NotImplementedError: Operator aten.unfold.default does not have a sharding strategy registered"
+    r"|RuntimeError: .* mutating a non-functional tensor with a functional tensor is not allowed"
+    r"|NotImplementedError: Could not run 'aten::view' with arguments from the 'SparseCPU' backend"
+    r"|RuntimeError: reshape is not implemented for sparse tensors",
+    re.DOTALL,
 )
 """An error that names the argument."""
 

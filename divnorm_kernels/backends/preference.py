@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..fields import Geometry
+from .constant import constant
 
 ROWS: list[dict[str, Any]] = json.loads((files(__package__) / "preference.json").read_text())["rows"]
 _CPU = ("cpu", "cuda", "triton")
@@ -29,7 +30,7 @@ def order(g: Geometry, x: Tensor) -> tuple[str, ...]:
     return _ranked(x.device.index, x.element_size(), "whole" if g.whole else "windows")
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks no device
+@constant
 def _ranked(index: int, element_size: int, fields: str) -> tuple[str, ...]:
     return _order(arch(index), element_size, fields)
 

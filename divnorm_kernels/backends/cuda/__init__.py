@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...fields import Geometry
 from ...layout import channels_last_strides, dense
+from ..constant import constant
 from ..native import COMPUTE, DTYPES, backward_tensors, module, packed, parameter, plan_for
 from ..native import missing as module_missing
 from .table import Device, device, row_for
@@ -62,7 +63,7 @@ def refusal(g: Geometry, x: Tensor) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # torch.compile sees into neither the compiled module nor torch.cuda
+@constant
 def _serves(index: int | None) -> tuple[str | None, int]:
     """Why a device cannot run the kernels, or ``None``; and how many samples, channels or positions are too many."""
     reason = _unusable(library)
