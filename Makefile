@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-.PHONY: bench test gpu-check native-test fuzz docs lint format clean
+.PHONY: bench test gpu-check native-test address-test race-test fuzz docs lint format clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench run
@@ -23,9 +23,14 @@ gpu-check:
 
 # The kernels without Python: under AddressSanitizer and UBSan, and for their barriers under ThreadSanitizer.
 native-test:
+	$(MAKE) --jobs 2 address-test race-test
+
+address-test:
 	cmake -S . -B build/native-tests -DDIVNORM_NATIVE_TESTS=ON -DDIVNORM_SANITIZE=address,undefined
 	cmake --build build/native-tests --parallel --target divnorm_native_tests divnorm_cuda_tests
 	ctest --test-dir build/native-tests --output-on-failure
+
+race-test:
 	cmake -S . -B build/race-tests -DDIVNORM_NATIVE_TESTS=ON -DDIVNORM_SANITIZE=thread
 	cmake --build build/race-tests --parallel --target divnorm_race_tests
 	ctest --test-dir build/race-tests --output-on-failure

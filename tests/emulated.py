@@ -37,7 +37,7 @@ def module() -> ModuleType:
     with (BUILD / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes
         options = (f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
-        run("cmake", "-S", ROOT, "-B", BUILD, "-DDIVNORM_EMULATED=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", *options)
+        run("cmake", "-S", ROOT, "-B", BUILD, "-DDIVNORM_EMULATED=ON", "-DDIVNORM_OPTIMIZE=-O1", *options)
         run("cmake", "--build", BUILD, "--target", "_emulated", "--parallel")
     return load("_emulated", BUILD)
 

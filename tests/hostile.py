@@ -1,6 +1,6 @@
 """Calls with tensors of one unusual kind: ``python hostile.py KIND`` prints a line of JSON for every layer and form.
 
-A process of its own, because a wrong address may end it. Each line has the subject and what came of it: ``"right"``
+A process of its own, because a wrong address may end it, forked from one that has imported this. Each line has the subject and what came of it: ``"right"``
 (values and gradients are those of the plain tensor with the same numbers), or the error's type and message. The subject
 is printed before it runs, so that a crash has a name.
 """
@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -317,6 +319,8 @@ class Subject:
 
 def main(name: str) -> None:
     """Every subject with tensors of the named kind."""
+    faulthandler.enable()
+    warnings.simplefilter("ignore")
     kind = KINDS[name]
     subjects = [*FORMS] if kind.parameter is not None else [*LAYERS, *FORMS]
     for subject in subjects:
@@ -324,7 +328,13 @@ def main(name: str) -> None:
         print(json.dumps([subject, Subject(subject).outcome(kind), kind.right(subject)]), flush=True)
 
 
+def main_into(name: str, out: Path, errors: Path) -> None:
+    """`main`, with what it prints in files."""
+    for stream, path in ((sys.stdout, out), (sys.stderr, errors)):
+        stream.flush()
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), stream.fileno())
+    main(name)
+
+
 if __name__ == "__main__":
-    faulthandler.enable()
-    warnings.simplefilter("ignore")
     main(sys.argv[1])
