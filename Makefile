@@ -10,9 +10,10 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.c
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench run
 
-test: $(VENV)/.installed
+test:
+	$(MAKE) --jobs 2 $(VENV)/.installed address-test
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 12
-	$(MAKE) native-test
+	$(MAKE) race-test
 	$(MAKE) fuzz TARGET=cpu N=5000
 	$(MAKE) fuzz TARGET=cuda N=500
 	$(MAKE) fuzz TARGET=races N=50
@@ -22,8 +23,7 @@ gpu-check:
 	PYTHON="$(PYTHON)" bench/gpu_check.sh
 
 # The kernels without Python: under AddressSanitizer and UBSan, and for their barriers under ThreadSanitizer.
-native-test:
-	$(MAKE) --jobs 2 address-test race-test
+native-test: address-test race-test
 
 address-test:
 	cmake -S . -B build/native-tests -DDIVNORM_NATIVE_TESTS=ON -DDIVNORM_SANITIZE=address,undefined

@@ -12,8 +12,6 @@ from torch import Tensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int, type(None))
-
-
 _NO_STORAGE = (RuntimeError, NotImplementedError)
 """What torch raises for sparse, opaque and wrapped tensors."""
 
@@ -55,7 +53,7 @@ def check_readable(**tensors: Tensor | float | None) -> None:
     """Raises a ValueError that names the first argument whose address may not be read."""
     for name, t in tensors.items():
         if isinstance(t, Tensor) and not readable(t):
-            raise ValueError(f"{name}: got {_what(t)}, expected a tensor with all of its elements in memory")
+            raise _not_in_memory(name, t)
 
 
 def check_held(**tensors: Tensor | float | None) -> None:
@@ -66,7 +64,7 @@ def check_held(**tensors: Tensor | float | None) -> None:
         except _NO_STORAGE:
             continue
         if not held:
-            raise ValueError(f"{name}: got {_what(t)}, expected a tensor with all of its elements in memory")
+            raise _not_in_memory(name, t)
 
 
 def check_alive(**tensors: Tensor | float | None) -> None:
@@ -76,9 +74,10 @@ def check_alive(**tensors: Tensor | float | None) -> None:
             raise ValueError(f"{name}: got a tensor of a torch.func transformation that has ended, expected its result")
 
 
-def _what(t: Tensor) -> str:
-    kind = f"a {type(t).__name__} of shape {tuple(t.shape)}"
+def _not_in_memory(name: str, t: Tensor) -> ValueError:
     try:
-        return f"{kind} whose storage holds {t.untyped_storage().nbytes()} bytes"
+        storage = f"whose storage holds {t.untyped_storage().nbytes()} bytes"
     except _NO_STORAGE:
-        return f"{kind} without a storage"
+        storage = "without a storage"
+    got = f"a {type(t).__name__} of shape {tuple(t.shape)} {storage}"
+    return ValueError(f"{name}: got {got}, expected a tensor with all of its elements in memory")

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from .addresses import check_held, direct
+from .addresses import direct
 from .backends import name_of
 from .fields import Geometry
-from .ops import unread_bias
-from .reference import gradients
+from .ops import differentiable_gradients, unread_bias
 
 
 class DivisiveNormFunction(torch.autograd.Function):
@@ -59,10 +58,7 @@ class DivisiveNormFunction(torch.autograd.Function):
         if dy is not None and dy.layout is not torch.strided:
             dy = dy.to_dense()
         if torch.is_grad_enabled():  # exactly under create_graph=True
-            check_held(dy=dy, dl1=dl1, x=x, weight=weight, bias=bias, sigma=sigma)
-            if bias is None and needs[2]:
-                bias = torch.zeros(g.affine_size, dtype=ctx.bias_dtype, device=x.device, requires_grad=True)
-            found = gradients(g, x, weight, bias, sigma, dy, dl1, needs, create_graph=True)
+            found = differentiable_gradients(g, dy, dl1, x, weight, bias, ctx.bias_dtype, sigma, needs)
         elif direct(dy, dl1, x, maps, weight, bias, sigma):
             if bias is None and needs[2]:
                 bias = unread_bias(x, ctx.bias_dtype, g, weight)

@@ -113,6 +113,8 @@ def normalize(
     check_affine("weight", weight, g, x)
     check_affine("bias", bias, g, x)
     check_sigma(sigma, g, x)
+    if not isinstance(sigma, Tensor):
+        sigma = float(sigma)
     check_flag("return_l1", with_l1)
 
     kernels = select(backend, g, x)
@@ -128,9 +130,9 @@ def normalize(
         if eager:
             check_held(x=x, weight=weight, bias=bias, sigma=sigma)
         y, l1 = evaluate(g, x, weight, bias, sigma)
-        for result in (y, l1):
+        for result in (y, l1) if with_l1 else (y,):
             if eager and result.requires_grad:
-                result.register_hook(lambda dy: check_held(dy=dy))  # torch's own nodes do not look
+                result.register_hook(_check_gradient)
         return y, l1, statistics(g, x) if with_statistics else None
     if direct(x, weight, bias, sigma):
         if torch.is_grad_enabled():
@@ -140,13 +142,13 @@ def normalize(
     else:
         if not torch.compiler.is_compiling():
             check_alive(x=x, weight=weight, bias=bias, sigma=sigma)
-            sharding.register()
+        sharding.register()
         y, maps, l1 = torch.ops.divnorm_kernels.forward(
             x,
             weight,
             bias,
             sigma if isinstance(sigma, Tensor) else None,
-            0.0 if isinstance(sigma, Tensor) else float(sigma),
+            0.0 if isinstance(sigma, Tensor) else sigma,
             *g.options,
             with_l1,
             with_statistics,
@@ -166,6 +168,11 @@ def _sizes(x: Tensor) -> tuple[int, ...]:
     finally:
         torch._C._set_tracing_state(state)
     return shape if len(shape) < 3 else (UNKNOWN, shape[1], *(UNKNOWN,) * (len(shape) - 2))
+
+
+def _check_gradient(dy: Tensor) -> None:
+    """On its way to torch's own nodes, which do not look."""
+    check_held(dy=dy)
 
 
 def _recorded() -> bool:

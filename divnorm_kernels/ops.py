@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .addresses import check_readable
+from .addresses import check_held, check_readable
 from .backends import select
 from .checks import compute_dtype
 from .fields import Geometry, decode, geometry
 from .layout import dense
+from .reference import gradients
 
 _GEOMETRY = "int[]? window, int[]? norm_window, int groups, str edges, bool over_batch, str? activation"
 
@@ -40,6 +41,24 @@ def unread_bias(x: Tensor, dtype: torch.dtype, g: Geometry, weight: Tensor | Non
     if weight is not None and weight.dtype == dtype:
         return weight
     return torch.empty(g.affine_size, dtype=dtype, device=x.device)
+
+
+def differentiable_gradients(
+    g: Geometry,
+    dy: Tensor | None,
+    dl1: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    bias_dtype: torch.dtype | None,
+    sigma: Tensor | float,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Backward under ``create_graph=True``: the reference's gradients, which are differentiable again."""
+    check_held(dy=dy, dl1=dl1, x=x, weight=weight, bias=bias, sigma=sigma)
+    if bias is None and needs[2]:
+        bias = x.new_zeros(g.affine_size, dtype=bias_dtype).requires_grad_()
+    return gradients(g, x, weight, bias, sigma, dy, dl1, needs, create_graph=True)
 
 
 def _geometry(x: Tensor, window: Any, norm_window: Any, *options: Any) -> Geometry:
@@ -100,8 +119,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _autograd(ctx: Any, dy: Tensor | None, dmaps: None, dl1: Tensor | None) -> tuple[Any, ...]:
     x, weight, bias, sigma, maps = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:4])
+    needs = ctx.needs_input_grad[:4]
     dl1 = dl1 if ctx.with_l1 else None  # tracers hand in a gradient of the empty tensor
+    if torch.is_grad_enabled():  # exactly under create_graph=True
+        g = _geometry(x, *ctx.options)
+        value = ctx.sigma_value if sigma is None else sigma
+        found = differentiable_gradients(g, dy, dl1, x, weight, bias, ctx.bias_dtype, value, needs)
+        return (*found, *(None,) * 10)
     found = torch.ops.divnorm_kernels.backward(
         dy, dl1, x, maps, weight, bias, ctx.bias_dtype, sigma, ctx.sigma_value, *ctx.options, needs, ctx.backend
     )

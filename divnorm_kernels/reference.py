@@ -78,7 +78,7 @@ def evaluate(
         q = _row_average(g, x, v.square(), g.suppression)
         if isinstance(sigma, Tensor):
             sigma = sigma.to(compute).reshape(-1, *[1] * len(g.spatial))
-        y = v / (sigma * sigma + q).sqrt().unsqueeze(2)
+        y = v / _deviation(sigma, q).unsqueeze(2)
 
     y = y[:, 0, 0] if g.features else y.flatten(1, 2)
     affine = (-1,) if g.features else (-1, *[1] * len(g.spatial))
@@ -89,6 +89,17 @@ def evaluate(
     if g.relu:
         y = y.relu()
     return y.to(x.dtype), v.abs().sum() / max(x.numel(), 1)
+
+
+def _deviation(sigma: Tensor | float, q: Tensor) -> Tensor:
+    """sqrt(sigma^2 + q); where sigma is alone it is abs(sigma), for its square may be too small a number."""
+    square, tiny = sigma * sigma, torch.finfo(q.dtype).tiny
+    if not isinstance(sigma, Tensor) and (sigma == 0 or square >= tiny):
+        return (square + q).sqrt()
+    alone = (square < tiny) & (q == 0)
+    # not abs() of a tensor, which has no second derivative on distributed ones
+    size = sigma * sigma.detach().sign() if isinstance(sigma, Tensor) else abs(sigma)
+    return torch.where(alone, size, (square + q).masked_fill(alone, 1).sqrt())
 
 
 @torch.no_grad()

@@ -6,7 +6,10 @@ import sys
 from functools import cache
 from typing import Any
 
+from .constant import constant
 
+
+@constant
 def register() -> None:
     """Tells DTensor once how to shard the operators, if anything in this process has imported it."""
     if "torch.distributed.tensor" in sys.modules:

@@ -1,6 +1,6 @@
 """Calls with tensors of one unusual kind: ``python hostile.py KIND`` prints a line of JSON for every layer and form.
 
-A process of its own, because a wrong address may end it, forked from one that has imported this. Each line has the subject and what came of it: ``"right"``
+A process of its own, because a wrong address may end it. Each line has the subject and what came of it: ``"right"``
 (values and gradients are those of the plain tensor with the same numbers), or the error's type and message. The subject
 is printed before it runs, so that a crash has a name.
 """
@@ -22,6 +22,7 @@ import torch
 from test_citizens import LAYERS
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from divnorm_kernels import divisive_norm
 
@@ -32,6 +33,8 @@ FORMS = {
     "divisive_norm, the reference": ((2, 4, 5, 6), {"window": 3, "backend": "reference"}),
     "divisive_norm, a ReLU and l1": ((2, 4, 7), {"window": 3, "activation": "relu", "return_l1": True}),
 }
+EVALUATING = ", evaluating"
+"""Behind the name of a layer with running statistics: in eval mode."""
 JAGGED = ("DivisiveNormFeatures", "RMSNorm")
 """The layers whose rows are shorter than what varies: one dimension, of which there may be any number."""
 
@@ -143,6 +146,22 @@ def vmapped(y: Tensor, leaves: list[Tensor], stack: Tensor) -> Any:
     return torch.func.vmap(lambda dy: torch.autograd.grad(y, leaves, dy, retain_graph=True))(stack)
 
 
+def twice(y: Tensor, leaves: list[Tensor], dy: Tensor) -> list[Tensor]:
+    """The gradients, and those of their squares' sum."""
+    first = torch.autograd.grad(y, leaves, dy, create_graph=True)
+    return [
+        *first,
+        *torch.autograd.grad(sum(t.square().sum() for t in first), leaves, allow_unused=True, materialize_grads=True),
+    ]
+
+
+class Passing(TorchDispatchMode):
+    """A mode that lets everything through: what counts operators or recomputes selected ones is such a one."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
 def left_behind(transform: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
     """A wrapper that a transformation made and that outlived it."""
 
@@ -199,6 +218,7 @@ PARAMETERS = {
         "of a subclass": {"x": lambda t: t.as_subclass(Subclass)},
     }.items()
 }
+TWICE = {"grad": twice, "plain_grad": twice}
 KINDS = {
     "a default device, set": Kind(around=lambda: default_device("meta")),
     "a default device, with": Kind(around=lambda: torch.device("meta")),
@@ -252,6 +272,19 @@ KINDS = {
         **batched(lambda y, leaves, stack: torch.autograd.grad(y, leaves, stack, is_grads_batched=True))
     ),
     "gradients under vmap": Kind(**batched(vmapped)),
+    "under a dispatch mode": Kind(around=Passing),
+    "differentiated twice, plain": Kind(**TWICE),
+    "differentiated twice, negated": Kind(x=lambda t: torch._neg_view(-t), **TWICE),
+    "differentiated twice, a subclass": Kind(x=lambda t: t.as_subclass(Subclass), **TWICE),
+    "differentiated twice, under a dispatch mode": Kind(around=Passing, **TWICE),
+    "differentiated twice, gradient negated": Kind(dy=lambda t: torch._neg_view(-t), **TWICE),
+    "differentiated twice, distributed": Kind(
+        x=distributed,
+        dy=distributed,
+        everywhere=True,
+        right=lambda subject: subject == "divisive_norm, whole fields",
+        **TWICE,
+    ),
     **PARAMETERS,
 }
 
@@ -272,11 +305,12 @@ class Subject:
 
     def __init__(self, name: str) -> None:
         torch.manual_seed(0)
-        make, self.shape = LAYERS[name] if name in LAYERS else (None, FORMS[name][0])
+        layer = name.removesuffix(EVALUATING)
+        make, self.shape = LAYERS[layer] if layer in LAYERS else (None, FORMS[name][0])
         self.x, self.dy = torch.randn(self.shape), torch.randn(self.shape)
         self.x = self.x.contiguous()
         if make is not None:
-            self.layer, self.parameters = make(), {}
+            self.layer, self.parameters = make().train(layer == name), {}
             return
         width = self.shape[1]
         self.layer = lambda x, **parameters: divisive_norm(x, **parameters, **FORMS[name][1])
@@ -322,7 +356,9 @@ def main(name: str) -> None:
     faulthandler.enable()
     warnings.simplefilter("ignore")
     kind = KINDS[name]
-    subjects = [*FORMS] if kind.parameter is not None else [*LAYERS, *FORMS]
+    # in eval mode backward is torch's, and what gradients it takes
+    evaluating = [name + EVALUATING for name in LAYERS if name.startswith("BatchNorm") and kind.x is not same]
+    subjects = [*FORMS] if kind.parameter is not None else [*LAYERS, *evaluating, *FORMS]
     for subject in subjects:
         print(f"# {subject}", flush=True)
         print(json.dumps([subject, Subject(subject).outcome(kind), kind.right(subject)]), flush=True)

@@ -1,5 +1,6 @@
 """Autograd over the kernels: gradcheck, double backward, what is saved, and DivisiveNormFunction itself."""
 
+import numpy
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -67,6 +68,18 @@ def test_penalty_alone_and_output_alone():
         native = torch.autograd.grad(pick(*divisive_norm(x, window=3, return_l1=True)), x)
         slow = torch.autograd.grad(pick(*divisive_norm(x, window=3, return_l1=True, backend="reference")), x)
         torch.testing.assert_close(native, slow, rtol=1e-12, atol=1e-14)
+
+
+def test_second_derivatives_with_a_number_of_numpys():
+    """A float to ``isinstance``, of a type of its own."""
+
+    def second(sigma):
+        x = torch.tensor([[[0.3, -1.0, 2.0, 0.5, 1.0]]], requires_grad=True)
+        y = divisive_norm(x, window=3, sigma=sigma)
+        (dx,) = torch.autograd.grad((y * torch.arange(5.0)).sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), x)[0]
+
+    assert torch.equal(second(numpy.float64(1.0)), second(1.0))
 
 
 def test_gradient_penalty_trains():

@@ -5,7 +5,14 @@ import re
 import pytest
 import torch
 
-from divnorm_kernels import DivisiveNorm1d, DivisiveNorm2d, DivisiveNorm3d, DivisiveNormFeatures, divisive_norm
+from divnorm_kernels import (
+    BatchNorm2d,
+    DivisiveNorm1d,
+    DivisiveNorm2d,
+    DivisiveNorm3d,
+    DivisiveNormFeatures,
+    divisive_norm,
+)
 
 X = torch.randn(2, 6, 5, 5)
 
@@ -103,6 +110,7 @@ CALLS = {
     ),
     "sigma elsewhere": ({"sigma": meta()}, ValueError, "sigma: got device meta, expected that of x, cpu"),
     "sigma a word": ({"sigma": "1"}, TypeError, "sigma: got '1' of type str, expected a float or a Tensor"),
+    "sigma beyond a float": ({"sigma": 10**400}, ValueError, "sigma: got an int of 1329 bits, expected a float or a"),
     "sigma None": ({"sigma": None}, TypeError, "sigma: got None of type NoneType, expected a float or a Tensor"),
     "backend unknown": ({"backend": "gpu"}, ValueError, "backend: got 'gpu', expected None or one of 'cpu'"),
     "backend a module": ({"backend": 3}, TypeError, "backend: got 3 of type int, expected a str or None"),
@@ -214,6 +222,12 @@ LAYERS = {
         lambda: DivisiveNormFeatures(4, 3)(torch.ones(4)),
         ValueError,
         "x: got shape (4,), expected (..., 4), num_features last",
+    ),
+    "input a list": (lambda: DivisiveNorm2d(4)([1.0]), TypeError, "x: got list, expected a Tensor"),
+    "input of whole numbers in eval mode": (
+        lambda: BatchNorm2d(4).eval()(torch.ones(2, 4, 3, 3, dtype=torch.long)),
+        TypeError,
+        "x: got dtype torch.int64, expected one of torch.float32",
     ),
     "input of another width": (
         lambda: DivisiveNorm2d(4)(torch.ones(2, 5, 3, 3)),

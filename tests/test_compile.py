@@ -7,6 +7,7 @@ import emulated
 import pytest
 import torch
 from functorch.compile import make_boxed_func
+from process import ROOT, run_python
 from test_citizens import LAYERS
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -135,6 +136,18 @@ def test_new_sizes_compile_nothing_new():
         x = torch.randn(2, 4, size, size + 1)
         torch.testing.assert_close(compiled(x), layer(x))
     assert counter.frame_count <= 2
+
+
+def test_a_distributed_tensor_may_come_compiled_first():
+    code = """
+import torch
+from hostile import distributed
+from divnorm_kernels import divisive_norm
+x = torch.randn(2, 3, 5, 4)
+compiled = torch.compile(lambda x: divisive_norm(x, window=3), backend="aot_eager", fullgraph=True)
+print(torch.equal(compiled(distributed(x)).full_tensor(), divisive_norm(x, window=3)))
+"""
+    assert run_python("-c", code, cwd=ROOT / "tests").strip() == "True"
 
 
 def test_vmap_inside_compile_goes_through_the_reference():

@@ -21,8 +21,8 @@ import sys
 sys.meta_path = [finder for finder in sys.meta_path if not finder.__module__.startswith("__editable__")]
 """
 # The CUDA kernels, which take minutes to compile, are in the installation under test (test_cuda_compile.py).
-# Not optimized: that inlines nothing, so more is left to see of what the linker could mix up.
-CPU_ALONE = {"CMAKE_ARGS": "-DDIVNORM_CUDA=off -DDIVNORM_OPTIMIZE=-O0"}
+# Optimized little: that inlines less, so more is left to see of what the linker could mix up.
+CPU_ALONE = {"CMAKE_ARGS": "-DDIVNORM_CUDA=off -DDIVNORM_OPTIMIZE=-O1"}
 NO_COMPILER = {"CXX": "/nonexistent/compiler"}
 NOT_BUILT = "not built: no C++ compiler that works was found"
 WITHOUT_CUDA = "the compiled module has no CUDA kernels"
@@ -119,7 +119,7 @@ def broken_nvcc(where, only=""):
     script = where / "nvcc"
     where.mkdir()
     script.write_text(
-        f'#!/bin/sh\ncase "$*" in *{only}*) echo "line 7: error: a word that is \\"unknown\\"" >&2; exit 1;; esac\n'
+        f'#!/bin/sh\ncase "$*" in *{only}*) echo "line 7: error: expected \\";\\" behind \\$<x>"" >&2; exit 1;; esac\n'
         f'exec {shutil.which("nvcc")} "$@"\n'
     )
     script.chmod(0o755)
@@ -192,7 +192,7 @@ def test_from_the_source_distribution_to_kernels_in_a_fresh_environment(tree, tm
     nvcc = broken_nvcc(tmp_path / "cuda", "kernels_")
     report = editable(root, CMAKE_ARGS="-DDIVNORM_OPTIMIZE=-O0", CUDACXX=str(nvcc))
     assert "backend cpu: available\n" in report
-    reason = "they did not compile (line 7: error: a word that is 'unknown')"
+    reason = "they did not compile (line 7: error: expected ''' behind ''x')"
     if shutil.which("nvcc") is None:
         reason = "no CUDA compiler that works was found when it was built"
     assert f"backend cuda: missing: {WITHOUT_CUDA}: {reason}\n" in report

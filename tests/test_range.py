@@ -53,7 +53,7 @@ def test_a_power_of_two_changes_no_bits(name, dtype, exponent, memory_format, fu
             assert torch.equal(scaled[name], plain[name] * k**power), name
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", [*FUNCTIONS, reference])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("sigma", [1e-13, 1e-19, 1e-22, 1e-30, 1e-37])
 @pytest.mark.parametrize("name", CASES)
@@ -68,11 +68,19 @@ def test_a_sigma_whose_square_vanishes_still_counts(name, sigma, memory_format, 
     assert got["dsigma"] == 0
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_the_gradient_at_zero_with_a_small_sigma(function):
+@pytest.mark.parametrize("function", [*FUNCTIONS, reference])
+@pytest.mark.parametrize("sigma", [1e-13, 1e-30])
+def test_the_gradient_at_zero_with_a_small_sigma(sigma, function):
     x, dy = torch.zeros(1, 1, 3), torch.tensor([[[1.0, 0, 0]]])
-    dx = evaluate(function, Call(x, None, None, 1e-13, dy, 0.0, {"window": 3}))["dx"]
-    assert torch.allclose(dx, torch.tensor([5e12, -5e12, 0]), rtol=1e-6)
+    dx = evaluate(function, Call(x, None, None, sigma, dy, 0.0, {"window": 3}))["dx"]
+    assert torch.allclose(dx, torch.tensor([0.5 / sigma, -0.5 / sigma, 0]), rtol=1e-6)
+
+
+def test_the_gradient_to_differentiate_is_the_kernels():
+    x = torch.zeros(1, 1, 3, requires_grad=True)
+    y = divisive_norm(x, window=3, sigma=1e-30, backend="cpu")
+    (dx,) = torch.autograd.grad(y, x, torch.tensor([[[1.0, 0, 0]]]), create_graph=True)
+    assert torch.allclose(dx, torch.tensor([5e29, -5e29, 0]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -86,12 +86,20 @@ class Divisors {
     A* next = numbers_.data();
     for (int a = 0; a < kAxes; ++a) {
       axis_[a] = next;
-      const int64_t last = problem.extent[a] - 1;
-      for (int64_t p = 0; field.present && p <= last; ++p) {
-        const int64_t inside = smaller(p + field.hi[a], last) - larger(p - field.lo[a], 0) + 1;
-        const A divisor = static_cast<A>(field.divisor[a] > 0 ? field.divisor[a] : inside);
-        *next++ = inverse ? 1 / divisor : divisor;
-      }
+      if (!field.present) continue;
+      const int64_t extent = problem.extent[a];
+      const auto divisor = [&](int64_t p) {
+        const int64_t count = smaller(p + field.hi[a], extent - 1) - larger(p - field.lo[a], 0) + 1;
+        const A divisor = static_cast<A>(field.divisor[a] > 0 ? field.divisor[a] : count);
+        return inverse ? 1 / divisor : divisor;
+      };
+      // Between these the window is inside, and the divisor the same: a long row takes no division a position.
+      const int64_t first = smaller(field.lo[a], extent), end = larger(first, extent - field.hi[a]);
+      for (int64_t p = 0; p < first; ++p) next[p] = divisor(p);
+      const A inside = first < end ? divisor(first) : A(0);
+      for (int64_t p = first; p < end; ++p) next[p] = inside;
+      for (int64_t p = end; p < extent; ++p) next[p] = divisor(p);
+      next += extent;
     }
   }
 

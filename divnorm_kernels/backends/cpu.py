@@ -7,9 +7,10 @@ import os
 import torch
 from torch import Tensor
 
+from ..checks import compute_dtype
 from ..fields import Geometry
 from ..layout import dense
-from .native import COMPUTE, DTYPES, backward_tensors, missing, module, packed, parameter, plan_for
+from .native import DTYPES, backward_tensors, missing, module, packed, parameter, plan_for
 
 if module is not None and "DIVNORM_INSTRUCTION_SET" in os.environ:
     module.use_instruction_set(os.environ["DIVNORM_INSTRUCTION_SET"])
@@ -60,7 +61,7 @@ def forward(
     ``with_variance`` is for geometries that are `whole` and divide; the variance is that of v, without sigma^2.
     """
     x = dense(x)
-    compute = COMPUTE[x.dtype]
+    compute = compute_dtype(x)
     y = torch.empty_like(x)
     maps = torch.empty(g.kept_shape(with_variance), dtype=compute, device=x.device)
     if g.numel == 0:

@@ -40,8 +40,6 @@ except ImportError as error:
     )
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-COMPUTE = {dtype: torch.float64 if dtype is torch.float64 else torch.float32 for dtype in DTYPES}
-"""The dtype of the sums and the maps."""
 _UNIT_AXIS = (0, 0, 1)
 
 

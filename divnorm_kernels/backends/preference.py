@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..constant import constant
 from ..fields import Geometry
-from .constant import constant
 
 ROWS: list[dict[str, Any]] = json.loads((files(__package__) / "preference.json").read_text())["rows"]
 _CPU = ("cpu", "cuda", "triton")
@@ -37,6 +37,7 @@ def _ranked(index: int, element_size: int, fields: str) -> tuple[str, ...]:
 
 @cache
 def arch(index: int) -> str:
+    """What ``preference.json`` names a device of this machine."""
     if torch.version.hip is not None:
         return "hip"
     return "sm_{}{}".format(*torch.cuda.get_device_capability(index))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from ..addresses import check_held
 from ..backends import check_name
-from ..checks import check_flag, check_number, compute_dtype
+from ..checks import check_activation, check_flag, check_number, compute_dtype
 from ..fields import Window
 from ..functional import normalize
 
@@ -128,7 +129,15 @@ class NormalizationLayer(nn.Module):
         if isinstance(x, Proxy):
             path = x.tracer.path_of_module(self)
             return x.tracer.create_proxy("call_module", path or "itself", (x,), {})
-        return self._call(x) if x.layout is torch.strided and not x.is_nested else self._on_values(x)
+        if not isinstance(x, Tensor):
+            check_activation(x)
+        if x.layout is not torch.strided or x.is_nested:
+            return self._on_values(x)
+        try:
+            return self._call(x)
+        except RuntimeError:
+            check_held(x=x)  # where a view of it was refused in other words
+            raise
 
     @property
     def itself(self) -> NormalizationLayer:

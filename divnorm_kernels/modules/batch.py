@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from ..addresses import check_held
-from ..checks import check_flag, check_size, compute_dtype
+from ..checks import check_activation, check_flag, check_size, compute_dtype
 from .base import NormalizationLayer, Options, Statistics, listed
 from .distributed import ProcessGroup, along_channels, batch_norm_across
 
@@ -96,6 +96,7 @@ class _RunningNorm(NormalizationLayer):
         return False
 
     def _check_input(self, x: Tensor) -> None:
+        check_activation(x)
         if x.dim() not in self._dims:
             raise ValueError(f"x: got {x.dim()} dimensions, expected {' or '.join(map(str, self._dims))}")
         if x.shape[1] != self.num_features:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checks import compute_dtype
+from ...constant import constant
 from ...fields import Geometry
 from ...layout import channels_last_strides, dense
-from ..constant import constant
-from ..native import COMPUTE, DTYPES, backward_tensors, module, packed, parameter, plan_for
+from ..native import DTYPES, backward_tensors, module, packed, parameter, plan_for
 from ..native import missing as module_missing
 from .table import Device, device, row_for
 
@@ -127,7 +128,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``(y, maps, l1)``, as of `divnorm_kernels.backends.cpu.forward`."""
     x = dense(x)
-    compute = COMPUTE[x.dtype]
+    compute = compute_dtype(x)
     y = torch.empty_like(x)
     maps = x.new_empty(g.kept_shape(with_variance), dtype=compute)
     if g.numel == 0:

@@ -71,8 +71,8 @@ def constants(g: Geometry, tiles: Tiles, channels_last: bool) -> dict[str, Any]:
     }
 
 
-_captured: set[Plan] = set()
-"""The plans of launches that CUDA graphs hold: a replay reads their tables, whatever geometries are kept by then."""
+_captured: set[Tensor] = set()
+"""The tables of launches that CUDA graphs hold: a replay reads them, whatever geometries are kept by then."""
 
 
 def captures(x: Tensor) -> bool:
@@ -80,7 +80,7 @@ def captures(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-@dataclass(eq=False)
+@dataclass
 class Plan:
     """One direction of one kind of call: the order of its items, the kernel compiled for it, its constant arguments."""
 
@@ -108,7 +108,7 @@ class Plan:
                 self._launch(count, (*arguments, None, self.table, first, *self.trailing), aligned)
 
         if captures(like):
-            _captured.add(self)
+            _captured.add(self.table)
 
     def _launch(self, items: int, arguments: tuple[Any, ...], aligned: bool) -> None:
         if aligned and self.compiled is not None:

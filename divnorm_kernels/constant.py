@@ -1,4 +1,4 @@
-"""What torch.compile asks once, while it traces: the machine does not change, and no compiler sees into the answer."""
+"""Functions that torch.compile calls once, while it traces: it sees into none of them, and the answer stays."""
 
 from __future__ import annotations
 
