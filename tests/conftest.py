@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from processor import once_more_if_it_erred
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the Triton backend is imported
@@ -39,3 +40,11 @@ def _seeded_and_poisoned():
 def torchs_defaults(_seeded_and_poisoned):
     """Torch as users have it, for what is not about kernels."""
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test's call, and once more where the processor erred."""
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    once_more_if_it_erred(lambda: pyfuncitem.obj(**arguments))
+    return True

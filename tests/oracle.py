@@ -5,8 +5,6 @@ The oracle is the reference in float64 on the very numbers the implementation re
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -132,48 +130,13 @@ def _doubt(call: Call, nearest: float) -> Tensor:
     return 2 * abs(call.dl1) / x.numel() * (2 * near - through)
 
 
-LONGEST_FAULT = 300
-"""Seconds for which a processor may go on erring."""
-
-
 def check(function: Callable[..., Any], call: Call) -> dict[str, Tensor]:
     """Compares every result of ``function`` with the oracle's, value by value; returns them.
-
-    Where the very same bits pass later, the oracle was wrong and not the kernel: a processor was met whose vector
-    divisions in float64, and so the reference's, err by 2**-34 for a minute in an hour.
-    """
-    got = evaluate(function, call)
-    try:
-        return _compare(function, call, got)
-    except AssertionError:
-        for _ in range(LONGEST_FAULT):
-            if _divides():
-                break
-            time.sleep(1)
-        again = evaluate(function, call)
-        for name, t in got.items():
-            torch.testing.assert_close(
-                again[name], t, rtol=0, atol=0, equal_nan=True, msg=f"{name}: differs every time"
-            )
-        got = _compare(function, call, got)
-        warnings.warn("the oracle judged the same bits in two ways", stacklevel=2)
-        return got
-
-
-def _divides() -> bool:
-    """Whether the processor's vector divisions give the numbers of its scalar ones."""
-    a = torch.linspace(1, 2, 4096, dtype=torch.float64)
-    b = a.flip(0).sin()
-    one_by_one = [p / q for p, q in zip(a.tolist(), b.tolist(), strict=True)]
-    return torch.equal(a / b, torch.tensor(one_by_one, dtype=torch.float64))
-
-
-def _compare(function: Callable[..., Any], call: Call, got: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`check` of results that ``function`` gave, once.
 
     A ReLU passes the gradient where ``function``'s own y is above zero: next to zero rounding decides which side it is.
     The same holds for the signs of x - mu in l1's gradient.
     """
+    got = evaluate(function, call)
     if call.options.get("activation") == "relu" and call.x.dtype == torch.float16 and call.x.numel():
         call, got = _without_underflow(function, call, got)
     exact = call.in_double()

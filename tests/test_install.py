@@ -119,7 +119,7 @@ def broken_nvcc(where, only=""):
     script = where / "nvcc"
     where.mkdir()
     script.write_text(
-        f'#!/bin/sh\ncase "$*" in *{only}*) echo "line 7: error: expected \\";\\" behind \\$<x>"" >&2; exit 1;; esac\n'
+        f'#!/bin/sh\ncase "$*" in *{only}*) echo "line 7: error: expected \\";\\" behind \\$<x>" >&2; exit 1;; esac\n'
         f'exec {shutil.which("nvcc")} "$@"\n'
     )
     script.chmod(0o755)

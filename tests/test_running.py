@@ -1,10 +1,13 @@
 """Running statistics of batch and instance normalization, and eval mode, which they serve: torch.nn's values."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 from test_family import LAYERS, RUNNING, close, pair
+
+from divnorm_kernels import BatchNorm2d, InstanceNorm2d
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 HALF = (torch.bfloat16, torch.float16)
@@ -141,3 +144,15 @@ def test_eval_mode_of_a_learned_sigma_far_from_zero():
     x = torch.randn(2, 6, 3, 4) + 1e4
     expected = (x.double() - 1e4) / 1.25**0.5
     torch.testing.assert_close(layer(x).double(), expected, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+@pytest.mark.parametrize(
+    "layer", [BatchNorm2d(4), InstanceNorm2d(4, track_running_stats=True)], ids=["batch", "instance"]
+)
+def test_freed_statistics_are_an_error(layer, name, training):
+    layer = copy.deepcopy(layer).train(training)
+    getattr(layer, name).untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=f"{name}: got a Tensor of shape .4,. whose storage holds 0 bytes"):
+        layer(torch.randn(2, 4, 5, 5))

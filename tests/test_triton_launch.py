@@ -206,8 +206,9 @@ def test_a_graphs_table_outlives_its_geometry(captures, kernel, monkeypatch):
     g.cache.clear()
     backend.forward(g, torch.empty(g.shape, device="meta"), None, None, 1.0, False)
     (plan,) = g.cache.values()
-    kept = weakref.ref(plan)
+    kept = weakref.ref(plan.table)
     del plan
+    kernel.first.clear()
     g.cache.clear()
     gc.collect()
     assert (kept() is not None) == captures

@@ -63,8 +63,8 @@ class _RunningNorm(NormalizationLayer):
     def _call(self, x: Tensor) -> Tensor:
         """By x's own statistics, or in eval mode by the running ones where they are tracked."""
         self._check_input(x)
-        if (not self._takes_own_statistics() or self._across_processes()) and not torch.compiler.is_compiling():
-            check_held(x=x)  # torch's functions, which these go to, do not look
+        if not torch.compiler.is_compiling():
+            self._check_held(x)
         if not self._takes_own_statistics():
             return self._by_running_statistics(x)
         count = x.numel() // (self.num_features * (1 if self._over_batch else max(x.shape[0], 1)))
@@ -76,6 +76,12 @@ class _RunningNorm(NormalizationLayer):
         if tracks:
             self._track(statistics, joined)
         return y
+
+    def _check_held(self, x: Tensor) -> None:
+        """Of what goes to torch's functions, which do not look."""
+        check_held(running_mean=self.running_mean, running_var=self.running_var)
+        if not self._takes_own_statistics() or self._across_processes():
+            check_held(x=x, weight=self.weight, bias=self.bias)
 
     def _takes_own_statistics(self) -> bool:
         """Whether x's own statistics normalize it; torch.nn's rule, which differs between its families."""
