@@ -11,7 +11,8 @@ from process import ROOT
 CLEAR = r"(Type|Value)Error: (x|dy|weight|bias|sigma|groups): got "
 """An error that names the argument."""
 DISTRIBUTED = (
-    r"RuntimeError: .* got mixed torch.Tensor and DTensor|NotImplementedError: Operator aten.\S+ does not have"
+    r"RuntimeError: .* got mixed torch.Tensor and DTensor"
+    r"|NotImplementedError: Operator aten\.\S+ does not have a sharding strategy registered"
 )
 TORCHS = {
     "left behind by vmap": "RuntimeError: Either your tensor may have escaped from inside a function being vmapped",
@@ -20,8 +21,7 @@ TORCHS = {
     "differentiated twice, distributed": DISTRIBUTED,
     "gradient sparse": "NotImplementedError: Could not run 'aten::view' with arguments from the 'SparseCPU' backend"
     "|RuntimeError: reshape is not implemented for sparse tensors",
-    "gradient freed": "RuntimeError: setStorage: .* are out of bounds for storage of size"
-    "|RuntimeError: The tensor has a non-zero number of elements, but its data is not allocated yet",
+    "gradient freed": "RuntimeError: setStorage: .* are out of bounds for storage of size",
 }
 """Torch's words, where it fails before the operator is called: in a view of x, or in what changes y or a buffer."""
 
