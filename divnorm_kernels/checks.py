@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import torch
@@ -48,11 +49,13 @@ def check_sigma(sigma: object, g: Geometry, x: Tensor) -> None:
 
 
 def check_number(name: str, value: object, expected: str) -> None:
-    """Raises unless ``value`` is a float or an int that a float can hold."""
+    """Raises unless ``value`` is a float, not NaN, or an int that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, (float, int)):
         raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected {expected}")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         raise ValueError(f"{name}: got an int of {value.bit_length()} bits, expected {expected}")
+    if math.isnan(value):
+        raise ValueError(f"{name}: got nan, expected {expected}")
 
 
 def check_flag(name: str, value: object) -> None:

@@ -249,9 +249,7 @@ KINDS = {
     "left behind by vmap": Kind(x=left_behind(torch.func.vmap), right=refused, backward=False),
     "left behind by grad": Kind(x=left_behind(torch.func.grad), right=refused, backward=False),
     "fake": Kind(x=lambda t: FakeTensorMode(allow_non_fake_inputs=True).from_tensor(t), meta=True),
-    "functional": Kind(
-        x=torch._to_functional_tensor, backward=False, right=lambda subject: not subject.startswith("BatchNorm")
-    ),
+    "functional": Kind(x=torch._to_functional_tensor, backward=False),
     "distributed": Kind(x=distributed, dy=distributed, everywhere=True, right=sharded),
     "gradient zero": Kind(
         grad=lambda y, leaves, dy: torch.autograd.grad(torch.sgn(y).sum(), leaves),

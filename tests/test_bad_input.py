@@ -1,5 +1,6 @@
 """Bad input raises before any kernel runs, and the message names the argument, what it got and what was expected."""
 
+import math
 import re
 
 import pytest
@@ -111,6 +112,7 @@ CALLS = {
     "sigma elsewhere": ({"sigma": meta()}, ValueError, "sigma: got device meta, expected that of x, cpu"),
     "sigma a word": ({"sigma": "1"}, TypeError, "sigma: got '1' of type str, expected a float or a Tensor"),
     "sigma beyond a float": ({"sigma": 10**400}, ValueError, "sigma: got an int of 1329 bits, expected a float or a"),
+    "sigma not a number": ({"sigma": math.nan}, ValueError, "sigma: got nan, expected a float or a Tensor"),
     "sigma None": ({"sigma": None}, TypeError, "sigma: got None of type NoneType, expected a float or a Tensor"),
     "backend unknown": ({"backend": "gpu"}, ValueError, "backend: got 'gpu', expected None or one of 'cpu'"),
     "backend a module": ({"backend": 3}, TypeError, "backend: got 3 of type int, expected a str or None"),

@@ -16,7 +16,6 @@ DISTRIBUTED = (
 )
 TORCHS = {
     "left behind by vmap": "RuntimeError: Either your tensor may have escaped from inside a function being vmapped",
-    "functional": "RuntimeError: .* mutating a non-functional tensor with a functional tensor is not allowed",
     "distributed": DISTRIBUTED,
     "differentiated twice, distributed": DISTRIBUTED,
     "gradient sparse": "NotImplementedError: Could not run 'aten::view' with arguments from the 'SparseCPU' backend"

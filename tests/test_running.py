@@ -56,6 +56,16 @@ def test_statistics_of_half_activations_are_tracked_by_a_float_layer_unrounded()
     torch.testing.assert_close(layer.running_var.double(), exact, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_functionalized_layer_moves_its_statistics(name):
+    """As torch.nn's, whose buffers are not made functional either."""
+    layer, reference = pair(name, track_running_stats=True, momentum=0.3)
+    x = torch.randn(LAYERS[name][3], dtype=torch.float64)
+    close(torch.func.functionalize(layer)(x), torch.func.functionalize(reference)(x))
+    for buffer in ("running_mean", "running_var"):
+        close(getattr(layer, buffer), getattr(reference, buffer))
+
+
 @pytest.mark.parametrize("track", [True, False])
 @pytest.mark.parametrize("momentum", [0.3, None])
 @pytest.mark.parametrize("absent", [n for k in range(4) for n in itertools.combinations(BUFFERS, k)], ids="+".join)

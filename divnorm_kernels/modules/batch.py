@@ -140,6 +140,9 @@ class _RunningNorm(NormalizationLayer):
 
     def _move(self, running: Tensor, value: Tensor) -> None:
         """Moves ``running`` by the share of the newest batch towards ``value``; rounds to its dtype once."""
+        if torch._is_functional_tensor(value) and not torch._is_functional_tensor(running):
+            torch._sync(value)  # in torch.func.functionalize of the layer alone, whose buffers stay as they are
+            value = torch._from_functional_tensor(value)
         wide = torch.promote_types(running.dtype, value.dtype)
         share = self.momentum if self.momentum is not None else self.num_batches_tracked.to(wide).reciprocal()
         if running.dtype == wide:
