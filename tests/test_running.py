@@ -71,8 +71,6 @@ def test_a_functionalized_layer_moves_its_statistics(name):
 @pytest.mark.parametrize("absent", [n for k in range(4) for n in itertools.combinations(BUFFERS, k)], ids="+".join)
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "InstanceNorm2d"])
 def test_buffers_and_tracking_taken_away_after_construction(name, absent, momentum, track):
-    if momentum is None and "Instance" in name and "num_batches_tracked" not in absent:
-        pytest.skip("torch.nn's do not average there")
     layers = pair(name, momentum=momentum, track_running_stats=True)
     for layer in layers:
         for buffer in absent:
@@ -90,7 +88,7 @@ def test_buffers_and_tracking_taken_away_after_construction(name, absent, moment
             assert results[0] is results[1]
             continue
         close(*results)
-        for buffer in BUFFERS[: 2 if "Instance" in name else 3]:  # torch.nn's instance norms do not count
+        for buffer in BUFFERS:
             close(*(getattr(layer, buffer) for layer in layers))
 
 

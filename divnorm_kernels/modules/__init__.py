@@ -11,6 +11,7 @@ from .batch import (
     convert_sync,
 )
 from .divisive import (
+    DivisiveNorm,
     DivisiveNorm1d,
     DivisiveNorm2d,
     DivisiveNorm3d,
@@ -24,6 +25,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "DivisiveNorm",
     "DivisiveNorm1d",
     "DivisiveNorm2d",
     "DivisiveNorm3d",

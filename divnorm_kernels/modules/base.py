@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..addresses import check_held
 from ..backends import check_name
@@ -81,7 +84,7 @@ class NormalizationLayer(nn.Module):
         activation: str | None = None,
         backend: str | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # of torch.nn's layers, which some are, the names and no more
         sigma = _resolved_sigma(sigma, eps, self._default_eps)
         check_flag("learn_sigma", learn_sigma)
         check_number("l1_weight", l1_weight, "a number of at least 0")
@@ -103,14 +106,27 @@ class NormalizationLayer(nn.Module):
 
     @property
     def eps(self) -> float | None:
-        """Sigma squared, torch.nn's name for it; ``None``: the epsilon of the dtype that x is computed in."""
-        return None if self.sigma is None else float(self.sigma) ** 2
+        """Sigma squared, torch.nn's name for it; ``None``: the epsilon of the dtype that x is computed in.
+
+        NaN where weight, bias and eps do not tell all that the layer does: of layers that torch.nn has not, and with
+        an activation, a penalty or a learned sigma. What computes a layer by itself from torch.nn's attributes, as
+        `torch.nn.TransformerEncoderLayer` in eval mode and SyncBatchNorm's conversion do, then leaves it alone or
+        shows that it must not.
+        """
+        if not self._told_by_eps():
+            return math.nan
+        return None if self.sigma is None else self.sigma**2
 
     @eps.setter
     def eps(self, value: float) -> None:
         if self.learn_sigma:
             raise AttributeError("eps: sigma is learned, set layer.sigma")
         self.sigma = self.initial_sigma = _resolved_sigma(None, value)
+
+    def _told_by_eps(self) -> bool:
+        """Whether torch.nn's layer with the same weight, bias and eps does the same."""
+        torchs = isinstance(self, _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm)
+        return torchs and self.activation is None and self.l1_weight == 0 and not self.learn_sigma
 
     def reset_parameters(self) -> None:
         """Sets weight to one, bias to zero and a learned sigma to its initial value."""

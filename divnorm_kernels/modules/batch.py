@@ -32,12 +32,16 @@ class _RunningNorm(NormalizationLayer):
         track_running_stats: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        bias: bool,
         **options: Unpack[Options],
     ) -> None:
         check_size("num_features", num_features)
         check_flag("affine", affine)
         check_flag("track_running_stats", track_running_stats)
-        super().__init__((num_features,), weight=affine, bias=affine, eps=eps, device=device, dtype=dtype, **options)
+        check_flag("bias", bias)
+        super().__init__(
+            (num_features,), weight=affine, bias=affine and bias, eps=eps, device=device, dtype=dtype, **options
+        )
         self.num_features, self.momentum, self.affine = num_features, momentum, affine
         self.track_running_stats = track_running_stats
         if track_running_stats:
@@ -128,15 +132,17 @@ class _RunningNorm(NormalizationLayer):
     def _track(self, statistics: Statistics | None, count: Tensor | int) -> None:
         """Moves the running statistics towards those of the call; the variance is the unbiased one of ``count``.
 
-        A batch without values is counted, but moves nothing.
+        A batch without values moves nothing.
         """
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        if statistics is None or (self.momentum is None and self.num_batches_tracked is None):
+        if statistics is None or (self.momentum is None and not self._averages()):
             return
         mean, variance = (t.flatten(1)[0] if self._over_batch else t.flatten(1).mean(0) for t in statistics)
         self._move(self.running_mean, mean)
         self._move(self.running_var, variance * (count / (count - 1)))
+
+    def _averages(self) -> bool:
+        """Whether without a momentum the running statistics are plain averages; else they stay as they are."""
+        return False
 
     def _move(self, running: Tensor, value: Tensor) -> None:
         """Moves ``running`` by the share of the newest batch towards ``value``; rounds to its dtype once."""
@@ -163,20 +169,18 @@ class _RunningNorm(NormalizationLayer):
             y = (x.to(compute) - along_channels(mean.to(compute), x)) * along_channels(scale, x)
             y = (y if bias is None else y + along_channels(bias.to(compute), x)).to(x.dtype)
         else:
-            y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
+            y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, sigma * sigma)
         if self.l1 is not None:
             self.l1 = None
         return y.relu() if self.activation == "relu" else y
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *lists) -> None:
-        # Checkpoints from before torch counted batches, as torch.nn reads them.
+        # Checkpoints from before torch counted batches, as torch.nn reads them, but by way of no default device.
         version, key = local_metadata.get("version"), prefix + "num_batches_tracked"
         count = self.num_batches_tracked
         if (version is None or version < 2) and count is not None and key not in state_dict:
             state_dict[key] = torch.tensor(0, device="cpu") if count.is_meta else count
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
-
-    _version = 2
+        nn.Module._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *lists)
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""
@@ -185,6 +189,7 @@ class _RunningNorm(NormalizationLayer):
             [
                 ("momentum", self.momentum, 0.1),
                 *((name, getattr(self, name), default) for name, default in self._defaults.items()),
+                ("bias", self.bias is not None, self.affine),
                 *self._options_repr(),
             ],
         )
@@ -203,9 +208,11 @@ class _BatchNorm(_RunningNorm):
         track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, **options)
         self.sync = False
         """Whether statistics are those of all processes' batches; `divnorm_kernels.convert_sync` sets it."""
         self.process_group: ProcessGroup | None = None
@@ -215,6 +222,15 @@ class _BatchNorm(_RunningNorm):
 
     def _tracks(self) -> bool:
         return self.training and self.track_running_stats
+
+    def _averages(self) -> bool:
+        return self.num_batches_tracked is not None
+
+    def _track(self, statistics: Statistics | None, count: Tensor | int) -> None:
+        # as torch.nn, which counts the batches of batch normalization alone, those without values too
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        super()._track(statistics, count)
 
     def _across_processes(self) -> bool:
         return self.sync and self.training and torch.distributed.is_initialized()
@@ -231,13 +247,13 @@ class _BatchNorm(_RunningNorm):
         return y, statistics if with_statistics else None, joined
 
 
-class BatchNorm1d(_BatchNorm):
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     """Batch normalization of (N, C) or (N, C, L). Arguments as for `BatchNorm2d`."""
 
     _dims = (2, 3)
 
 
-class BatchNorm2d(_BatchNorm):
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     """Batch normalization of (N, C, H, W): `torch.nn.BatchNorm2d` with a sigma, a penalty and a fused ReLU.
 
     Constructor order and ``state_dict`` keys are torch.nn's. In eval mode the running statistics normalize, those that
@@ -246,17 +262,19 @@ class BatchNorm2d(_BatchNorm):
     Args:
         num_features: C.
         eps: sigma squared; 1e-5 where neither it nor sigma is given.
-        momentum: the share of the newest batch in the running statistics; ``None``: their plain average.
-        affine: gives the layer a weight and a bias of shape (C,).
+        momentum: the share of the newest batch in the running statistics; ``None``: their plain average (of instance
+            norms, as torch.nn's: they stay as they are).
+        affine: gives the layer a weight and, with ``bias``, a bias of shape (C,).
         track_running_stats: without, the batch's statistics normalize in eval mode too.
         device, dtype: of parameters and buffers.
+        bias: whether there is a bias.
         options: as for `NormalizationLayer`; with sigma and l1_weight, the paper's BN-s and BN*.
     """
 
     _dims = (4,)
 
 
-class BatchNorm3d(_BatchNorm):
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     """Batch normalization of (N, C, D, H, W). Arguments as for `BatchNorm2d`."""
 
     _dims = (5,)
@@ -275,9 +293,11 @@ class _InstanceNorm(_RunningNorm):
         track_running_stats: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, **options)
 
     def _call(self, x: Tensor) -> Tensor:
         """As of torch.nn's, x may come without a batch dimension."""
@@ -292,13 +312,13 @@ class _InstanceNorm(_RunningNorm):
         return True
 
 
-class InstanceNorm1d(_InstanceNorm):
+class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
     """Instance normalization of (N, C, L) or (C, L). Arguments as for `InstanceNorm2d`."""
 
     _dims = (3,)
 
 
-class InstanceNorm2d(_InstanceNorm):
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
     """Instance normalization of (N, C, H, W) or (C, H, W): every channel of every sample by its own statistics.
 
     As `torch.nn.InstanceNorm2d`, by default without parameters or running statistics; arguments as for `BatchNorm2d`.
@@ -307,7 +327,7 @@ class InstanceNorm2d(_InstanceNorm):
     _dims = (4,)
 
 
-class InstanceNorm3d(_InstanceNorm):
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     """Instance normalization of (N, C, D, H, W) or (C, D, H, W). Arguments as for `InstanceNorm2d`."""
 
     _dims = (5,)

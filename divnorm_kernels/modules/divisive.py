@@ -12,12 +12,34 @@ from ..checks import check_flag, check_size
 from ..fields import Window, geometry, listless
 from .base import EPS, NormalizationLayer, Options, listed
 
+_FORMS = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
-class _Windowed(NormalizationLayer):
-    """Windows over the positions of ``(N, C, *S)``."""
 
-    _input_dims: ClassVar[int]
-    _input_form: ClassVar[str]
+class DivisiveNorm(NormalizationLayer):
+    """Divisive normalization of (N, C, *S) over local windows: `divnorm_kernels.divisive_norm` as a layer.
+
+    With one to three spatial dimensions; `DivisiveNorm1d`, `DivisiveNorm2d` and `DivisiveNorm3d` take one form alone.
+    Source: Ren et al., "Normalizing the Normalizers", ICLR 2017.
+
+    Args:
+        num_channels: C.
+        window, norm_window, groups, edges: as for `divnorm_kernels.divisive_norm`.
+        eps: sigma squared; 1 where neither it nor sigma is given.
+        affine: gives the layer a weight and, with ``bias``, a bias of shape (C,).
+        bias: whether there is a bias.
+        device, dtype: of the parameters.
+        options: as for `NormalizationLayer`.
+
+    Example:
+        >>> layer = DivisiveNorm(64, window=5, sigma=0.5)
+        >>> layer(torch.randn(8, 64, 32, 32)).shape
+        torch.Size([8, 64, 32, 32])
+        >>> layer(torch.randn(8, 64, 1000)).shape
+        torch.Size([8, 64, 1000])
+    """
+
+    _dims: ClassVar[tuple[int, ...]] = tuple(_FORMS)
+    """The dimensions of x."""
     _default_eps = 1.0
 
     def __init__(
@@ -29,6 +51,7 @@ class _Windowed(NormalizationLayer):
         eps: float | None = None,
         groups: int = 1,
         affine: bool = True,
+        bias: bool = True,
         edges: str = "valid",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -36,17 +59,23 @@ class _Windowed(NormalizationLayer):
     ) -> None:
         check_size("num_channels", num_channels)
         check_flag("affine", affine)
-        # The geometry of an input with one position, for its checks.
-        geometry((1, num_channels, *[1] * (self._input_dims - 2)), window, norm_window, groups, edges, False)
-        super().__init__((num_channels,), weight=affine, bias=affine, eps=eps, device=device, dtype=dtype, **options)
+        check_flag("bias", bias)
+        # the geometry of an input with one position, for its checks
+        entries = next((len(field) for field in (window, norm_window) if isinstance(field, tuple | list)), None)
+        dims = self._dims[0] - 2 if len(self._dims) == 1 or entries not in (1, 2, 3) else entries
+        geometry((1, num_channels, *[1] * dims), window, norm_window, groups, edges, False)
+        super().__init__(
+            (num_channels,), weight=affine, bias=affine and bias, eps=eps, device=device, dtype=dtype, **options
+        )
         self.num_channels, self.window, self.norm_window = num_channels, listless(window), listless(norm_window)
         self.groups, self.edges, self.affine = groups, edges, affine
         self.reset_parameters()
 
     def _call(self, x: Tensor) -> Tensor:
         shape = x.shape
-        if len(shape) != self._input_dims:
-            raise ValueError(f"x: got {len(shape)} dimensions, expected {self._input_dims}, {self._input_form}")
+        if len(shape) not in self._dims:
+            expected = " or ".join(f"{dims}, {_FORMS[dims]}" for dims in self._dims)
+            raise ValueError(f"x: got {len(shape)} dimensions, expected {expected}")
         if shape[1] != self.num_channels:
             raise ValueError(f"x: got {shape[1]} channels, expected num_channels, {self.num_channels}")
         return self._normalize(
@@ -61,50 +90,32 @@ class _Windowed(NormalizationLayer):
                 ("norm_window", self.norm_window, "same"),
                 ("groups", self.groups, 1),
                 ("affine", self.affine, True),
+                ("bias", self.bias is not None, self.affine),
                 ("edges", self.edges, "valid"),
                 *self._options_repr(),
             ],
         )
 
 
-class DivisiveNorm1d(_Windowed):
-    """Divisive normalization of (N, C, L). Arguments as for `DivisiveNorm2d`."""
+class DivisiveNorm1d(DivisiveNorm):
+    """`DivisiveNorm` of (N, C, L)."""
 
-    _input_dims = 3
-    _input_form = "(N, C, L)"
-
-
-class DivisiveNorm2d(_Windowed):
-    """Divisive normalization of (N, C, H, W) over local windows: `divnorm_kernels.divisive_norm` as a layer.
-
-    Source: Ren et al., "Normalizing the Normalizers", ICLR 2017.
-
-    Args:
-        num_channels: C.
-        window, norm_window, groups, edges: as for `divnorm_kernels.divisive_norm`.
-        eps: sigma squared; 1 where neither it nor sigma is given.
-        affine: gives the layer a weight and a bias of shape (C,).
-        device, dtype: of the parameters.
-        options: as for `NormalizationLayer`.
-
-    Example:
-        >>> layer = DivisiveNorm2d(64, window=5, sigma=0.5)
-        >>> layer(torch.randn(8, 64, 32, 32)).shape
-        torch.Size([8, 64, 32, 32])
-    """
-
-    _input_dims = 4
-    _input_form = "(N, C, H, W)"
+    _dims = (3,)
 
 
-class DivisiveNorm3d(_Windowed):
-    """Divisive normalization of (N, C, D, H, W). Arguments as for `DivisiveNorm2d`."""
+class DivisiveNorm2d(DivisiveNorm):
+    """`DivisiveNorm` of (N, C, H, W)."""
 
-    _input_dims = 5
-    _input_form = "(N, C, D, H, W)"
+    _dims = (4,)
 
 
-class LocalContrastNorm2d(_Windowed):
+class DivisiveNorm3d(DivisiveNorm):
+    """`DivisiveNorm` of (N, C, D, H, W)."""
+
+    _dims = (5,)
+
+
+class LocalContrastNorm2d(DivisiveNorm):
     """Local contrast normalization of (N, C, H, W): every channel by the windows of its own.
 
     Source: Jarrett et al., "What is the best multi-stage architecture for object recognition?", ICCV 2009, with
@@ -112,12 +123,11 @@ class LocalContrastNorm2d(_Windowed):
 
     Args:
         num_channels: C.
-        window: the field of the mean, as for `DivisiveNorm2d`; the paper's is 9.
-        others: as for `DivisiveNorm2d`.
+        window: the field of the mean, as for `DivisiveNorm`; the paper's is 9.
+        others: as for `DivisiveNorm`.
     """
 
-    _input_dims = 4
-    _input_form = "(N, C, H, W)"
+    _dims = (4,)
 
     def __init__(
         self,
@@ -127,6 +137,7 @@ class LocalContrastNorm2d(_Windowed):
         *,
         eps: float | None = None,
         affine: bool = True,
+        bias: bool = True,
         edges: str = "valid",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -139,6 +150,7 @@ class LocalContrastNorm2d(_Windowed):
             eps=eps,
             groups=num_channels,
             affine=affine,
+            bias=bias,
             edges=edges,
             device=device,
             dtype=dtype,
@@ -150,7 +162,7 @@ class LocalContrastNorm2d(_Windowed):
         return super().extra_repr().replace(f", groups={self.num_channels}", "")
 
 
-class PositionalNorm2d(_Windowed):
+class PositionalNorm2d(DivisiveNorm):
     """Positional normalization of (N, C, H, W): every position by mean and deviation of its channels.
 
     Source: Li et al., "Positional Normalization", NeurIPS 2019. The same as LayerNorm over the channels of an image.
@@ -158,11 +170,10 @@ class PositionalNorm2d(_Windowed):
     Args:
         num_channels: C.
         eps: sigma squared; 1e-5 where neither it nor sigma is given.
-        others: as for `DivisiveNorm2d`.
+        others: as for `DivisiveNorm`.
     """
 
-    _input_dims = 4
-    _input_form = "(N, C, H, W)"
+    _dims = (4,)
     _default_eps = EPS
 
     def __init__(
@@ -172,9 +183,11 @@ class PositionalNorm2d(_Windowed):
         affine: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(num_channels, 1, eps=eps, affine=affine, device=device, dtype=dtype, **options)
+        super().__init__(num_channels, 1, eps=eps, affine=affine, bias=bias, device=device, dtype=dtype, **options)
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""
@@ -187,7 +200,7 @@ class DivisiveNormFeatures(NormalizationLayer):
     Args:
         num_features: F; weight and bias have shape (F,).
         window: features in a window.
-        others: as for `DivisiveNorm2d`.
+        others: as for `DivisiveNorm`.
     """
 
     _default_eps = 1.0
@@ -200,6 +213,7 @@ class DivisiveNormFeatures(NormalizationLayer):
         *,
         eps: float | None = None,
         affine: bool = True,
+        bias: bool = True,
         edges: str = "valid",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -207,8 +221,11 @@ class DivisiveNormFeatures(NormalizationLayer):
     ) -> None:
         check_size("num_features", num_features)
         check_flag("affine", affine)
+        check_flag("bias", bias)
         geometry((1, num_features), window, norm_window, 1, edges, False)
-        super().__init__((num_features,), weight=affine, bias=affine, eps=eps, device=device, dtype=dtype, **options)
+        super().__init__(
+            (num_features,), weight=affine, bias=affine and bias, eps=eps, device=device, dtype=dtype, **options
+        )
         self.num_features, self.window, self.norm_window = num_features, listless(window), listless(norm_window)
         self.edges, self.affine = edges, affine
         self._row_shape = (num_features,)
@@ -231,6 +248,7 @@ class DivisiveNormFeatures(NormalizationLayer):
             [
                 ("norm_window", self.norm_window, "same"),
                 ("affine", self.affine, True),
+                ("bias", self.bias is not None, self.affine),
                 ("edges", self.edges, "valid"),
                 *self._options_repr(),
             ],

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from ..checks import check_flag, check_size
@@ -77,7 +77,7 @@ class _Trailing(NormalizationLayer):
         return self._normalize(rows, window, "all", 1, weight=weight, bias=bias)[0]
 
 
-class LayerNorm(_Trailing):
+class LayerNorm(_Trailing, nn.LayerNorm):
     """Layer normalization of ``(..., *normalized_shape)``: `torch.nn.LayerNorm` with a sigma, a penalty and a ReLU.
 
     Constructor order and ``state_dict`` keys are torch.nn's.
@@ -92,6 +92,10 @@ class LayerNorm(_Trailing):
     """
 
     _subtracts_mean = True
+
+    def _told_by_eps(self) -> bool:
+        # what computes a layer normalization by itself asks for both parameters
+        return self.weight is not None and self.bias is not None and super()._told_by_eps()
 
     def __init__(
         self,
@@ -117,7 +121,7 @@ class LayerNorm(_Trailing):
         )
 
 
-class RMSNorm(_Trailing):
+class RMSNorm(_Trailing, nn.RMSNorm):
     """Root-mean-square normalization of ``(..., *normalized_shape)``: as `LayerNorm`, but no mean is subtracted.
 
     As `torch.nn.RMSNorm`: no bias, and where neither eps nor sigma is given, eps is the epsilon of the dtype that is
@@ -149,7 +153,7 @@ class RMSNorm(_Trailing):
         )
 
 
-class GroupNorm(NormalizationLayer):
+class GroupNorm(NormalizationLayer, nn.GroupNorm):
     """Group normalization of (N, C, ...): `torch.nn.GroupNorm` with a sigma, a penalty and a fused ReLU.
 
     Constructor order and ``state_dict`` keys are torch.nn's. One group is the paper's layer normalization of images.
@@ -168,14 +172,19 @@ class GroupNorm(NormalizationLayer):
         affine: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
         **options: Unpack[Options],
     ) -> None:
         check_size("num_groups", num_groups)
         check_size("num_channels", num_channels)
         check_flag("affine", affine)
+        check_flag("bias", bias)
         if num_channels % num_groups:
             raise ValueError(f"num_groups: got {num_groups}, expected a divisor of the {num_channels} channels")
-        super().__init__((num_channels,), weight=affine, bias=affine, eps=eps, device=device, dtype=dtype, **options)
+        super().__init__(
+            (num_channels,), weight=affine, bias=affine and bias, eps=eps, device=device, dtype=dtype, **options
+        )
         self.num_groups, self.num_channels, self.affine = num_groups, num_channels, affine
         self.reset_parameters()
 
@@ -195,5 +204,5 @@ class GroupNorm(NormalizationLayer):
         """The options, with defaults left out."""
         return listed(
             [f"{self.num_groups}, {self.num_channels}"],
-            [("affine", self.affine, True), *self._options_repr()],
+            [("affine", self.affine, True), ("bias", self.bias is not None, self.affine), *self._options_repr()],
         )
