@@ -31,7 +31,8 @@ def ran(make, row, seed):
         y = layer(*forward.args, **forward.kwargs)
         leaves = {"x": forward.args[0], **dict(layer.named_parameters())}
         gradients = torch.autograd.grad(y, leaves.values(), torch.randn_like(y), allow_unused=True)
-        found |= {f"y, call {call}": y, **{f"d{name}, call {call}": t for name, t in zip(leaves, gradients)}}
+        found[f"y, call {call}"] = y
+        found |= {f"d{name}, call {call}": t for name, t in zip(leaves, gradients, strict=True)}
     return found | layer.state_dict()
 
 
