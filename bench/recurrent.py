@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from divnorm_kernels import l1_penalty
+from divnorm_kernels import collect_l1
 
 from .timing import interleaved
 from .training import cells
@@ -47,9 +47,10 @@ def _round(model: str, name: str) -> Callable[[], tuple[float, float]]:
 
     def once() -> tuple[float, float]:
         begin = perf_counter()
-        y, _ = layer(x, state)
+        with collect_l1(layer) as collected:
+            y, _ = layer(x, state)
         middle = perf_counter()
-        penalty = l1_penalty(layer)
+        penalty = collected()
         ends = (y, penalty) if penalty.requires_grad else (y,)
         torch.autograd.grad(ends, wanted, (gradient, torch.ones(()))[: len(ends)])
         return middle - begin, perf_counter() - middle

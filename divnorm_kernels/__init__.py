@@ -21,6 +21,7 @@ from .modules import (
     NormalizationLayer,
     PositionalNorm2d,
     RMSNorm,
+    collect_l1,
     convert_sync,
     l1_penalty,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "PositionalNorm2d",
     "RMSNorm",
     "__version__",
+    "collect_l1",
     "convert_norm",
     "convert_sync",
     "divisive_norm",

@@ -67,26 +67,24 @@ def test_a_norm_on_parts_at_once_is_one_norm_on_each(name):
     together = OverTime(name, 10, 4, constants, window=3)
     alone = [OverTime(name, 10, 1, constants, window=3) for _ in range(4)]
     sequence = torch.randn(5, 6, 40)
-    for x in sequence:
-        parts = [layer(part.contiguous()) for layer, part in zip(alone, x.chunk(4, 1), strict=True)]
-        torch.testing.assert_close(together(x), torch.cat(parts, 1))
-    together.end()
-    for layer in alone:
-        layer.end()
-    torch.testing.assert_close(dk.l1_penalty(together), sum(dk.l1_penalty(layer) for layer in alone))
+    for layer in (together, *alone):
+        layer.begin(len(sequence))
+    with dk.collect_l1(together) as penalty, dk.collect_l1(torch.nn.ModuleList(alone)) as expected:
+        for x in sequence:
+            parts = [layer(part.contiguous()) for layer, part in zip(alone, x.chunk(4, 1), strict=True)]
+            torch.testing.assert_close(together(x), torch.cat(parts, 1))
+    torch.testing.assert_close(penalty(), expected())
 
 
 def test_the_penalty_of_a_sequence_is_the_mean_over_its_steps():
     norm = OverTime("dn*", 8, 1, {"dn*": Constants(1.0, 0.5)}, window=3)
-    sequence = torch.randn(5, 6, 8)
-    for x in sequence:
-        norm(x)
-    norm.end()
-    each = [dk.divisive_norm(x, window=3, return_l1=True)[1] for x in sequence]
-    torch.testing.assert_close(dk.l1_penalty(norm), 0.5 * torch.stack(each).mean())
-    norm(sequence[0])
-    norm.end()
-    torch.testing.assert_close(dk.l1_penalty(norm), 0.5 * each[0])  # nothing is left of the sequence before
+    for sequence in (torch.randn(5, 6, 8), torch.randn(2, 6, 8)):
+        norm.begin(len(sequence))
+        with dk.collect_l1(norm) as penalty:
+            for x in sequence:
+                norm(x)
+        each = [dk.divisive_norm(x, window=3, return_l1=True)[1] for x in sequence]
+        torch.testing.assert_close(penalty(), 0.5 * torch.stack(each).mean())
 
 
 def _none(units, parts):

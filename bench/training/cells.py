@@ -33,10 +33,10 @@ class Plain(nn.Module):
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """``(h, state)``: (T, N, units) of ``x`` (T, N, inputs), and what the next sequence starts from."""
         (h,), outputs, weight = state, [], self.hidden.weight.t()
+        self.norm.begin(len(x))
         for step in self.input(x).unbind():
             h = self.function(self.norm(torch.addmm(step, h, weight)))
             outputs.append(h)
-        self.norm.end()
         return torch.stack(outputs), (h,)
 
 
@@ -54,6 +54,8 @@ class LSTM(nn.Module):
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """As `Plain.forward`, with h and c in the state."""
         (h, c), outputs, weight = state, [], self.hidden.weight.t()
+        self.gates.begin(len(x))
+        self.cell.begin(len(x))
         for step in self.input(x).unbind():
             normalized = self.gates(torch.addmm(step, h, weight))
             opened, new = normalized[:, : 3 * self.units].sigmoid(), normalized[:, 3 * self.units :].tanh()
@@ -61,8 +63,6 @@ class LSTM(nn.Module):
             c = torch.addcmul(forget * c, take, new)
             h = give * self.cell(c).tanh()
             outputs.append(h)
-        self.gates.end()
-        self.cell.end()
         return torch.stack(outputs), (h, c)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from divnorm_kernels import l1_penalty
+from divnorm_kernels import collect_l1
 
 from . import activations
 
@@ -185,8 +185,9 @@ def train(
         begin = perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = plan.rate_at(step)
-        loss = task.loss(step)
-        penalty = l1_penalty(model)
+        with collect_l1(model) as collected:
+            loss = task.loss(step)
+        penalty = collected()
         optimizer.zero_grad()
         (loss + penalty).backward()
         if plan.clip is not None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from divnorm_kernels import DivisiveNorm2d, DivisiveNormFeatures, NormalizationLayer, convert_norm
@@ -108,17 +107,13 @@ class OverTime(nn.Module):
             else:  # the bias stands before the norm, and the next layer's weights behind it
                 options |= {"elementwise_affine": False}
             self.layer = convert_norm(place, name, report=None, **options)
-        self._penalties: list[Tensor] = []
+        self.l1_weight = getattr(self.layer, "l1_weight", 0.0)
+
+    def begin(self, steps: int) -> None:
+        """Before a sequence: its penalty is the mean over the steps, summed over the parts."""
+        if isinstance(self.layer, NormalizationLayer):
+            self.layer.l1_weight = self.l1_weight * self.parts / steps
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes ``x`` (N, parts * units), each part by itself."""
-        y = self.layer(x.view(-1, self.units)).view(x.shape) if self.by_rows else self.layer(x)
-        if isinstance(self.layer, NormalizationLayer) and self.layer.l1 is not None:
-            self._penalties.append(self.layer.l1)
-        return y
-
-    def end(self) -> None:
-        """After a sequence: the layer's penalty is the mean over the steps, summed over the parts."""
-        if self._penalties:
-            self.layer.l1 = torch.stack(self._penalties).mean() * self.parts
-            self._penalties = []
+        return self.layer(x.view(-1, self.units)).view(x.shape) if self.by_rows else self.layer(x)

@@ -1,6 +1,6 @@
 """Layers in torch.nn's manners over the one operator: the paper's, and the family it unites."""
 
-from .base import NormalizationLayer, l1_penalty
+from .base import NormalizationLayer
 from .batch import (
     BatchNorm1d,
     BatchNorm2d,
@@ -19,6 +19,7 @@ from .divisive import (
     LocalContrastNorm2d,
     PositionalNorm2d,
 )
+from .penalty import collect_l1, l1_penalty
 from .whole import GroupNorm, LayerNorm, RMSNorm
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "NormalizationLayer",
     "PositionalNorm2d",
     "RMSNorm",
+    "collect_l1",
     "convert_sync",
     "l1_penalty",
 ]

@@ -16,6 +16,7 @@ from ..backends import check_name
 from ..checks import check_activation, check_flag, check_number, compute_dtype
 from ..fields import Window
 from ..functional import normalize
+from .penalty import Calls
 
 EPS = 1e-5
 """torch.nn's."""
@@ -59,7 +60,7 @@ class NormalizationLayer(nn.Module):
         sigma: the smoothing constant, or the value that a learned one starts from; in place of eps, its square.
         learn_sigma: makes sigma a parameter, of shape (1,), under the key ``sigma``.
         l1_weight: the coefficient of the paper's penalty on the centred activations. Above 0, each call in training
-            mode keeps mean abs(v) in ``l1``; add `l1_penalty` of the model to the loss.
+            mode keeps mean abs(v) in ``l1``; add `l1_penalty` of the model to the loss, or `collect_l1`'s sum.
         activation: ``"relu"`` for a fused one.
         backend: as for `divnorm_kernels.divisive_norm`.
     """
@@ -103,6 +104,7 @@ class NormalizationLayer(nn.Module):
         # one dimension: torch's sharding takes no scalars
         self.sigma = nn.Parameter(torch.empty(1, **factory)) if learn_sigma else sigma
         self.l1 = None
+        self._calls = Calls()
 
     @property
     def eps(self) -> float | None:
@@ -210,11 +212,16 @@ class NormalizationLayer(nn.Module):
             self.backend,
             with_statistics,
         )
-        if wants_l1:
+        self._keep(y, l1 if wants_l1 else None)
+        return y, statistics
+
+    def _keep(self, y: Tensor, l1: Tensor | None) -> None:
+        """Keeps the penalty of a call, ``None`` where it has none."""
+        if l1 is not None:
             self.l1 = l1
+            self._calls.note(y, self.l1_weight * l1, "_is_replica" in self.__dict__)
         elif self.l1 is not None:  # setting a module's attribute costs as much as a small kernel
             self.l1 = None
-        return y, statistics
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves the penalty of the last call out of copies and pickles: it belongs to that call's graph."""
@@ -233,19 +240,3 @@ class NormalizationLayer(nn.Module):
 def listed(required: list[str], options: list[tuple[str, Any, Any]]) -> str:
     """The arguments of a layer as its constructor takes them: ``options`` are (name, value, default)."""
     return ", ".join(required + [f"{name}={value!r}" for name, value, default in options if value != default])
-
-
-def l1_penalty(model: nn.Module) -> Tensor:
-    """The sum of ``l1_weight * l1`` over the layers of ``model``, from each layer's last call in training mode.
-
-    A scalar to add to the loss; zero, on the device of the parameters, where no layer has a penalty.
-    """
-    terms = [m.l1_weight * m.l1 for m in model.modules() if isinstance(m, NormalizationLayer) and m.l1 is not None]
-    if not terms:
-        like = next((p for p in model.parameters() if p.is_floating_point()), None)
-        device, dtype = ("cpu", torch.float32) if like is None else (like.device, compute_dtype(like))
-        return torch.zeros((), device=device, dtype=dtype)
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total

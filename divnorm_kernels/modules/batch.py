@@ -243,7 +243,7 @@ class _BatchNorm(_RunningNorm):
         y, l1, statistics, joined = batch_norm_across(
             self.process_group, x, self.weight, self.bias, self.sigma, self.activation
         )
-        self.l1 = l1 if self.l1_weight > 0 else None
+        self._keep(y, l1 if self.l1_weight > 0 else None)
         return y, statistics if with_statistics else None, joined
 
 
