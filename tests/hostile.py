@@ -197,11 +197,6 @@ def default_device(device: str) -> Iterator[None]:
         torch.set_default_device("cpu")
 
 
-def sharded(subject: str) -> bool:
-    """The function, whose parameters can be distributed too; torch has no rule for all that the reference does."""
-    return subject in FORMS and "reference" not in subject
-
-
 def refused(subject: str) -> bool:
     return False
 
@@ -250,7 +245,7 @@ KINDS = {
     "left behind by grad": Kind(x=left_behind(torch.func.grad), right=refused, backward=False),
     "fake": Kind(x=lambda t: FakeTensorMode(allow_non_fake_inputs=True).from_tensor(t), meta=True),
     "functional": Kind(x=torch._to_functional_tensor, backward=False),
-    "distributed": Kind(x=distributed, dy=distributed, everywhere=True, right=sharded),
+    "distributed": Kind(x=distributed, dy=distributed, everywhere=True),
     "gradient zero": Kind(
         grad=lambda y, leaves, dy: torch.autograd.grad(torch.sgn(y).sum(), leaves),
         plain_grad=lambda y, leaves, dy: [torch.zeros_like(t) for t in leaves],
@@ -276,13 +271,7 @@ KINDS = {
     "differentiated twice, a subclass": Kind(x=lambda t: t.as_subclass(Subclass), **TWICE),
     "differentiated twice, under a dispatch mode": Kind(around=Passing, **TWICE),
     "differentiated twice, gradient negated": Kind(dy=lambda t: torch._neg_view(-t), **TWICE),
-    "differentiated twice, distributed": Kind(
-        x=distributed,
-        dy=distributed,
-        everywhere=True,
-        right=lambda subject: subject == "divisive_norm, whole fields",
-        **TWICE,
-    ),
+    "differentiated twice, distributed": Kind(x=distributed, dy=distributed, everywhere=True, **TWICE),
     **PARAMETERS,
 }
 

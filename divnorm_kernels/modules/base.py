@@ -16,6 +16,7 @@ from ..backends import check_name
 from ..checks import check_activation, check_flag, check_number, compute_dtype
 from ..fields import Window
 from ..functional import normalize
+from ..sharding import distributed
 
 EPS = 1e-5
 """torch.nn's."""
@@ -142,11 +143,14 @@ class NormalizationLayer(nn.Module):
 
         In a graph that `torch.fx` records the layer is one node, as torch.nn's are.
         """
-        if isinstance(x, Proxy):
-            path = x.tracer.path_of_module(self)
-            return x.tracer.create_proxy("call_module", path or "itself", (x,), {})
-        if not isinstance(x, Tensor):
-            check_activation(x)
+        if type(x) is not Tensor:
+            if isinstance(x, Proxy):
+                path = x.tracer.path_of_module(self)
+                return x.tracer.create_proxy("call_module", path or "itself", (x,), {})
+            if not isinstance(x, Tensor):
+                check_activation(x)
+            if distributed(x):
+                return self._on_shards(x)
         if x.layout is not torch.strided or x.is_nested:
             return self._on_values(x)
         try:
@@ -163,6 +167,10 @@ class NormalizationLayer(nn.Module):
     def _call(self, x: Tensor) -> Tensor:
         """`forward` of a tensor."""
         raise NotImplementedError
+
+    def _on_shards(self, x: Tensor) -> Tensor:
+        """`forward` of a DTensor."""
+        return self._call(x)
 
     def _on_values(self, x: Tensor) -> Tensor:
         """`forward` of a jagged tensor, whose rows are normalized each by itself."""
