@@ -17,9 +17,9 @@ _NORMS = (NormalizationLayer, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 def no_decay_groups(model: nn.Module, weight_decay: float, biases: bool = False) -> list[dict[str, Any]]:
     """Two groups for an optimizer: what ``weight_decay`` pulls towards zero, and with 0.0 what it should leave alone.
 
-    Left alone are all parameters of this package's layers (sigma too), of torch.nn's normalization layers, and of modules
-    with "norm" in the name of their class and parameters of one dimension, such as transformers'. Shared parameters come
-    once, left alone if any layer says so; those with ``requires_grad=False`` not at all.
+    Left alone are all parameters of this package's layers (sigma too), those of torch.nn's normalization layers, and of
+    modules with "norm" in their class' name and parameters of one dimension, such as transformers'. Shared parameters
+    come once, left alone if any layer says so; those with ``requires_grad=False`` not at all.
 
     Args:
         model: whose parameters.

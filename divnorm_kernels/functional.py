@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import sharding
+from . import flops, sharding
 from .addresses import check_alive, check_held, direct
 from .autograd import DivisiveNormFunction
 from .backends import select
@@ -153,6 +153,7 @@ def normalize(
     else:
         if not torch.compiler.is_compiling():
             check_alive(x=x, weight=weight, bias=bias, sigma=sigma)
+        flops.register()
         y, maps, l1 = torch.ops.divnorm_kernels.forward(
             x,
             weight,
