@@ -183,6 +183,11 @@ def distributed(t: Tensor) -> Any:
     return distribute_tensor(t, init_device_mesh("cpu", (1,)), [Replicate()])
 
 
+def nested(t: Tensor) -> Tensor:
+    parts = list(t.unbind()) if t.dim() > 2 else [t[:1], t[1:]]
+    return torch.nested.nested_tensor(parts)
+
+
 def jagged(t: Tensor) -> Tensor:
     parts = list(t.unbind()) if t.dim() > 2 else [t[:1], t[1:]]
     return torch.nested.nested_tensor(parts, layout=torch.jagged)
@@ -235,7 +240,7 @@ KINDS = {
     "quantized": Kind(x=lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), right=refused),
     "complex": Kind(x=lambda t: t + 0j, right=refused),
     "whole numbers": Kind(x=lambda t: t.long(), right=refused),
-    "nested": Kind(x=lambda t: torch.nested.nested_tensor(list(t.unbind())), right=refused),
+    "nested": Kind(x=nested, dy=nested, right=lambda subject: subject in (*JAGGED, "LayerNorm")),
     "jagged": Kind(
         x=jagged,
         grad=lambda y, leaves, dy: torch.autograd.grad(y.values(), leaves, dy.reshape(y.values().shape)),
@@ -283,7 +288,7 @@ def numbers(t: Any) -> Tensor:
     if torch._is_functional_tensor(t):
         t = torch._from_functional_tensor(t)
     if t.is_nested:
-        t = t.values()
+        t = t.values() if t.layout is torch.jagged else torch.cat([part.flatten() for part in t.unbind()])
     return t.detach().as_subclass(Tensor)
 
 
