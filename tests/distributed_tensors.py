@@ -74,6 +74,7 @@ def compare(layer: nn.Module, across: nn.Module, x: Tensor, cut: DTensor) -> dic
     close(cut.grad, own.grad)
     for p, q in zip(across.parameters(), layer.parameters(), strict=True):
         close(p.grad, q.grad)
+        assert all(place.is_replicate() for place in p.grad.placements), "a gradient that is still to be added up"
     for p, q in zip(across.buffers(), layer.buffers(), strict=True):
         close(p, q)
     return communication.get_comm_counts()
