@@ -2,6 +2,7 @@
 
 from .autograd import DivisiveNormFunction
 from .convert import convert_norm
+from .decay import no_decay_groups
 from .functional import divisive_norm
 from .modules import (
     BatchNorm1d,
@@ -52,4 +53,5 @@ __all__ = [
     "convert_sync",
     "divisive_norm",
     "l1_penalty",
+    "no_decay_groups",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from . import flops
 from .addresses import direct
 from .backends import name_of
 from .fields import Geometry
@@ -64,6 +65,7 @@ class DivisiveNormFunction(torch.autograd.Function):
                 bias = unread_bias(x, ctx.bias_dtype, g, weight)
             found = ctx.backend.backward(g, dy, dl1, x, maps, weight, bias, sigma, needs)
         else:
+            flops.register()
             given, value = (sigma, 0.0) if isinstance(sigma, Tensor) else (None, float(sigma))
             found = torch.ops.divnorm_kernels.backward(
                 dy, dl1, x, maps, weight, bias, ctx.bias_dtype, given, value, *g.options, needs, name_of(ctx.backend)

@@ -54,7 +54,7 @@ def check_number(name: str, value: object, expected: str) -> None:
         raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected {expected}")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         raise ValueError(f"{name}: got an int of {value.bit_length()} bits, expected {expected}")
-    if math.isnan(value):
+    if not value <= math.inf:  # a compiler that takes value for a variable knows no isnan
         raise ValueError(f"{name}: got nan, expected {expected}")
 
 

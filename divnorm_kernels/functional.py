@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import sharding
+from . import flops, sharding
 from .addresses import check_alive, check_held, direct
 from .autograd import DivisiveNormFunction
 from .backends import select
@@ -125,7 +127,21 @@ def normalize(
                 'expected None or "reference"'
             )
         kernels = None
-    if kernels is None or _recorded():
+    by_reference = kernels is None or _recorded()
+    if not by_reference and direct(x, weight, bias, sigma):
+        if torch.is_grad_enabled():
+            y, l1, maps = _apply(x, weight, bias, sigma, g, kernels, with_l1, with_statistics)
+        else:
+            y, maps, l1 = kernels.forward(g, x, weight, bias, sigma, with_l1, with_statistics)
+    elif sharding.distributed(x):
+
+        def on_own(x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float) -> Any:
+            options = window, norm_window, groups, edges, over_batch, activation, with_l1, backend, with_statistics
+            y, l1, found = normalize(x, weight, bias, sigma, *options)
+            return y, l1 if with_l1 else None, found
+
+        return sharding.on_shards(on_own, x, {"weight": weight, "bias": bias, "sigma": sigma}, over_batch)
+    elif by_reference:
         eager = not (torch.compiler.is_compiling() or _recorded() or _transformed())
         if eager:
             check_held(x=x, weight=weight, bias=bias, sigma=sigma)
@@ -134,15 +150,10 @@ def normalize(
             if eager and result.requires_grad:
                 result.register_hook(_check_gradient)
         return y, l1, statistics(g, x) if with_statistics else None
-    if direct(x, weight, bias, sigma):
-        if torch.is_grad_enabled():
-            y, l1, maps = _apply(x, weight, bias, sigma, g, kernels, with_l1, with_statistics)
-        else:
-            y, maps, l1 = kernels.forward(g, x, weight, bias, sigma, with_l1, with_statistics)
     else:
         if not torch.compiler.is_compiling():
             check_alive(x=x, weight=weight, bias=bias, sigma=sigma)
-        sharding.register()
+        flops.register()
         y, maps, l1 = torch.ops.divnorm_kernels.forward(
             x,
             weight,

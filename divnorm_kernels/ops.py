@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import flops
 from .addresses import check_held, check_readable
 from .backends import select
 from .checks import compute_dtype
@@ -126,6 +127,7 @@ def _autograd(ctx: Any, dy: Tensor | None, dmaps: None, dl1: Tensor | None) -> t
         value = ctx.sigma_value if sigma is None else sigma
         found = differentiable_gradients(g, dy, dl1, x, weight, bias, ctx.bias_dtype, value, needs)
         return (*found, *(None,) * 10)
+    flops.register()
     found = torch.ops.divnorm_kernels.backward(
         dy, dl1, x, maps, weight, bias, ctx.bias_dtype, sigma, ctx.sigma_value, *ctx.options, needs, ctx.backend
     )

@@ -8,16 +8,16 @@ from __future__ import annotations
 import copy
 import sys
 
+import distributed_tensors
 import pytest
 import torch
 import torch.multiprocessing
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from divnorm_kernels import BatchNorm2d, DivisiveNorm2d, GroupNorm, convert_sync, divisive_norm, l1_penalty
+from divnorm_kernels import BatchNorm2d, DivisiveNorm2d, GroupNorm, convert_sync, l1_penalty
 
 WORLD = 2
 SIZES = (3, 5)
@@ -145,31 +145,6 @@ def unequal(rank: int) -> None:
         torch.testing.assert_close(across.running_var, layer.running_var)
 
 
-def distributed_tensors() -> None:
-    """The operator on DTensors, whole or cut: what a single process computes, cut along the batch where x is."""
-    mesh = init_device_mesh("cpu", (WORLD,))
-    generator = torch.Generator().manual_seed(4)
-    tensors = [torch.randn(shape, generator=generator) for shape in ((3, 4, 5, 6), (4,), (4,), ())]
-    forms = ({"window": 3}, {"window": "all", "activation": "relu"}, {"window": 3, "return_l1": True})
-    for placement in (Replicate(), Shard(0), Shard(1), Shard(2)):
-        for options in (*forms, {"window": "all", "groups": 4, "over_batch": True}):
-            outcomes = []
-            for cut in (False, True):
-                leaves = [t.clone().requires_grad_() for t in tensors]
-                if cut:
-                    places = (placement, *[Replicate()] * 3)
-                    leaves = [distribute_tensor(t.detach(), mesh, [p]) for t, p in zip(tensors, places, strict=True)]
-                    leaves = [t.requires_grad_() for t in leaves]
-                x, weight, bias, sigma = leaves
-                out = divisive_norm(x, weight, bias, sigma=sigma, **options)
-                y, l1 = out if isinstance(out, tuple) else (out, 0.0)
-                outcomes.append([y, *torch.autograd.grad(y.square().sum() + l1, leaves)])
-            for want, have in zip(*outcomes, strict=True):
-                torch.testing.assert_close(have.full_tensor(), want, rtol=1e-4, atol=1e-5)
-            kept = placement == Shard(0) and not {"return_l1", "over_batch"} & options.keys()
-            assert outcomes[1][0].placements == ((Shard(0),) if kept else (Replicate(),))
-
-
 def main(rank: int, folder: str) -> None:
     """All comparisons, in one process of the two."""
     torch.set_num_threads(1)
@@ -180,7 +155,7 @@ def main(rank: int, folder: str) -> None:
     for batch_norm in (False, True):
         data_parallel(rank, batch_norm)
     fully_sharded(rank)
-    distributed_tensors()
+    distributed_tensors.compare_all(rank, WORLD)
     distributed.destroy_process_group()
 
 

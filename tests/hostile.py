@@ -183,6 +183,11 @@ def distributed(t: Tensor) -> Any:
     return distribute_tensor(t, init_device_mesh("cpu", (1,)), [Replicate()])
 
 
+def nested(t: Tensor) -> Tensor:
+    parts = list(t.unbind()) if t.dim() > 2 else [t[:1], t[1:]]
+    return torch.nested.nested_tensor(parts)
+
+
 def jagged(t: Tensor) -> Tensor:
     parts = list(t.unbind()) if t.dim() > 2 else [t[:1], t[1:]]
     return torch.nested.nested_tensor(parts, layout=torch.jagged)
@@ -195,11 +200,6 @@ def default_device(device: str) -> Iterator[None]:
         yield
     finally:
         torch.set_default_device("cpu")
-
-
-def sharded(subject: str) -> bool:
-    """The function, whose parameters can be distributed too; torch has no rule for all that the reference does."""
-    return subject in FORMS and "reference" not in subject
 
 
 def refused(subject: str) -> bool:
@@ -240,7 +240,7 @@ KINDS = {
     "quantized": Kind(x=lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), right=refused),
     "complex": Kind(x=lambda t: t + 0j, right=refused),
     "whole numbers": Kind(x=lambda t: t.long(), right=refused),
-    "nested": Kind(x=lambda t: torch.nested.nested_tensor(list(t.unbind())), right=refused),
+    "nested": Kind(x=nested, dy=nested, right=lambda subject: subject in (*JAGGED, "LayerNorm")),
     "jagged": Kind(
         x=jagged,
         grad=lambda y, leaves, dy: torch.autograd.grad(y.values(), leaves, dy.reshape(y.values().shape)),
@@ -250,7 +250,7 @@ KINDS = {
     "left behind by grad": Kind(x=left_behind(torch.func.grad), right=refused, backward=False),
     "fake": Kind(x=lambda t: FakeTensorMode(allow_non_fake_inputs=True).from_tensor(t), meta=True),
     "functional": Kind(x=torch._to_functional_tensor, backward=False),
-    "distributed": Kind(x=distributed, dy=distributed, everywhere=True, right=sharded),
+    "distributed": Kind(x=distributed, dy=distributed, everywhere=True),
     "gradient zero": Kind(
         grad=lambda y, leaves, dy: torch.autograd.grad(torch.sgn(y).sum(), leaves),
         plain_grad=lambda y, leaves, dy: [torch.zeros_like(t) for t in leaves],
@@ -276,13 +276,7 @@ KINDS = {
     "differentiated twice, a subclass": Kind(x=lambda t: t.as_subclass(Subclass), **TWICE),
     "differentiated twice, under a dispatch mode": Kind(around=Passing, **TWICE),
     "differentiated twice, gradient negated": Kind(dy=lambda t: torch._neg_view(-t), **TWICE),
-    "differentiated twice, distributed": Kind(
-        x=distributed,
-        dy=distributed,
-        everywhere=True,
-        right=lambda subject: subject == "divisive_norm, whole fields",
-        **TWICE,
-    ),
+    "differentiated twice, distributed": Kind(x=distributed, dy=distributed, everywhere=True, **TWICE),
     **PARAMETERS,
 }
 
@@ -294,7 +288,7 @@ def numbers(t: Any) -> Tensor:
     if torch._is_functional_tensor(t):
         t = torch._from_functional_tensor(t)
     if t.is_nested:
-        t = t.values()
+        t = t.values() if t.layout is torch.jagged else torch.cat([part.flatten() for part in t.unbind()])
     return t.detach().as_subclass(Tensor)
 
 

@@ -191,3 +191,13 @@ def test_a_gpu_is_chosen_for_without_being_traced(window, taken, monkeypatch):
     nodes = [node.target for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
     assert nodes.count(FORWARD.overloadpacket) == 1
     assert set(chosen) == {taken}
+
+
+def test_layers_of_several_sigmas_in_one_graph_each():
+    """A second value of a float makes the compiler take it for a variable."""
+    torch.compiler.reset()
+    x = torch.randn(2, 4, 5, 5)
+    for sigma in (0.5, 1.5, 2.5):
+        layer = DivisiveNorm2d(4, 3, sigma=sigma)
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), layer(x))

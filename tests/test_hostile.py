@@ -10,14 +10,8 @@ from process import ROOT
 
 CLEAR = r"(Type|Value)Error: (x|dy|weight|bias|sigma|groups): got "
 """An error that names the argument."""
-DISTRIBUTED = (
-    r"RuntimeError: .* got mixed torch.Tensor and DTensor"
-    r"|NotImplementedError: Operator aten\.\S+ does not have a sharding strategy registered"
-)
 TORCHS = {
     "left behind by vmap": "RuntimeError: Either your tensor may have escaped from inside a function being vmapped",
-    "distributed": DISTRIBUTED,
-    "differentiated twice, distributed": DISTRIBUTED,
     "gradient sparse": "NotImplementedError: Could not run 'aten::view' with arguments from the 'SparseCPU' backend"
     "|RuntimeError: reshape is not implemented for sparse tensors",
     "gradient freed": "RuntimeError: setStorage: .* are out of bounds for storage of size",

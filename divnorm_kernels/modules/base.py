@@ -16,6 +16,7 @@ from ..backends import check_name
 from ..checks import check_activation, check_flag, check_number, compute_dtype
 from ..fields import Window
 from ..functional import normalize
+from ..sharding import distributed
 from .penalty import Calls
 
 EPS = 1e-5
@@ -144,11 +145,14 @@ class NormalizationLayer(nn.Module):
 
         In a graph that `torch.fx` records the layer is one node, as torch.nn's are.
         """
-        if isinstance(x, Proxy):
-            path = x.tracer.path_of_module(self)
-            return x.tracer.create_proxy("call_module", path or "itself", (x,), {})
-        if not isinstance(x, Tensor):
-            check_activation(x)
+        if type(x) is not Tensor:
+            if isinstance(x, Proxy):
+                path = x.tracer.path_of_module(self)
+                return x.tracer.create_proxy("call_module", path or "itself", (x,), {})
+            if not isinstance(x, Tensor):
+                check_activation(x)
+            if distributed(x):
+                return self._on_shards(x)
         if x.layout is not torch.strided or x.is_nested:
             return self._on_values(x)
         try:
@@ -166,16 +170,26 @@ class NormalizationLayer(nn.Module):
         """`forward` of a tensor."""
         raise NotImplementedError
 
+    def _on_shards(self, x: Tensor) -> Tensor:
+        """`forward` of a DTensor."""
+        return self._call(x)
+
     def _on_values(self, x: Tensor) -> Tensor:
-        """`forward` of a jagged tensor, whose rows are normalized each by itself."""
+        """`forward` of a nested tensor, jagged or strided, whose rows are normalized each by itself."""
         row = self._row_shape
-        if row is None or x.layout is not torch.jagged:
+        if row is None or not x.is_nested:
             got = f"a nested tensor of layout {x.layout}" if x.is_nested else f"layout {x.layout}"
-            raise TypeError(f"x: got {got}, expected a strided {'' if row is None else 'or jagged '}tensor")
-        if tuple(x.shape[-len(row) :]) != row:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (..., {', '.join(map(str, row))})")
-        values = self._call(x.values())
-        return torch.nested.nested_tensor_from_jagged(values, x.offsets(), x.lengths(), jagged_dim=x._ragged_idx)
+            raise TypeError(f"x: got {got}, expected a strided {'' if row is None else 'or nested '}tensor")
+        parts = [x] if x.layout is torch.jagged else x.unbind()
+        for part in parts:
+            if tuple(part.shape[-len(row) :]) != row:
+                raise ValueError(f"x: got shape {tuple(part.shape)}, expected (..., {', '.join(map(str, row))})")
+        if x.layout is torch.jagged:
+            values = self._call(x.values())
+            return torch.nested.nested_tensor_from_jagged(values, x.offsets(), x.lengths(), jagged_dim=x._ragged_idx)
+        rows = [part.reshape(-1, *row) for part in parts]
+        found = self._call(torch.cat(rows)).split([len(r) for r in rows])
+        return torch.nested.as_nested_tensor([y.view(part.shape) for y, part in zip(found, parts, strict=True)])
 
     def _normalize(
         self,

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from ..addresses import check_held
 from ..checks import check_activation, check_flag, check_size, compute_dtype
+from ..sharding import distributed, on_shards
 from .base import NormalizationLayer, Options, Statistics, listed
 from .distributed import ProcessGroup, along_channels, batch_norm_across
 
@@ -156,11 +157,39 @@ class _RunningNorm(NormalizationLayer):
         else:
             running.copy_(running.to(wide).lerp_(value, share))
 
+    def _on_shards(self, x: Tensor) -> Tensor:
+        from torch.distributed.tensor.experimental import implicit_replication
+
+        if self._across_processes():
+            raise ValueError(
+                "x: got a DTensor in a layer of convert_sync, expected a Tensor of this process' samples (a DTensor's "
+                "statistics are those of all without)"
+            )
+        with implicit_replication():  # of statistics beside buffers that are DTensors
+            return super()._on_shards(x)
+
     def _by_running_statistics(self, x: Tensor) -> Tensor:
         mean, variance, weight, bias, sigma = self.running_mean, self.running_var, self.weight, self.bias, self.sigma
         for name, running in (("running_mean", mean), ("running_var", variance)):
             if running is None:
                 raise RuntimeError(f"{name}: got None in eval mode, expected a Tensor")
+        if self.l1 is not None:
+            self.l1 = None
+        if type(x) is not Tensor and distributed(x):
+            parameters = {"running_mean": mean, "running_var": variance, "weight": weight, "bias": bias, "sigma": sigma}
+            return on_shards(lambda *own: (self._scaled(*own), None, None), x, parameters)[0]
+        return self._scaled(x, mean, variance, weight, bias, sigma)
+
+    def _scaled(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        sigma: Tensor | float,
+    ) -> Tensor:
+        """``x`` by given statistics."""
         if self.learn_sigma or (weight is not None and weight.dtype != mean.dtype):  # neither is for torch's function
             compute = compute_dtype(x)
             square = sigma.to(compute).square() if self.learn_sigma else sigma * sigma
@@ -170,8 +199,6 @@ class _RunningNorm(NormalizationLayer):
             y = (y if bias is None else y + along_channels(bias.to(compute), x)).to(x.dtype)
         else:
             y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, sigma * sigma)
-        if self.l1 is not None:
-            self.l1 = None
         return y.relu() if self.activation == "relu" else y
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *lists) -> None:

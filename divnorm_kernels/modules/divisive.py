@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from ..checks import check_flag, check_size
 from ..fields import Window, geometry, listless
+from ..sharding import by_rows
 from .base import EPS, NormalizationLayer, Options, listed
 
 _FORMS = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
@@ -235,11 +236,17 @@ class DivisiveNormFeatures(NormalizationLayer):
         shape = x.shape
         if len(shape) < 2 or shape[-1] != self.num_features:
             raise ValueError(f"x: got shape {tuple(shape)}, expected (..., {self.num_features}), num_features last")
-        rows = x if len(shape) == 2 else x.reshape(-1, self.num_features)
-        y = self._normalize(
+        return self._rows(x) if len(shape) == 2 else self._rows(x.reshape(-1, self.num_features)).view(shape)
+
+    def _on_shards(self, x: Tensor) -> Tensor:
+        if x.dim() < 2 or x.shape[-1] != self.num_features:
+            return self._call(x)  # which says so
+        return by_rows(self._rows, x, 1)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        return self._normalize(
             rows, self.window, self.norm_window, 1, weight=self.weight, bias=self.bias, edges=self.edges
         )[0]
-        return y if len(shape) == 2 else y.view(shape)
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from ..checks import check_flag, check_size
+from ..sharding import by_rows
 from .base import NormalizationLayer, Options, listed
 
 _MOST_DIMS = 5
@@ -71,6 +72,13 @@ class _Trailing(NormalizationLayer):
         rows = x.movedim(1, -1)
         weight, bias = (None if t is None else t.movedim(0, -1).flatten() for t in (self.weight, self.bias))
         return self._rows(rows.reshape(-1, self._size), weight, bias).view(rows.shape).movedim(-1, 1)
+
+    def _on_shards(self, x: Tensor) -> Tensor:
+        dims = len(self.normalized_shape)
+        if tuple(x.shape[-dims:]) != self.normalized_shape:
+            return self._call(x)  # which says so
+        weight, bias = (None if t is None else t.flatten() for t in (self.weight, self.bias))
+        return by_rows(lambda rows: self._rows(rows, weight, bias), x, dims)
 
     def _rows(self, rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         window = "all" if self._subtracts_mean else None

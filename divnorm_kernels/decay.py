@@ -1,0 +1,55 @@
+"""Weight decay for what it is good for: the weights of a model, and not what scales and shifts its activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from .checks import check_flag, check_number
+from .modules import NormalizationLayer
+
+_NORMS = (NormalizationLayer, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def no_decay_groups(model: nn.Module, weight_decay: float, biases: bool = False) -> list[dict[str, Any]]:
+    """Two groups for an optimizer: what ``weight_decay`` pulls towards zero, and with 0.0 what it should leave alone.
+
+    Left alone are all parameters of this package's layers (sigma too), those of torch.nn's normalization layers, and of
+    modules with "norm" in their class' name and parameters of one dimension, such as transformers'. Shared parameters
+    come once, left alone if any layer says so; those with ``requires_grad=False`` not at all.
+
+    Args:
+        model: whose parameters.
+        weight_decay: of the first group.
+        biases: whether the biases of other layers decay: parameters with "bias" in the last part of their name. By
+            default they do not, as in timm and transformers.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW(no_decay_groups(model, weight_decay=0.05), lr=1e-3)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    check_number("weight_decay", weight_decay, "a number of at least 0")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay: got {weight_decay}, expected a number of at least 0")
+    check_flag("biases", biases)
+    kept = {id(p) for module in model.modules() for p in _kept(module, biases)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) not in kept], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) in kept], "weight_decay": 0.0},
+    ]
+
+
+def _kept(module: nn.Module, biases: bool) -> Iterator[nn.Parameter]:
+    """The module's own parameters that do not decay."""
+    own = dict(module.named_parameters(recurse=False))
+    norm = isinstance(module, _NORMS) or (
+        "norm" in type(module).__name__.lower() and all(p.dim() == 1 for p in own.values())
+    )
+    for name, parameter in own.items():
+        if norm or (not biases and "bias" in name):
+            yield parameter

@@ -1,0 +1,120 @@
+"""What the registered operators cost, for `torch.utils.flop_counter.FlopCounterMode`.
+
+Counted are additions, multiplications, divisions and roots, at each number of x and each position of a map; signs and
+comparisons, a ReLU's among them, are free. A window's sum is one addition and one subtraction per dimension at each
+position, however long the window is; a whole field's is in the sum over the numbers of its row. What is spent once per
+row, channel or call is left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from .constant import constant
+from .fields import Geometry, decode, geometry
+
+
+@constant
+def register() -> None:
+    """Tells torch's counter the formulas, where one is imported: those to be made, and those that count this call.
+
+    At a call, because its import takes longer than this package's, and is left to those who count.
+    """
+    counter = sys.modules.get("torch.utils.flop_counter")
+    if counter is None:
+        return
+    operators = torch.ops.divnorm_kernels
+    at_work = [m.counter for m in _get_current_dispatch_mode_stack() if isinstance(m, counter._FlopCounterMode)]
+    for registry in (counter.flop_registry, *(c.flop_registry for c in at_work)):
+        registry.setdefault(operators.forward, forward_flops)
+        registry.setdefault(operators.backward, backward_flops)
+
+
+def forward_flops(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | None,
+    sigma_value: float,
+    *rest: Any,
+    out_val: Any = None,
+) -> int:
+    """What a call of the operator costs.
+
+    At a number of x, and behind the semicolon at a position of a map:
+
+    - the mean: 2 (its sum, its subtraction); the window's sum and 1;
+    - the deviation: 3 (the square, its sum, the scaling); the window's sum and 4 (the average, sigma, 1 / root);
+    - weight, bias and l1: 1 each.
+    """
+    *options, with_l1, _, _ = rest
+    g = _geometry(x, options)
+    number = (weight is not None) + (bias is not None) + with_l1
+    position = 0
+    if g.summation is not None:
+        number += 2
+        position += _window(g) + 1
+    if g.suppression is not None:
+        number += 3
+        position += _window(g) + 4
+    return g.numel * number + _positions(g) * position
+
+
+def backward_flops(
+    dy: Tensor | None,
+    dl1: Tensor | None,
+    x: Tensor,
+    maps: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    bias_dtype: torch.dtype | None,
+    sigma: Tensor | None,
+    sigma_value: float,
+    *rest: Any,
+    out_val: Any = None,
+) -> int:
+    """What a call of the operator costs, as far as its results need it.
+
+    At a number of x, and behind the semicolon at a position of a map:
+
+    - x without its mean and scaled once more: 1 each, and with a ReLU 1 for each of weight and bias;
+    - dbias: 1 (the sum of dy), dweight: 2 (the sum of dy times scaled x), dy times weight: 1;
+    - through the deviation, for dx and dsigma: 2 (a sum of products); 4 (times the cube of 1 / root and a constant);
+    - dsigma: 0; 1 (its sum);
+    - dx by the deviation: 3 (two products and their sum); the window's sum and 1;
+    - dx by the mean: 2 (a sum, its subtraction); the window's sum and 1;
+    - dx by l1: 1.
+    """
+    *options, (dx, dweight, dbias, dsigma), _ = rest
+    g = _geometry(x, options)
+    mean, deviation, relu = g.summation is not None, g.suppression is not None, g.relu
+    if dy is None:  # the gradient of l1 alone
+        dweight = dbias = dsigma = deviation = relu = False
+    through = deviation and (dx or dsigma)
+    scaled = dweight or relu
+    number = mean * (scaled or through or (dx and dl1 is not None)) + deviation * scaled
+    number += relu * ((weight is not None) + (bias is not None)) + dbias + 2 * dweight
+    number += (dy is not None and weight is not None) * (dx or dsigma) + 2 * through
+    number += dx * (3 * deviation + 2 * mean + (dl1 is not None))
+    position = 4 * through + dsigma + dx * (_window(g) + 1) * (deviation + mean)
+    return g.numel * number + _positions(g) * position
+
+
+def _geometry(x: Tensor, options: list[Any]) -> Geometry:
+    window, norm_window, *others = options
+    return geometry(tuple(x.shape), decode(window), decode(norm_window), *others)
+
+
+def _positions(g: Geometry) -> int:
+    return prod(g.maps_shape[1:])
+
+
+def _window(g: Geometry) -> int:
+    """What a window's sum costs at a position."""
+    return 0 if g.whole else 2 * len(g.spatial)

@@ -1,0 +1,96 @@
+"""torch's FlopCounterMode: the counts of layers are the arithmetic of the definition, worked out by hand."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from divnorm_kernels import DivisiveNorm2d, GroupNorm, LayerNorm, RMSNorm, divisive_norm, flops
+
+X = (2, 4, 5, 6)
+NUMBERS, POSITIONS = 2 * 4 * 5 * 6, 2 * 5 * 6
+WINDOWED = {"affine": False, "sigma": 0.5}
+CASES = {
+    # forward: mean 2, deviation 3, at a position 2 windows of 4, 1 and 4; backward: v 1, through 2, dx 3 + 2,
+    # at a position 4 and two windows of 4 + 1
+    "window": (lambda: DivisiveNorm2d(4, 3, **WINDOWED), (5, 13), (8, 14)),
+    "longer window": (lambda: DivisiveNorm2d(4, 5, **WINDOWED), (5, 13), (8, 14)),
+    "mean alone": (lambda: DivisiveNorm2d(4, 3, None, **WINDOWED), (2, 5), (2, 5)),
+    "deviation alone": (lambda: DivisiveNorm2d(4, None, 3, **WINDOWED), (3, 8), (7 - 2, 9)),
+    # forward: 1 more; backward: v scaled 1, dweight 2, weight times dy 1
+    "weight": (lambda: DivisiveNorm2d(4, 3, bias=False, sigma=0.5), (6, 13), (12, 14)),
+    "weight and bias": (lambda: DivisiveNorm2d(4, 3, sigma=0.5), (7, 13), (13, 14)),
+    # backward: y again, times weight and plus bias
+    "relu": (lambda: DivisiveNorm2d(4, 3, sigma=0.5, activation="relu"), (7, 13), (15, 14)),
+    "learned sigma": (lambda: DivisiveNorm2d(4, 3, learn_sigma=True), (7, 13), (13, 15)),
+}
+WHOLE = {
+    # a map has a position for each group of each sample, and no windows to sum
+    "groups": (lambda: GroupNorm(2, 4), X, 4, (7, 5), (13, 6)),
+    "rows": (lambda: LayerNorm(6), X, 40, (7, 5), (13, 6)),
+    "rows without a mean": (lambda: RMSNorm(6), X, 40, (4, 4), (9, 5)),
+}
+
+
+def counted(function):
+    with FlopCounterMode(display=False) as mode:
+        result = function()
+    return mode.get_total_flops(), result
+
+
+@pytest.mark.parametrize("name", [*CASES, *WHOLE])
+def test_forward_and_backward_of_a_layer(name):
+    make, shape, positions, *expected = (
+        WHOLE[name] if name in WHOLE else (CASES[name][0], X, POSITIONS, *CASES[name][1:])
+    )
+    layer, x = make(), torch.randn(shape, requires_grad=True)
+    forward, y = counted(lambda: layer(x))
+    backward, _ = counted(y.sum().backward)
+    assert [forward, backward] == [NUMBERS * number + positions * position for number, position in expected]
+
+
+def test_the_penalty():
+    x = torch.randn(X, requires_grad=True)
+    forward, (y, l1) = counted(lambda: divisive_norm(x, window=3, return_l1=True))
+    assert forward == NUMBERS * 6 + POSITIONS * 13
+    assert counted(lambda: torch.autograd.grad(y.sum() + l1, x, retain_graph=True))[0] == NUMBERS * 9 + POSITIONS * 14
+    assert counted(lambda: torch.autograd.grad(l1, x))[0] == NUMBERS * 4 + POSITIONS * 5
+
+
+def test_what_needs_no_gradient_costs_none():
+    layer, x = DivisiveNorm2d(4, 3, sigma=0.5), torch.randn(X)
+    _, y = counted(lambda: layer(x))
+    # v 1, scaled 1, dweight 2, dbias 1
+    assert counted(y.sum().backward)[0] == NUMBERS * 5
+
+
+def test_backward_alone():
+    """Of a forward that nobody counted, nor any before it."""
+    script = (
+        "import torch, divnorm_kernels\n"
+        "from torch.utils.flop_counter import FlopCounterMode\n"
+        f"x = torch.randn({X}, requires_grad=True)\n"
+        "y = divnorm_kernels.divisive_norm(x, window=3)\n"
+        "with FlopCounterMode(display=False) as mode:\n"
+        "    y.sum().backward()\n"
+        "print(mode.get_total_flops())\n"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(out) == NUMBERS * 8 + POSITIONS * 14
+
+
+def test_without_formulas_nothing_is_counted(monkeypatch):
+    monkeypatch.setattr(flops, "register", lambda: None)
+    operators = (torch.ops.divnorm_kernels.forward, torch.ops.divnorm_kernels.backward)
+    for operator in operators:
+        monkeypatch.delitem(torch.utils.flop_counter.flop_registry, operator, raising=False)
+    assert counted(lambda: divisive_norm(torch.randn(X), window=3))[0] == 0
+
+
+def test_a_mapping_of_ones_own_is_kept():
+    mapping = {torch.ops.divnorm_kernels.forward: lambda *arguments, out_shape: 7}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as mode:
+        divisive_norm(torch.randn(X), window=3)
+    assert mode.get_total_flops() == 7
