@@ -95,7 +95,7 @@ def _takes_x_alone(module: nn.Module) -> bool:
 
 def _sizes(shape: tuple[int, ...]) -> list[int]:
     """Sizes of other dimensions, none the same as another or as one of ``shape``."""
-    return [n for n in range(3, 13) if n not in shape]
+    return [n for n in range(2, 12) if n not in shape]
 
 
 def _epsilons(module: nn.Module) -> list[float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -150,6 +150,7 @@ def _groups(channels: int) -> int:
     return next(n for n in range(min(32, channels), 0, -1) if channels % n == 0)
 
 
+@cache
 def takes(layer: type[NormalizationLayer]) -> set[str]:
     """The options of a layer's constructor."""
     return set(inspect.signature(layer).parameters) | modules.base.Options.__annotations__.keys()
