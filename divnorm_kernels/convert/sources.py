@@ -84,8 +84,8 @@ class Source:
 
 def examine(module: nn.Module) -> Source | str | None:
     """A normalization layer; or why what looks like one is to be left as it is; ``None`` for any other module."""
-    if type(module).__module__.startswith("torch.nn.utils"):  # weight_norm's and spectral_norm's own modules
-        return None
+    if type(module).__module__.startswith("torch.nn.utils") and not is_parametrized(module):
+        return None  # weight_norm's and spectral_norm's own modules
     known = next((base for base in type(module).__mro__ if base in _KINDS), None)
     if known is None and not looks_like_one(module):
         return None
