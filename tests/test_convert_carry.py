@@ -235,3 +235,13 @@ def test_one_layer_of_a_model_in_eval_mode_stays_there():
     model[1].eval()
     convert_norm(model, "bn", report=None)
     assert [m.training for m in model] == [True, False, True, True]
+
+
+def test_statistics_of_another_dtype_stay_so():
+    layer = nn.BatchNorm2d(4).bfloat16()
+    layer.running_mean = torch.full((4,), 1 / 3)
+    for to, options, dtype in (("bn", {}, torch.float32), (nn.BatchNorm2d, {"dtype": torch.float64}, torch.float64)):
+        new = convert_norm(layer, to, inplace=False, report=None, **options)
+        assert new.running_mean.dtype == dtype
+        torch.testing.assert_close(new.running_mean, layer.running_mean, check_dtype=False)
+        assert new.weight.dtype == options.get("dtype", torch.bfloat16)

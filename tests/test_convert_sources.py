@@ -60,6 +60,13 @@ class LayerNorm2d(nn.LayerNorm):
         )
 
 
+class LayerNormNd(nn.LayerNorm):
+    """Of any number of dimensions."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
 class RmsNorm2d(nn.RMSNorm):
     """As timm's."""
 
@@ -140,6 +147,7 @@ FOUND = [
     (LlamaRMSNorm(8), "rms", dk.RMSNorm, (2, 3, 8)),
     (LayerNorm2d(8, eps=1e-3), "ln", dk.PositionalNorm2d, (2, 8, 3, 5)),
     (LayerNorm2d(8, bias=False), "ln", dk.PositionalNorm2d, (2, 8, 3, 5)),
+    (LayerNormNd(8, eps=1e-3), "ln", dk.DivisiveNorm, (2, 8, 5)),
     (RmsNorm2d(8, eps=1e-3), "rms", dk.DivisiveNorm2d, (2, 8, 3, 5)),
     (RmsNorm2d(8), "rms", dk.DivisiveNorm2d, (2, 8, 3, 5)),
     (LayerNorm32(8, eps=1e-3), "ln", dk.LayerNorm, (2, 3, 8)),
@@ -151,6 +159,7 @@ FOUND = [
     (BatchNormAct2d(8, track_running_stats=False), "bn", dk.BatchNorm2d, (2, 8, 3, 5)),
     (BatchNormAct2d(8, act=nn.ReLU(inplace=True)), "bn", dk.BatchNorm2d, (2, 8, 3, 5)),
     (BatchNormAct2d(8, act=nn.SiLU(inplace=True)), "bn", dk.BatchNorm2d, (2, 8, 3, 5)),
+    (BatchNormAct2d(8, act=nn.PReLU(), affine=False), "bn", dk.BatchNorm2d, (2, 8, 3, 5)),
     (BatchNormAct2d(8, drop=nn.Hardtanh(), act=nn.ReLU()), "bn", dk.BatchNorm2d, (2, 8, 3, 5)),
 ]
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..modules import NormalizationLayer
-from .carry import lost, replacement
+from .carry import replacement
 from .fast_paths import keep_off
 from .sources import Source, examine, looks_like_one
 from .targets import Wanted, split, target
@@ -78,9 +78,9 @@ def convert_norm(
     def replace(name: str, module: nn.Module) -> nn.Module | None:
         if module in made:
             return made[module]
-        source = examine(module) if _wanted(only, name, module) else None
-        if source is None:
+        if not (looks_like_one(module) and _wanted(only, name, module)):
             return None
+        source = examine(module)
         kind, path = type(module).__name__, name or "model"
         wanted = target(source, to, options) if isinstance(source, Source) else None
         if wanted is not None and source.kind == "frozen" and wanted.family == "bn":
@@ -88,9 +88,9 @@ def convert_norm(
         if isinstance(source, str):
             left[kind, source].append(path)
             return None
-        layer = replacement(source, wanted)
+        layer, missing = replacement(source, wanted)
         made[module] = layer
-        if missing := lost(source, wanted, layer):
+        if missing:
             without[f"{kind} -> {type(layer).__name__}", ", ".join(missing)].append(path)
         if report is not None:
             report(f"{path}: {kind} -> {_described(layer)}")
@@ -105,7 +105,7 @@ def convert_norm(
     for (kinds, missing), paths in without.items():
         _warn(f"not carried over: {missing} of {kinds} ({', '.join(paths)})")
     if not made and not left:
-        seen = sorted({type(module).__name__ for module in model.modules() if _seen(module)})
+        seen = sorted({type(module).__name__ for module in model.modules() if looks_like_one(module)})
         _warn(f"nothing to replace; modules that look like normalization: {', '.join(seen) or 'none'}")
     return model if whole is None else whole
 
@@ -131,10 +131,6 @@ def _wanted(only: Only, name: str, module: nn.Module) -> bool:
     if isinstance(only, type | tuple):
         return isinstance(module, only)
     return only(name, module)
-
-
-def _seen(module: nn.Module) -> bool:
-    return examine(module) is not None or looks_like_one(module)
 
 
 def _described(layer: nn.Module) -> str:

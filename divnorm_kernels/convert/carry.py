@@ -24,8 +24,8 @@ _TRACKED = {"bn": True, "in": False}
 """The families with running statistics, and whether torch.nn's layers keep them unless told otherwise."""
 
 
-def replacement(source: Source, target: Target) -> nn.Module:
-    """The new layer, with everything that it can take over from the old one."""
+def replacement(source: Source, target: Target) -> tuple[nn.Module, list[str]]:
+    """The new layer with everything that it can take over from the old one, and what it could not."""
     old, asked = source.module, target.explicit
     like = next(
         (t for t in (*old.parameters(recurse=False), *old.buffers(recurse=False)) if t.is_floating_point()), None
@@ -37,9 +37,10 @@ def replacement(source: Source, target: Target) -> nn.Module:
         convert_sync(layer, old.process_group)
     for module in layer.modules():
         module.training = old.training
+    missing = _missing(source, target, layer)
     layer = _followed(layer, source, asked)
     _share_hooks(old, layer)
-    return layer
+    return layer, missing
 
 
 def _options(source: Source, target: Target) -> dict[str, Any]:
@@ -118,11 +119,15 @@ def _hand_over(source: Source, layer: nn.Module, asked: dict[str, Any]) -> None:
         elif own.numel() == value.numel():
             _copy(own, value)
             own.requires_grad_(value.requires_grad)
-    buffers = {name.rsplit(".", 1)[-1]: buffer for name, buffer in layer.named_buffers()}
     for name in ("running_mean", "running_var", "num_batches_tracked"):
-        value, own = source.module._buffers.get(name), buffers.get(name)
-        if value is not None and own is not None and own.shape == value.shape:
-            _copy(own, value)
+        value = source.module._buffers.get(name)
+        owner = next((module for module in layer.modules() if module._buffers.get(name) is not None), None)
+        if value is None or owner is None or owner._buffers[name].shape != value.shape:
+            continue
+        if {"device", "dtype"} & asked.keys():
+            _copy(owner._buffers[name], value)
+        else:
+            owner._buffers[name] = value.clone()  # statistics may be of another dtype than the parameters
 
 
 def _owner(layer: nn.Module, name: str) -> nn.Module | None:
@@ -176,7 +181,7 @@ def _share_hooks(old: nn.Module, layer: nn.Module) -> None:
     layer._is_full_backward_hook = old._is_full_backward_hook
 
 
-def lost(source: Source, target: Target, layer: nn.Module) -> list[str]:
+def _missing(source: Source, target: Target, layer: nn.Module) -> list[str]:
     """What ``source`` has beside its fields that is not its default, was not overruled, and ``layer`` has not."""
     if target.family == "none":
         return []
@@ -194,7 +199,7 @@ def lost(source: Source, target: Target, layer: nn.Module) -> list[str]:
         elif value is None and owner is not None:
             missing.append("affine=False" if name == "weight" else "bias=False")
     if not {"sigma", "eps"} & asked.keys():
-        missing += _lost_sigma(source, layer)
+        missing += _missing_sigma(source, layer)
     options: dict[str, Any] = {}
     if source.kind in _TRACKED and hasattr(old, "track_running_stats"):
         options["track_running_stats"] = _TRACKED[source.kind]
@@ -210,7 +215,7 @@ def lost(source: Source, target: Target, layer: nn.Module) -> list[str]:
     return missing
 
 
-def _lost_sigma(source: Source, layer: nn.Module) -> list[str]:
+def _missing_sigma(source: Source, layer: nn.Module) -> list[str]:
     default = {"rms": None, "dn": 1.0}.get(source.kind, EPS**0.5)
     sigma = next(iter(_sigma(source, {}).items()), None)
     if sigma is None:

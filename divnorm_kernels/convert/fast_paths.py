@@ -20,7 +20,7 @@ def keep_off(model: nn.Module, new: Collection[nn.Module]) -> None:
     for encoder in model.modules():
         if not isinstance(encoder, nn.TransformerEncoderLayer):
             continue
-        norms = (encoder.norm1, encoder.norm2)
+        norms = [getattr(encoder, name, None) for name in ("norm1", "norm2")]
         if any(norm is layer for norm in norms for layer in new) and not _both_told(*norms):
             encoder.activation_relu_or_gelu = 0  # torch's own flag for an activation that it cannot compute
             kept_off.add(encoder)
@@ -29,7 +29,7 @@ def keep_off(model: nn.Module, new: Collection[nn.Module]) -> None:
             stack.use_nested_tensor = False
 
 
-def _both_told(*norms: nn.Module) -> bool:
+def _both_told(*norms: nn.Module | None) -> bool:
     """Whether layer normalization with weight, bias and eps of the first is what all of them compute."""
     layers = all(type(norm) in (nn.LayerNorm, modules.LayerNorm) for norm in norms)
     return layers and all(norm.bias is not None and math.isclose(norm.eps, norms[0].eps) for norm in norms)

@@ -82,35 +82,39 @@ class Source:
         return {name: child for name, child in children.items() if not isinstance(child, nn.Identity | None)}
 
 
-def examine(module: nn.Module) -> Source | str | None:
-    """A normalization layer; or why what looks like one is to be left as it is; ``None`` for any other module."""
-    if type(module).__module__.startswith("torch.nn.utils") and not is_parametrized(module):
-        return None  # weight_norm's and spectral_norm's own modules
-    known = next((base for base in type(module).__mro__ if base in _KINDS), None)
-    if known is None and not looks_like_one(module):
-        return None
-    reason = _untouchable(module)
-    if reason is not None:
-        return reason
-    if known is not None and _computes_as(module, known):
-        # of other children than these its forward knows nothing
-        others = set(module._modules) - set(getattr(module, "followed_by", ()))
-        return f"has modules of its own, {_listed(others)}" if others else _by_class(module, known)
-    others = set(module._modules) - set(FOLLOWERS)
-    if others:
-        return f"has modules of its own, {_listed(others)}"
-    found = recognized(module)
-    return "computes no normalization that has a name here" if found is None else Source(module, **found)
-
-
 def looks_like_one(module: nn.Module) -> bool:
-    """Whether a module of any library is called a norm, and is made as one."""
+    """Whether a module is of a known class, or of another that is called a norm and is made as one."""
+    if type(module).__module__.startswith("torch.nn.utils") and not is_parametrized(module):
+        return False  # weight_norm's and spectral_norm's own modules
+    if _known(module) is not None:
+        return True
     if "norm" not in type(module).__name__.lower() or set(module._modules) - set(FOLLOWERS):
         return False
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return True
     weight = getattr(module, "weight", None)
     return weight is None or (isinstance(weight, Tensor) and weight.dim() == 1)
+
+
+def examine(module: nn.Module) -> Source | str:
+    """What a module that looks like a normalization layer is; or why it is to be left as it is."""
+    reason = _untouchable(module)
+    if reason is not None:
+        return reason
+    known = _known(module)
+    by_class = known is not None and _computes_as(module, known)
+    # of other children its forward knows nothing, or nothing is known of what it does with them
+    others = set(module._modules) - set(getattr(module, "followed_by", ()) if by_class else FOLLOWERS)
+    if others:
+        return f"has modules of its own, {_listed(others)}"
+    if by_class:
+        return _by_class(module, known)
+    found = recognized(module)
+    return "computes no normalization that has a name here" if found is None else Source(module, **found)
+
+
+def _known(module: nn.Module) -> type[nn.Module] | None:
+    return next((base for base in type(module).__mro__ if base in _KINDS), None)
 
 
 def _untouchable(module: nn.Module) -> str | None:
