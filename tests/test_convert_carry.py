@@ -126,6 +126,11 @@ def test_windows_go_to_windows(make, to):
     assert repr(new) == repr(layer)
 
 
+def test_windows_of_a_channel_become_windows_of_all():
+    new = convert_norm(dk.LocalContrastNorm2d(4, window=3), "dn", report=None)
+    assert (new.window, new.groups) == (3, 1)
+
+
 def test_groups_go_to_groups_and_what_was_asked_for_comes_first():
     assert convert_norm(nn.GroupNorm(4, 64), "gn", report=None).num_groups == 4
     assert convert_norm(nn.GroupNorm(4, 64), dk.GroupNorm, report=None).num_groups == 4

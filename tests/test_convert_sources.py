@@ -44,6 +44,15 @@ class OtherEpsNorm(LlamaRMSNorm):
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 2 * self.variance_epsilon)
 
 
+class LpNorm(nn.Module):
+    """Of any size."""
+
+    eps = 1e-3
+
+    def forward(self, x):
+        return F.normalize(x, eps=self.eps)
+
+
 class GatedRMSNorm(LlamaRMSNorm):
     """A caller may pass more than x."""
 
@@ -119,6 +128,18 @@ class SlowBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x):
         mean, variance = self.running_mean, self.running_var
         return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, self.momentum / 2, self.eps)
+
+
+class HalfTrackedNorm(LlamaRMSNorm):
+    """As timm's EvoNorm, without a running mean."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.eps = 1e-3
+        self.register_buffer("running_var", torch.ones(size))
+
+    def forward(self, x):
+        return x * torch.rsqrt(self.running_var.view(-1, 1, 1) + self.eps)
 
 
 class GroupNormOfAnySize(nn.GroupNorm):
@@ -226,10 +247,12 @@ def with_a_parameter():
 UNKNOWN = "computes no normalization that has a name here"
 LEFT = [
     (lambda: GemmaRMSNorm(8), UNKNOWN),
-    (lambda: OtherEpsNorm(8), UNKNOWN),
+    (lambda: OtherEpsNorm(8, eps=1e-6), UNKNOWN),
     (lambda: GatedRMSNorm(8), UNKNOWN),
     (lambda: SlowBatchNorm2d(8), UNKNOWN),
+    (lambda: HalfTrackedNorm(8), UNKNOWN),
     (lambda: ActBeforeDropNorm(8), UNKNOWN),
+    (LpNorm, UNKNOWN),
     (lambda: nn.LocalResponseNorm(3), UNKNOWN),
     (nn.LazyBatchNorm2d, "is lazy: run the model once first"),
     (on_the_instance, "has a forward set on the instance"),

@@ -35,8 +35,8 @@ def convert_norm(
     compute one (timm's and torchvision's, transformers' RMSNorm); what follows the normalization in such a layer, an
     activation or a dropout, follows the new one. The very parameters go along, running statistics, hooks, device,
     dtype, training mode, statistics across processes, and every option that the new layer has too and that was neither
-    given nor is part of the name; the page on changing a model has the table. A module that is used in several places
-    is replaced by one.
+    given nor is part of the name; the recipes have the table. A module that is used in several places is replaced by
+    one.
 
     A ``UserWarning`` names what looks like a normalization and is left as it is, with the reason; options that the new
     layer has no place for; and, where there was nothing to replace, the classes that were seen.

@@ -85,7 +85,9 @@ def _shape(module: nn.Module) -> tuple[int, ...] | None:
         return tuple(weight.shape)
     names = ("normalized_shape", "num_features", "num_channels")
     size = next((value for name in names if (value := getattr(module, name, None)) is not None), None)
-    return (size,) if size is None or isinstance(size, int) else tuple(size)
+    if isinstance(size, int):
+        return (size,)
+    return tuple(size) if isinstance(size, tuple | list) else None
 
 
 def _takes_x_alone(module: nn.Module) -> bool:
@@ -184,9 +186,9 @@ def _agrees(module: nn.Module, guess: _Guess, shape: tuple[int, ...], scale: flo
     state = {name: None if t is None else t.clone() for name, t in (*twin._parameters.items(), *twin._buffers.items())}
     try:
         y = type(module).forward(twin, x.clone())
-    except Exception:  # whatever it raises, it does not take what the guess takes
+        expected = guess.call(x, state, training)
+    except Exception:  # whatever it is, the module does not take what the guess takes, or has not what it needs
         return False
-    expected = guess.call(x, state, training)
     for step in twin._modules.values():
         expected = step(expected)
     return _same(y, expected) and all(_same(twin._buffers[name], state[name]) for name in twin._buffers)
