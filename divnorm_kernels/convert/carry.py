@@ -14,7 +14,7 @@ from torch.nn.modules.module import _WrappedHook
 from ..modules import LocalContrastNorm2d, NormalizationLayer, convert_sync
 from ..modules.base import EPS
 from .sources import Source
-from .targets import Target, takes
+from .targets import Target, overruled, takes
 
 _BY_EPS = {"bn", "frozen", "in", "gn", "ln", "rms"}
 """Families whose eps keeps from dividing by zero, and means the same in all of them."""
@@ -63,16 +63,7 @@ def _options(source: Source, target: Target) -> dict[str, Any]:
     if fields or {source.kind, target.family} <= _BY_EPS or kept.get("learn_sigma"):
         kept |= _sigma(source, target.explicit)
     kept = {name: value for name, value in kept.items() if name in taken}
-    place = target.place
-    if {"sigma", "eps"} & target.explicit.keys():
-        kept, place = _without_sigma(kept), _without_sigma(place)
-    elif "sigma" in kept:
-        place = _without_sigma(place)
-    return {**place, **kept, **target.explicit}
-
-
-def _without_sigma(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in ("sigma", "eps")}
+    return overruled(overruled(target.place, kept), target.explicit)
 
 
 def _sigma(source: Source, asked: dict[str, Any]) -> dict[str, float]:

@@ -86,7 +86,8 @@ def target(source: Source, to: Wanted, options: dict[str, Any]) -> Target:
         if family == "none":
             return Target(lambda **_: nn.Identity(), None, family)
         layer, place = _named(family, source)
-        return Target(layer, layer, family, _sized(layer, source) | place, _renamed(layer, {**variant, **options}))
+        explicit = _renamed(layer, overruled(variant, options))
+        return Target(layer, layer, family, _sized(layer, source) | place, explicit)
     layer = to.func if isinstance(to, partial) else to
     family = next((family for family, layers in _FAMILIES.items() if layer in layers), None)
     if family is None:
@@ -94,7 +95,7 @@ def target(source: Source, to: Wanted, options: dict[str, Any]) -> Target:
     explicit = dict(options)
     if isinstance(to, partial):
         given = inspect.signature(layer).bind_partial(*to.args).arguments
-        explicit = {**given, **to.keywords, **options}
+        explicit = overruled({**given, **to.keywords}, options)
     place = _sized(layer, source)
     if layer is modules.GroupNorm:
         place["num_groups"] = _groups(source.size)
@@ -148,6 +149,13 @@ def _mean_only(family: str) -> dict[str, Any]:
 def _groups(channels: int) -> int:
     """32, or the largest number below that divides the channels."""
     return next(n for n in range(min(32, channels), 0, -1) if channels % n == 0)
+
+
+def overruled(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+    """``options`` where ``by`` says nothing else; sigma and eps are one option."""
+    if {"sigma", "eps"} & by.keys():
+        options = {name: value for name, value in options.items() if name not in ("sigma", "eps")}
+    return {**options, **by}
 
 
 @cache
