@@ -146,7 +146,7 @@ def test_groups_go_to_groups_and_what_was_asked_for_comes_first():
     )
     assert new.eps == pytest.approx(0.2)
     assert torch.equal(new.weight, torch.ones(4))
-    assert convert_norm(nn.BatchNorm2d(4), "bn*", eps=0.2, report=None).eps == pytest.approx(0.2)
+    assert convert_norm(nn.BatchNorm2d(4), "bn*", eps=0.25, report=None).sigma == 0.5
     assert convert_norm(nn.BatchNorm2d(4), partial(dk.BatchNorm2d, eps=0.2), sigma=0.3, report=None).sigma == 0.3
     both = convert_norm(nn.Sequential(nn.LayerNorm(4), nn.GroupNorm(2, 4)), "ln", affine=False, report=None)
     assert [layer.weight for layer in both] == [None, None]
