@@ -57,6 +57,11 @@ MODELS = {
         "bn",
         (IMAGES,),
     ),
+    "ConvNeXt": (
+        lambda: transformers("ConvNext", num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]),
+        "ln",
+        ((2, 3, 32, 32),),
+    ),
     "ViT": (lambda: transformers("ViT", image_size=32, patch_size=8, **SMALL), "ln", ((2, 3, 32, 32),)),
     "BERT": (lambda: transformers("Bert", vocab_size=100, **SMALL), "ln", IDS),
     "Llama": (lambda: transformers("Llama", vocab_size=100, num_key_value_heads=2, **SMALL), "rms", IDS),

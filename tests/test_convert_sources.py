@@ -226,6 +226,21 @@ def test_what_follows_goes_along():
     assert convert_norm(BatchNormAct2d(8, act=watched), "dn", report=None).act is watched
 
 
+def test_graphs_of_a_layer_with_what_follows():
+    model = nn.Sequential(convert_norm(BatchNormAct2d(4, act=nn.SiLU(inplace=True)), "dn", report=None))
+    x = torch.randn(2, 4, 5, 5)
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "output"]
+    exported = torch.export.export(model, (x,)).module()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for graph in (traced, exported, compiled):
+        torch.testing.assert_close(graph(x), model(x))
+        torch.testing.assert_close(
+            torch.autograd.grad(graph(x).sum(), list(graph.parameters())),
+            torch.autograd.grad(model(x).sum(), list(model.parameters())),
+        )
+
+
 def on_the_instance():
     layer = nn.BatchNorm2d(4)
     layer.forward = lambda x: x
