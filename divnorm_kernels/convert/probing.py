@@ -64,15 +64,24 @@ def recognized(module: nn.Module) -> dict[str, Any] | None:
 
 
 def _found(module: nn.Module, shape: tuple[int, ...]) -> dict[str, Any] | None:
-    sizes = _sizes(shape)
-    if len(shape) == 1:
-        for guess in _over_channels(module, shape[0]):
-            dims = [d for d in (1, 2, 3) if _confirmed(module, guess, (*shape, *sizes[:d]))]
-            if dims:
-                known = {"kind": guess.kind, "size": shape[0], "eps": guess.eps, "positions": guess.positions}
-                return {**known, "dims": dims[0] if len(dims) == 1 else None}
+    # The end takes the smaller inputs, but without a weight it may be positions, of instance normalization.
+    places = (_found_at_the_end, _found_in_channels)
+    ordered = places if getattr(module, "weight", None) is not None else places[::-1]
+    return next((found for place in ordered if (found := place(module, shape)) is not None), None)
+
+
+def _found_in_channels(module: nn.Module, shape: tuple[int, ...]) -> dict[str, Any] | None:
+    for guess in _over_channels(module, shape[0]) if len(shape) == 1 else ():
+        dims = [d for d in (1, 2, 3) if _confirmed(module, guess, (*shape, *_sizes(shape)[:d]))]
+        if dims:
+            found = {"kind": guess.kind, "size": shape[0], "eps": guess.eps, "positions": guess.positions}
+            return {**found, "dims": dims[0] if len(dims) == 1 else None}
+    return None
+
+
+def _found_at_the_end(module: nn.Module, shape: tuple[int, ...]) -> dict[str, Any] | None:
     for guess in _over_the_end(module, shape):
-        if _confirmed(module, guess, (sizes[0], *shape)):
+        if _confirmed(module, guess, (_sizes(shape)[0], *shape)):
             dims = len(shape) - 1 or None
             return {"kind": guess.kind, "size": shape[0], "eps": guess.eps, "dims": dims, "shape": shape}
     return None
