@@ -70,6 +70,8 @@ class NormalizationLayer(nn.Module):
     _row_shape: tuple[int, ...] | None = None
     """The trailing shape of a row, where rows are normalized each by itself and may be any number."""
     _default_eps: ClassVar[float | None] = EPS
+    followed_by: tuple[str, ...] = ()
+    """Child modules that `forward` applies behind the normalization, in this order: an activation, a dropout."""
 
     def __init__(
         self,
@@ -112,9 +114,9 @@ class NormalizationLayer(nn.Module):
         """Sigma squared, torch.nn's name for it; ``None``: the epsilon of the dtype that x is computed in.
 
         NaN where weight, bias and eps do not tell all that the layer does: of layers that torch.nn has not, and with
-        an activation, a penalty or a learned sigma. What computes a layer by itself from torch.nn's attributes, as
-        `torch.nn.TransformerEncoderLayer` in eval mode and SyncBatchNorm's conversion do, then leaves it alone or
-        shows that it must not.
+        an activation, a penalty, a learned sigma or modules that follow. What computes a layer by itself from
+        torch.nn's attributes, as `torch.nn.TransformerEncoderLayer` in eval mode and SyncBatchNorm's conversion do,
+        then leaves it alone or shows that it must not.
         """
         if not self._told_by_eps():
             return math.nan
@@ -129,7 +131,8 @@ class NormalizationLayer(nn.Module):
     def _told_by_eps(self) -> bool:
         """Whether torch.nn's layer with the same weight, bias and eps does the same."""
         torchs = isinstance(self, _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm)
-        return torchs and self.activation is None and self.l1_weight == 0 and not self.learn_sigma
+        plain = self.activation is None and self.l1_weight == 0 and not self.learn_sigma and not self.followed_by
+        return torchs and plain
 
     def reset_parameters(self) -> None:
         """Sets weight to one, bias to zero and a learned sigma to its initial value."""
@@ -154,12 +157,16 @@ class NormalizationLayer(nn.Module):
             if distributed(x):
                 return self._on_shards(x)
         if x.layout is not torch.strided or x.is_nested:
-            return self._on_values(x)
-        try:
-            return self._call(x)
-        except RuntimeError:
-            check_held(x=x)  # where a view of it was refused in other words
-            raise
+            y = self._on_values(x)
+        else:
+            try:
+                y = self._call(x)
+            except RuntimeError:
+                check_held(x=x)  # where a view of it was refused in other words
+                raise
+        for name in self.followed_by:
+            y = getattr(self, name)(y)
+        return y
 
     @property
     def itself(self) -> NormalizationLayer:

@@ -147,9 +147,8 @@ class _RunningNorm(NormalizationLayer):
 
     def _move(self, running: Tensor, value: Tensor) -> None:
         """Moves ``running`` by the share of the newest batch towards ``value``; rounds to its dtype once."""
-        if torch._is_functional_tensor(value) and not torch._is_functional_tensor(running):
-            torch._sync(value)  # in torch.func.functionalize of the layer alone, whose buffers stay as they are
-            value = torch._from_functional_tensor(value)
+        if not torch.compiler.is_compiling():
+            value = _plain_beside(running, value)
         wide = torch.promote_types(running.dtype, value.dtype)
         share = self.momentum if self.momentum is not None else self.num_batches_tracked.to(wide).reciprocal()
         if running.dtype == wide:
@@ -220,6 +219,14 @@ class _RunningNorm(NormalizationLayer):
                 *self._options_repr(),
             ],
         )
+
+
+def _plain_beside(running: Tensor, value: Tensor) -> Tensor:
+    """``value`` as a plain tensor, where torch.func.functionalize has wrapped it and not the buffer it goes into."""
+    if torch._is_functional_tensor(value) and not torch._is_functional_tensor(running):
+        torch._sync(value)
+        value = torch._from_functional_tensor(value)
+    return value
 
 
 class _BatchNorm(_RunningNorm):

@@ -17,7 +17,7 @@ _FORMS = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 class DivisiveNorm(NormalizationLayer):
-    """Divisive normalization of (N, C, *S) over local windows: `divnorm_kernels.divisive_norm` as a layer.
+    """Divisive normalization of ``(N, C, *S)`` over local windows: `divnorm_kernels.divisive_norm` as a layer.
 
     With one to three spatial dimensions; `DivisiveNorm1d`, `DivisiveNorm2d` and `DivisiveNorm3d` take one form alone.
     Source: Ren et al., "Normalizing the Normalizers", ICLR 2017.

@@ -1,0 +1,147 @@
+"""Changing a model's normalization in one line."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..modules import NormalizationLayer
+from .carry import replacement
+from .fast_paths import keep_off
+from .sources import Source, examine, looks_like_one
+from .targets import Wanted, split, target
+
+Only = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool] | None
+
+
+def convert_norm(
+    model: nn.Module,
+    to: Wanted,
+    *,
+    only: Only = None,
+    inplace: bool = True,
+    report: Callable[[str], None] | None = print,
+    **options: Any,
+) -> nn.Module:
+    """Replaces the normalization layers of ``model`` and says which; all that is not normalization stays as it is.
+
+    The layers are torch.nn's, this package's, and those of other libraries that are called norms and turn out to
+    compute one (timm's and torchvision's, transformers' RMSNorm); what follows the normalization in such a layer, an
+    activation or a dropout, follows the new one. The very parameters go along, running statistics, hooks, device,
+    dtype, training mode, statistics across processes, and every option that the new layer has too and that was neither
+    given nor is part of the name; the recipes have the table. A module that is used in several places is replaced by
+    one.
+
+    A ``UserWarning`` names what looks like a normalization and is left as it is, with the reason; options that the new
+    layer has no place for; and, where there was nothing to replace, the classes that were seen.
+
+    Args:
+        model: any module; where it is a normalization layer itself, its replacement is returned.
+        to: a class or a partial, called with the number of channels, ``device``, ``dtype`` and ``options``, or a name:
+            "bn", "ln", "gn", "in", "rms", "dn", "dn-mean-only" or "none". "-s" behind it means sigma = 1, "*" sigma = 1
+            and l1_weight = 0.01, the paper's variants. A name takes the form that fits the place: on images "ln" is
+            normalization over (C, H, W), on the last dimension of tokens or features it is `LayerNorm`, in place of a
+            layer that normalizes every position of an image `PositionalNorm2d`, and "dn" on tokens or features is
+            `DivisiveNormFeatures`.
+        only: which of them: a class or a tuple of classes, a pattern for names such as ``"layer1.*"``, or a function of
+            name and module.
+        inplace: whether the model itself is changed, or a copy.
+        report: receives a line for every replaced layer; ``None`` for silence.
+        options: for the new layers' constructor, such as ``window=5``, ``sigma=0.5``, ``affine=False``.
+
+    Returns:
+        The model, or the copy.
+
+    Raises:
+        ValueError: on an unknown name, or one that does not fit a layer.
+
+    Example:
+        >>> model = convert_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "dn", window=5, sigma=0.5)
+        1: BatchNorm2d -> DivisiveNorm2d(8, window=5, sigma=0.5)
+    """
+    if not (isinstance(to, str) or callable(to)):
+        raise TypeError(f"to: got {to!r} of type {type(to).__name__}, expected a str, a class or a partial")
+    if isinstance(to, str):
+        split(to)
+    if not inplace:
+        model = copy.deepcopy(model)
+    made: dict[nn.Module, nn.Module] = {}
+    left: dict[tuple[str, str], list[str]] = defaultdict(list)
+    without: dict[tuple[str, str], list[str]] = defaultdict(list)
+
+    def replace(name: str, module: nn.Module) -> nn.Module | None:
+        if module in made:
+            return made[module]
+        if not (looks_like_one(module) and _wanted(only, name, module)):
+            return None
+        source = examine(module)
+        kind, path = type(module).__name__, name or "model"
+        wanted = target(source, to, options) if isinstance(source, Source) else None
+        if wanted is not None and source.kind == "frozen" and wanted.family == "bn":
+            source = "has statistics that never move"
+        if isinstance(source, str):
+            left[kind, source].append(path)
+            return None
+        layer, missing = replacement(source, wanted)
+        made[module] = layer
+        if missing:
+            without[f"{kind} -> {type(layer).__name__}", ", ".join(missing)].append(path)
+        if report is not None:
+            report(f"{path}: {kind} -> {_described(layer)}")
+        return layer
+
+    whole = replace("", model)
+    if whole is None:
+        _replace_within(model, replace, made)
+        keep_off(model, made.values())
+    for (kind, reason), paths in left.items():
+        _warn(f"left as it is: {kind} ({', '.join(paths)}) {reason}")
+    for (kinds, missing), paths in without.items():
+        _warn(f"not carried over: {missing} of {kinds} ({', '.join(paths)})")
+    if not made and not left:
+        seen = sorted({type(module).__name__ for module in model.modules() if looks_like_one(module)})
+        _warn(f"nothing to replace; modules that look like normalization: {', '.join(seen) or 'none'}")
+    return model if whole is None else whole
+
+
+def _replace_within(
+    model: nn.Module, replace: Callable[[str, nn.Module], nn.Module | None], made: dict[nn.Module, nn.Module]
+) -> None:
+    """Replaces children, and in their place in the order of their parent."""
+    for prefix, parent in list(model.named_modules()):
+        if parent in made:
+            continue
+        for name, child in list(parent._modules.items()):
+            new = None if child is None else replace(f"{prefix}.{name}".lstrip("."), child)
+            if new is not None:
+                parent._modules[name] = new
+
+
+def _wanted(only: Only, name: str, module: nn.Module) -> bool:
+    if only is None:
+        return True
+    if isinstance(only, str):
+        return fnmatch.fnmatchcase(name, only)
+    if isinstance(only, type | tuple):
+        return isinstance(module, only)
+    return only(name, module)
+
+
+def _described(layer: nn.Module) -> str:
+    """A line of a report on a layer, with what follows it."""
+    if isinstance(layer, nn.Sequential):
+        return " and ".join(type(child).__name__ for child in layer)
+    if not isinstance(layer, NormalizationLayer):
+        return type(layer).__name__
+    followers = [f" and {type(getattr(layer, name)).__name__}" for name in layer.followed_by]
+    return f"{type(layer).__name__}({layer.extra_repr()}){''.join(followers)}"
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"convert_norm: {message}", UserWarning, stacklevel=3)

@@ -1,0 +1,111 @@
+"""What a layer hands over to the one that takes its place: parameters, buffers, hooks, and what follows it."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _WrappedHook
+
+from ..modules import NormalizationLayer, convert_sync
+from .options import missing, options, owner_of
+from .sources import Source
+from .targets import Target
+
+_HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_with_kwargs", "_always_called")))
+
+
+def replacement(source: Source, target: Target) -> tuple[nn.Module, list[str]]:
+    """The new layer with everything that it can take over from the old one, and what it could not."""
+    old, asked = source.module, target.explicit
+    like = next(
+        (t for t in (*old.parameters(recurse=False), *old.buffers(recurse=False)) if t.is_floating_point()), None
+    )
+    factory = {} if like is None else {"device": like.device, "dtype": like.dtype}
+    layer = target.make(**factory | options(source, target))
+    _hand_over(source, layer, asked)
+    if isinstance(old, nn.SyncBatchNorm) or getattr(old, "sync", False):
+        convert_sync(layer, old.process_group)
+    for module in layer.modules():
+        module.training = old.training
+    absent = missing(source, target, layer)
+    layer = _followed(layer, source, asked)
+    _share_hooks(old, layer)
+    return layer, absent
+
+
+def _hand_over(source: Source, layer: nn.Module, asked: dict[str, Any]) -> None:
+    """The very parameters where the new layer's are of the same kind, and the values of the buffers."""
+    names = ["weight", "bias"]
+    if source.ours and source.module.learn_sigma and isinstance(layer, NormalizationLayer):
+        names += [] if {"sigma", "eps"} & asked.keys() else ["sigma"]
+    for name in names:
+        value, owner = getattr(source.module, name, None), owner_of(layer, name)
+        if value is None or owner is None:
+            continue
+        own = owner._parameters[name]
+        if not isinstance(value, nn.Parameter):
+            value = nn.Parameter(value.detach().clone())  # a frozen layer's
+        if (own.shape, own.dtype, own.device) == (value.shape, value.dtype, value.device):
+            owner._parameters[name] = value
+        elif own.numel() == value.numel():
+            _copy(own, value)
+            own.requires_grad_(value.requires_grad)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        value = source.module._buffers.get(name)
+        owner = next((module for module in layer.modules() if module._buffers.get(name) is not None), None)
+        if value is None or owner is None or owner._buffers[name].shape != value.shape:
+            continue
+        if {"device", "dtype"} & asked.keys():
+            _copy(owner._buffers[name], value)
+        else:
+            owner._buffers[name] = value.clone()  # statistics may be of another dtype than the parameters
+
+
+def _copy(own: torch.Tensor, value: torch.Tensor) -> None:
+    if not (own.is_meta or value.is_meta):
+        with torch.no_grad():
+            own.copy_(value.reshape(own.shape))
+
+
+def _followed(layer: nn.Module, source: Source, asked: dict[str, Any]) -> nn.Module:
+    """The new layer with what the old one applied behind the normalization."""
+    followers = source.followers
+    if isinstance(layer, NormalizationLayer):
+        if "activation" in asked:
+            followers.pop("act", None)
+        if layer.activation is None and followers.keys() == {"act"} and _is_plain_relu(followers["act"]):
+            layer.activation = "relu"
+            return layer
+        for name, follower in followers.items():
+            layer.add_module(name, follower)
+        layer.followed_by = tuple(followers)
+        return layer
+    if source.ours and source.module.activation == "relu":
+        followers = {"activation": nn.ReLU(), **followers}
+    if not followers:
+        return layer
+    norm = {} if isinstance(layer, nn.Identity) else {"norm": layer}
+    outer = nn.Sequential(OrderedDict(norm | followers))
+    outer.training = source.module.training
+    return outer
+
+
+def _is_plain_relu(module: nn.Module) -> bool:
+    """Whether nobody could tell a fused ReLU from ``module``."""
+    return type(module) is nn.ReLU and not any(getattr(module, name) for name in _HOOKS)
+
+
+def _share_hooks(old: nn.Module, layer: nn.Module) -> None:
+    """The dictionaries themselves, from which the handles of the hooks remove them."""
+    for name in _HOOKS:
+        hooks = getattr(old, name)
+        hooks.update(getattr(layer, name))
+        setattr(layer, name, hooks)
+        for hook in hooks.values():
+            if isinstance(hook, _WrappedHook) and hook.with_module:
+                hook.module = weakref.ref(layer)
+    layer._is_full_backward_hook = old._is_full_backward_hook

@@ -1,0 +1,124 @@
+"""Which options of a layer the one that takes its place is made with, and which find no place in it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from ..modules import LocalContrastNorm2d, NormalizationLayer
+from ..modules.base import EPS
+from .sources import Source
+from .targets import Target, overruled, takes
+
+_BY_EPS = {"bn", "frozen", "in", "gn", "ln", "rms"}
+"""Families whose eps keeps from dividing by zero, and means the same in all of them."""
+_FIELDS = {"window", "norm_window", "groups", "edges"}
+_TRACKED = {"bn": True, "in": False}
+"""The families with running statistics, and whether torch.nn's layers keep them unless told otherwise."""
+
+
+def options(source: Source, target: Target) -> dict[str, Any]:
+    """What the new layer is made with: what was asked for, else what the old one has, else what the place asks for."""
+    if target.layer is None:
+        return target.explicit
+    old, taken = source.module, takes(target.layer)
+    has_weight, has_bias = (getattr(old, name, None) is not None for name in ("weight", "bias"))
+    kept: dict[str, Any] = {name: has_weight for name in ("affine", "elementwise_affine")}
+    if has_weight and not has_bias:
+        kept["bias"] = False
+    if source.kind == target.family and source.kind in _TRACKED:
+        kept |= {name: getattr(old, name) for name in ("momentum", "track_running_stats") if hasattr(old, name)}
+    if source.kind == target.family == "gn":
+        kept["num_groups"] = old.num_groups
+    fields = _fields(source, target)
+    kept |= fields
+    if source.ours:
+        kept |= {name: getattr(old, name) for name in ("activation", "l1_weight", "learn_sigma", "backend")}
+    if fields or {source.kind, target.family} <= _BY_EPS or kept.get("learn_sigma"):
+        kept |= _sigma(source, target.explicit)
+    kept = {name: value for name, value in kept.items() if name in taken}
+    return overruled(overruled(target.place, kept), target.explicit)
+
+
+def _sigma(source: Source, asked: dict[str, Any]) -> dict[str, float]:
+    """Sigma or eps of the old layer as the new one's option; nothing where it goes by the dtype."""
+    if not source.ours:
+        return {} if source.eps is None else {"eps": source.eps}
+    old = source.module
+    sigma = old.initial_sigma if old.learn_sigma else old.sigma
+    if old.learn_sigma and asked.get("learn_sigma") is False and not old.sigma.is_meta:
+        sigma = old.sigma.item()  # fixed at what was learned
+    return {} if sigma is None else {"sigma": sigma}
+
+
+def _fields(source: Source, target: Target) -> dict[str, Any]:
+    """Windows of a layer, for one that has windows too and in the same dimensions."""
+    old, family = source.module, target.family
+    named = family in ("dn", "dn-mean-only") and source.kind == "dn"
+    if not (hasattr(old, "window") and (named or family == "windows")):
+        return {}
+    if (source.shape is None) != ("num_channels" in target.place):
+        return {}
+    names = _FIELDS & vars(old).keys() & takes(target.layer)
+    if isinstance(old, LocalContrastNorm2d):
+        names -= {"groups"}  # which its class sets
+    if family == "dn-mean-only" or (family == "dn" and old.norm_window is None):
+        names -= {"norm_window"}  # which the name sets
+    return {name: getattr(old, name) for name in names}
+
+
+def missing(source: Source, target: Target, layer: nn.Module) -> list[str]:
+    """What ``source`` has beside its fields that is not its default, was not overruled, and ``layer`` has not."""
+    if target.family == "none":
+        return []
+    old, asked = source.module, target.explicit
+    names = []
+    for name, option in (
+        ("weight", {"affine", "elementwise_affine"}),
+        ("bias", {"affine", "elementwise_affine", "bias"}),
+    ):
+        if option & asked.keys():
+            continue
+        value, owner = getattr(old, name, None), owner_of(layer, name)
+        if value is not None and (owner is None or owner._parameters[name].numel() != value.numel()):
+            names.append(name)
+        elif value is None and owner is not None:
+            names.append("affine=False" if name == "weight" else "bias=False")
+    if not {"sigma", "eps"} & asked.keys():
+        names += _missing_sigma(source, layer)
+    defaults: dict[str, Any] = {}
+    if source.kind in _TRACKED and hasattr(old, "track_running_stats"):
+        defaults["track_running_stats"] = _TRACKED[source.kind]
+        if old.track_running_stats:
+            defaults["momentum"] = 0.1
+    if source.ours:
+        defaults |= {"l1_weight": 0.0, "learn_sigma": False, "backend": None}
+    nothing = object()
+    for name, default in defaults.items():
+        value = getattr(old, name, default)
+        if value != default and name not in asked and getattr(layer, name, nothing) != value:
+            names.append(f"{name}={value!r}")
+    return names
+
+
+def _missing_sigma(source: Source, layer: nn.Module) -> list[str]:
+    default = {"rms": None, "dn": 1.0}.get(source.kind, EPS**0.5)
+    sigma = next(iter(_sigma(source, {}).items()), None)
+    if sigma is None:
+        return []
+    name, value = sigma
+    root = value if name == "sigma" else value**0.5
+    if isinstance(layer, NormalizationLayer):
+        new = layer.initial_sigma
+    else:
+        eps = getattr(layer, "eps", None)
+        new = eps**0.5 if isinstance(eps, float) else None
+    same = [other is not None and math.isclose(root, other, rel_tol=1e-6) for other in (default, new)]
+    return [] if any(same) else [f"{name}={value!r}"]
+
+
+def owner_of(layer: nn.Module, name: str) -> nn.Module | None:
+    """The module whose parameter ``name`` is that of ``layer``: itself, or one inside."""
+    return next((module for module in layer.modules() if module._parameters.get(name) is not None), None)

@@ -1,0 +1,178 @@
+"""Which layer takes the place of another: by the name of a family, or by a class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import modules
+from ..modules import NormalizationLayer
+from ..modules.base import EPS
+from .forms import AnyBatchNorm, LastBatchNorm
+from .sources import Source
+
+Wanted = str | type[nn.Module] | Callable[..., nn.Module]
+
+_BATCH = {None: AnyBatchNorm, 1: modules.BatchNorm1d, 2: modules.BatchNorm2d, 3: modules.BatchNorm3d}
+_INSTANCE = {1: modules.InstanceNorm1d, 2: modules.InstanceNorm2d, 3: modules.InstanceNorm3d}
+_DIVISIVE = {
+    None: modules.DivisiveNorm,
+    1: modules.DivisiveNorm1d,
+    2: modules.DivisiveNorm2d,
+    3: modules.DivisiveNorm3d,
+}
+_FAMILIES: dict[str, tuple[type[NormalizationLayer], ...]] = {
+    "bn": tuple(_BATCH.values()),
+    "in": tuple(_INSTANCE.values()),
+    "gn": (modules.GroupNorm,),
+    "ln": (modules.LayerNorm, modules.PositionalNorm2d),
+    "rms": (modules.RMSNorm,),
+    "windows": (*_DIVISIVE.values(), modules.LocalContrastNorm2d, modules.DivisiveNormFeatures),
+}
+"""The family of each class that may be asked for."""
+
+SUFFIXES: dict[str, dict[str, Any]] = {
+    "": {},
+    "-s": {"sigma": 1.0},
+    "*": {"sigma": 1.0, "l1_weight": 0.01},
+}
+"""The paper's variants: a real sigma, and the penalty too. Both numbers are for options to overrule."""
+NAMES = ("bn", "ln", "gn", "in", "rms", "dn", "dn-mean-only", "none")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What takes the place of a layer.
+
+    Args:
+        make: called with keywords alone.
+        layer: the class of what it makes, where that is one of this package's.
+        family: of the layer, as in a name; "windows" where a class of windows was asked for, and ``None`` for what is
+            not this package's.
+        place: the options that the place asks for; those of the source's layer come before them.
+        explicit: the options that were asked for; they come before all others.
+    """
+
+    make: Callable[..., nn.Module]
+    layer: type[NormalizationLayer] | None
+    family: str | None
+    place: dict[str, Any] = field(default_factory=dict)
+    explicit: dict[str, Any] = field(default_factory=dict)
+
+
+def split(name: str) -> tuple[str, dict[str, Any]]:
+    """The family that a name is of, and the options of its suffix."""
+    for suffix in ("*", "-s"):
+        if name.endswith(suffix) and name.removesuffix(suffix) in NAMES[:-2]:
+            return name.removesuffix(suffix), SUFFIXES[suffix]
+    if name not in NAMES:
+        expected = ", ".join(map(repr, NAMES))
+        raise ValueError(
+            f'to: got {name!r}, expected a class, a partial, or one of {expected}; "-s" and "*" may follow'
+        )
+    return name, SUFFIXES[""]
+
+
+def target(source: Source, to: Wanted, options: dict[str, Any]) -> Target:
+    """What takes the place of ``source`` where ``to`` is asked for."""
+    if isinstance(to, str):
+        family, variant = split(to)
+        if family == "none":
+            return Target(lambda **_: nn.Identity(), None, family)
+        layer, place = _named(family, source)
+        explicit = _renamed(layer, overruled(variant, options))
+        return Target(layer, layer, family, _sized(layer, source) | place, explicit)
+    layer = to.func if isinstance(to, partial) else to
+    family = next((family for family, layers in _FAMILIES.items() if layer in layers), None)
+    if family is None:
+        return Target(partial(to, source.size), None, None, explicit=options)
+    explicit = dict(options)
+    if isinstance(to, partial):
+        given = inspect.signature(layer).bind_partial(*to.args).arguments
+        explicit = overruled({**given, **to.keywords}, options)
+    place = _sized(layer, source)
+    if layer is modules.GroupNorm:
+        place["num_groups"] = _groups(source.size)
+    return Target(layer, layer, family, place, explicit)
+
+
+def _named(family: str, source: Source) -> tuple[type[NormalizationLayer], dict[str, Any]]:
+    """The layer of a family that fits the place of ``source``, and the options that make it fit."""
+    shape, dims = source.shape, source.dims
+    if shape is not None and (len(shape) == 1 or family in ("ln", "rms")):  # a weight for every element of the shape
+        return _over_the_end(family)
+    if dims is not None and dims > 3:
+        raise ValueError(f"to: got {family!r} for a layer over {shape}, expected 'ln' or 'rms' for so many dimensions")
+    if family in ("dn", "dn-mean-only"):
+        if dims == 1 and source.kind == "bn":
+            # over (N, C) as well as (N, C, L): the features of a dense layer, as in the paper
+            return modules.DivisiveNormFeatures, _mean_only(family)
+        return _DIVISIVE[dims], _mean_only(family)
+    if family == "rms":
+        eps = torch.finfo(torch.float32).eps if source.kind == "rms" else EPS  # where the source tells none
+        return _DIVISIVE[dims], {"window": None, "norm_window": 1 if source.positions else "all", "eps": eps}
+    if family == "ln":
+        if not source.positions:
+            return modules.GroupNorm, {"num_groups": 1}
+        return (modules.PositionalNorm2d, {}) if dims == 2 else (_DIVISIVE[dims], {"window": 1, "eps": EPS})
+    if family == "gn":
+        return modules.GroupNorm, {"num_groups": _groups(source.size)}
+    if family == "in" and dims is None:
+        return modules.GroupNorm, {"num_groups": source.size}
+    return {"bn": _BATCH, "in": _INSTANCE}[family][dims], {}
+
+
+def _over_the_end(family: str) -> tuple[type[NormalizationLayer], dict[str, Any]]:
+    layers: dict[str, type[NormalizationLayer]] = {
+        "ln": modules.LayerNorm,
+        "rms": modules.RMSNorm,
+        "dn": modules.DivisiveNormFeatures,
+        "dn-mean-only": modules.DivisiveNormFeatures,
+        "bn": LastBatchNorm,
+    }
+    if family not in layers:
+        names = ", ".join(map(repr, layers))
+        raise ValueError(f"to: got {family!r} for a layer over the last dimension, expected one of {names}")
+    return layers[family], _mean_only(family)
+
+
+def _mean_only(family: str) -> dict[str, Any]:
+    return {"norm_window": None} if family == "dn-mean-only" else {}
+
+
+def _groups(channels: int) -> int:
+    """32, or the largest number below that divides the channels."""
+    return next(n for n in range(min(32, channels), 0, -1) if channels % n == 0)
+
+
+def overruled(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+    """``options`` where ``by`` says nothing else; sigma and eps are one option."""
+    if {"sigma", "eps"} & by.keys():
+        options = {name: value for name, value in options.items() if name not in ("sigma", "eps")}
+    return {**options, **by}
+
+
+@cache
+def takes(layer: type[NormalizationLayer]) -> set[str]:
+    """The options of a layer's constructor."""
+    return set(inspect.signature(layer).parameters) | modules.base.Options.__annotations__.keys()
+
+
+def _sized(layer: type[NormalizationLayer], source: Source) -> dict[str, Any]:
+    """The number of channels, or the shape, under the name that ``layer`` has for it."""
+    (name,) = {"num_features", "num_channels", "normalized_shape"} & takes(layer)
+    whole = name == "normalized_shape" and source.shape is not None
+    return {name: source.shape if whole else source.size}
+
+
+def _renamed(layer: type[NormalizationLayer], options: dict[str, Any]) -> dict[str, Any]:
+    """``affine``, that a name's other layers take, in the word of layers over the last dimension."""
+    if "affine" in options and "elementwise_affine" in takes(layer):
+        return {"elementwise_affine" if name == "affine" else name: value for name, value in options.items()}
+    return options
