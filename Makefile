@@ -67,4 +67,5 @@ $(VENV)/.torch:
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt setup.py $(CXX_SOURCES)
 	$(BIN)/python -m pip install --editable ".[bench,test,docs,lint]"
+	$(BIN)/python -m pip install --no-deps timm torchvision  # they ask for torch, and would get its GPU libraries
 	touch $@

@@ -135,6 +135,14 @@ def layers(mesh: DeviceMesh) -> None:
                     compare(own, across, x, distributed(x, mesh, placement))
 
 
+def followed(mesh: DeviceMesh) -> None:
+    """A layer that something follows, as those that `convert_norm` makes."""
+    layer = made(lambda: DivisiveNorm2d(4, 3))
+    layer.act, layer.followed_by = nn.SiLU(), ("act",)
+    x = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(6))
+    compare(layer, distribute_module(copy.deepcopy(layer), mesh), x, distributed(x, mesh, Shard(0)))
+
+
 def running_statistics(mesh: DeviceMesh) -> None:
     """Whether the buffers are DTensors or plain, with a momentum and as an average of all batches."""
     for make in (BatchNorm2d, lambda *args, **options: InstanceNorm2d(*args, **options, track_running_stats=True)):
@@ -213,6 +221,7 @@ def compare_all(rank: int, world: int) -> None:
     mesh = init_device_mesh("cpu", (world,))
     function(mesh)
     layers(mesh)
+    followed(mesh)
     running_statistics(mesh)
     sequence_parallel(rank, mesh)
     for shape in ((1, world), (world, 1)):

@@ -154,9 +154,9 @@ class NormalizationLayer(nn.Module):
                 return x.tracer.create_proxy("call_module", path or "itself", (x,), {})
             if not isinstance(x, Tensor):
                 check_activation(x)
-            if distributed(x):
-                return self._on_shards(x)
-        if x.layout is not torch.strided or x.is_nested:
+        if type(x) is not Tensor and distributed(x):
+            y = self._on_shards(x)
+        elif x.layout is not torch.strided or x.is_nested:
             y = self._on_values(x)
         else:
             try:
