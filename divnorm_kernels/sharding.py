@@ -90,6 +90,11 @@ def by_rows(function: Callable[[DTensor], DTensor], x: DTensor, dims: int) -> DT
     return DTensor.from_local(y, mesh, x.placements, shape=x.shape, stride=stride)
 
 
+def held_here(t: Tensor) -> Tensor:
+    """The memory of a buffer that every process has the whole of, be it a DTensor or not."""
+    return t.to_local() if distributed(t) else t
+
+
 def _is_cut(p: Placement) -> bool:
     """Whether of each process' piece it is known what it is: others than `Shard` interleave."""
     from torch.distributed.tensor import Shard

@@ -110,9 +110,30 @@ def test_none_and_options():
     assert (layer.window, layer.sigma, layer.l1_weight, layer.weight) == (3, 0.5, 0.005, None)
 
 
-def test_a_dense_layers_norm_becomes_one_over_features():
-    model = convert_norm(nn.Sequential(nn.Linear(3, 9), nn.BatchNorm1d(9)), "dn", window=4, report=None)
-    assert type(model[1]) is dk.DivisiveNormFeatures
+DENSE = {
+    "dn": ({"window": 4, "sigma": 0.5}, {"window": 4, "sigma": 0.5}),
+    "dn-mean-only": ({"window": 4}, {"window": 4, "norm_window": None}),
+    "rms": ({"eps": 0.25}, {"window": None, "norm_window": "all", "sigma": 0.5}),
+    "ln": ({"eps": 0.25}, {"window": "all", "sigma": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("shape", [(6, 9), (6, 9, 5)], ids=str)
+def test_a_batch_norm_of_features_or_sequences_becomes_one_of_both(name, shape):
+    options, of_the_operator = DENSE[name]
+    layer, x = convert_norm(nn.BatchNorm1d(9), name, report=None, **options), torch.randn(shape)
+    expected = dk.divisive_norm(x, layer.weight, layer.bias, **of_the_operator)
+    for again in (layer, convert_norm(copy.deepcopy(layer), name, report=None)):
+        torch.testing.assert_close(again(x), expected)
+
+
+def test_instance_norm_in_the_place_of_features_is_refused():
+    layer = convert_norm(nn.BatchNorm1d(9), "in", report=None)
+    x = torch.randn(6, 9, 5)
+    torch.testing.assert_close(layer(x), nn.InstanceNorm1d(9)(x))
+    with pytest.raises(ValueError, match=r"^x: got shape \(9, 9\), expected \(N, C, L\)"):
+        layer(torch.randn(9, 9))
 
 
 def test_what_is_carried_over():

@@ -1,6 +1,7 @@
 """Which modules are normalization layers: those of other libraries by what they compute, and what is left alone."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -181,8 +182,9 @@ def test_a_lazy_layer_that_has_run():
 
 def test_statistics_that_never_move():
     frozen, x = FrozenBatchNorm2d(8), torch.randn(2, 8, 3, 5)
-    with pytest.warns(UserWarning, match=r"FrozenBatchNorm2d \(model\) has statistics that never move"):
-        assert convert_norm(frozen, "bn", report=None) is frozen
+    for to in ("bn", nn.BatchNorm2d, partial(nn.BatchNorm2d, momentum=0.2)):
+        with pytest.warns(UserWarning, match=r"FrozenBatchNorm2d \(model\) has statistics that never move"):
+            assert convert_norm(frozen, to, report=None) is frozen
     new = convert_norm(frozen, "gn", report=None)
     torch.testing.assert_close(new(x), F.group_norm(x, 8, frozen.weight, frozen.bias, 1e-3), rtol=1e-4, atol=1e-5)
     assert all(p.requires_grad for p in new.parameters())

@@ -22,7 +22,7 @@ sys.meta_path = [finder for finder in sys.meta_path if not finder.__module__.sta
 """
 # The CUDA kernels, which take minutes to compile, are in the installation under test (test_cuda_compile.py).
 # Optimized little: that inlines less, so more is left to see of what the linker could mix up.
-CPU_ALONE = {"CMAKE_ARGS": "-DDIVNORM_CUDA=off -DDIVNORM_OPTIMIZE=-O1"}
+CPU_ALONE = {"CMAKE_ARGS": "-DDIVNORM_CUDA=off -DDIVNORM_INSTRUCTION_SETS=baseline;avx2 -DDIVNORM_OPTIMIZE=-O1"}
 NO_COMPILER = {"CXX": "/nonexistent/compiler"}
 NOT_BUILT = "not built: no C++ compiler that works was found"
 WITHOUT_CUDA = "the compiled module has no CUDA kernels"
@@ -174,7 +174,10 @@ def test_from_the_source_distribution_to_kernels_in_a_fresh_environment(tree, tm
     assert "backend cpu: available\n" in report
     assert f"backend cuda: missing: {WITHOUT_CUDA}: it was built with DIVNORM_CUDA=off\n" in report
     code = "from divnorm_kernels.backends import cpu; print(*cpu.instruction_sets())"
-    for name in run(interpreter, "-I", "-c", code, cwd=tmp_path).stdout.split():
+    sets = run(interpreter, "-I", "-c", code, cwd=tmp_path).stdout.split()
+    assert "baseline" in sets
+    assert "avx512" not in sets
+    for name in sets:
         used = run(interpreter, "-I", "-c", USE.format(backend="cpu"), cwd=tmp_path, DIVNORM_INSTRUCTION_SET=name)
         assert used.stdout.split() == [str(package / "__init__.py"), name]
 
@@ -190,7 +193,8 @@ def test_from_the_source_distribution_to_kernels_in_a_fresh_environment(tree, tm
     # CUDA kernels that do not compile cost it those alone.
     assert not list((root / "divnorm_kernels").glob("_native*.so"))
     nvcc = broken_nvcc(tmp_path / "cuda", "kernels_")
-    report = editable(root, CMAKE_ARGS="-DDIVNORM_OPTIMIZE=-O0", CUDACXX=str(nvcc))
+    few = "-DDIVNORM_INSTRUCTION_SETS=baseline -DDIVNORM_OPTIMIZE=-O0"
+    report = editable(root, CMAKE_ARGS=few, CUDACXX=str(nvcc))
     assert "backend cpu: available\n" in report
     reason = "they did not compile (line 7: error: expected ''' behind ''x')"
     if shutil.which("nvcc") is None:

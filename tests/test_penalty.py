@@ -3,6 +3,7 @@
 import copy
 import gc
 from functools import partial
+from threading import Thread
 
 import pytest
 import torch
@@ -156,14 +157,39 @@ def test_a_reentrant_checkpoint_has_no_gradient_to_count():
         close(penalty(), WEIGHT * divisive_norm(model.convolution(x), window=3, return_l1=True)[1])
 
 
+@pytest.mark.parametrize("how", ["without gradients", "frozen", "under vmap", "under grad"])
+def test_a_layer_called_twice_is_not_taken_for_one_called_once(how):
+    model, x = Block(), images()
+    model.requires_grad_(how != "frozen")
+
+    def loss(x):
+        model(x)
+        return model(2 * x).sum() + l1_penalty(model)
+
+    call = {"under vmap": torch.func.vmap(loss), "under grad": torch.func.grad(loss)}.get(how, loss)
+    x = x[None] if how == "under vmap" else x
+    with torch.set_grad_enabled(how != "without gradients"):
+        with pytest.raises(RuntimeError, match="was called 2 times"):
+            call(x)
+        for _ in range(2):
+            model(images())
+            with collect_l1(model) as penalty:
+                model(images())
+            assert penalty() > 0
+
+
 def test_replicas_are_counted():
-    """As torch.nn.DataParallel makes them, here one after the other."""
+    """As torch.nn.DataParallel makes them, each in a thread."""
     model, x = DivisiveNorm2d(3, 3, l1_weight=WEIGHT), images(4, 3, 5, 5)
+    replicas = [model._replicate_for_data_parallel() for _ in range(2)]
+    for replica in replicas:
+        replica.weight, replica.bias = model.weight, model.bias
     with collect_l1(model) as penalty:
-        for share in x.chunk(2):
-            replica = model._replicate_for_data_parallel()
-            replica.weight, replica.bias = model.weight, model.bias
-            replica(share)
+        threads = [Thread(target=replica, args=(share,)) for replica, share in zip(replicas, x.chunk(2), strict=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     close(penalty(), sum(WEIGHT * divisive_norm(share, window=3, return_l1=True)[1] for share in x.chunk(2)))
     with pytest.raises(RuntimeError, match=r"^l1_penalty: the model, a DivisiveNorm2d, was called in replicas"):
         l1_penalty(model)
@@ -205,3 +231,14 @@ def test_compiled_models_are_counted_without_another_compilation():
         close(penalty(), expected)
         (y.sum() + penalty()).backward()
     assert counter.frame_count == 1
+
+
+def test_the_block_itself_can_be_compiled():
+    norm, x = DivisiveNorm2d(3, 3, l1_weight=WEIGHT), images()
+
+    def loss(x):
+        with collect_l1(norm) as penalty:
+            y = norm(norm(x))
+        return y.sum() + penalty()
+
+    close(torch.compile(loss, backend="aot_eager", fullgraph=True)(x), loss(x))

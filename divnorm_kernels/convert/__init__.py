@@ -83,7 +83,7 @@ def convert_norm(
         source = examine(module)
         kind, path = type(module).__name__, name or "model"
         wanted = target(source, to, options) if isinstance(source, Source) else None
-        if wanted is not None and source.kind == "frozen" and wanted.family == "bn":
+        if wanted is not None and source.kind == "frozen" and wanted.moves_statistics:
             source = "has statistics that never move"
         if isinstance(source, str):
             left[kind, source].append(path)

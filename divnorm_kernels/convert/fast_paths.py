@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 
 from torch import nn
 
-from .. import modules
+from ..modules import NormalizationLayer, RMSNorm
 
 
 def keep_off(model: nn.Module, new: Collection[nn.Module]) -> None:
@@ -16,12 +15,10 @@ def keep_off(model: nn.Module, new: Collection[nn.Module]) -> None:
     In eval mode `torch.nn.TransformerEncoderLayer` reads weight, bias and eps of its norms and does the rest itself,
     and `torch.nn.TransformerEncoder` makes nested tensors for that alone.
     """
+    misread = {layer for layer in new if not _tells_by_eps(layer)}
     kept_off = set()
     for encoder in model.modules():
-        if not isinstance(encoder, nn.TransformerEncoderLayer):
-            continue
-        norms = [getattr(encoder, name, None) for name in ("norm1", "norm2")]
-        if any(norm is layer for norm in norms for layer in new) and not _both_told(*norms):
+        if isinstance(encoder, nn.TransformerEncoderLayer) and not misread.isdisjoint((encoder.norm1, encoder.norm2)):
             encoder.activation_relu_or_gelu = 0  # torch's own flag for an activation that it cannot compute
             kept_off.add(encoder)
     for stack in model.modules():
@@ -29,7 +26,6 @@ def keep_off(model: nn.Module, new: Collection[nn.Module]) -> None:
             stack.use_nested_tensor = False
 
 
-def _both_told(*norms: nn.Module | None) -> bool:
-    """Whether layer normalization with weight, bias and eps of the first is what all of them compute."""
-    layers = all(type(norm) in (nn.LayerNorm, modules.LayerNorm) for norm in norms)
-    return layers and all(norm.bias is not None and math.isclose(norm.eps, norms[0].eps) for norm in norms)
+def _tells_by_eps(layer: nn.Module) -> bool:
+    """Whether eps is NaN where the layer is no LayerNorm, which keeps torch off; an RMSNorm's is its own."""
+    return isinstance(layer, NormalizationLayer) and not isinstance(layer, RMSNorm)

@@ -1,10 +1,10 @@
-"""Batch normalization in forms that have no name of their own."""
+"""Layers in forms that have no name of their own."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ..modules import BatchNorm1d, BatchNorm2d
+from ..modules import BatchNorm1d, BatchNorm2d, DivisiveNorm1d, InstanceNorm1d
 
 
 class AnyBatchNorm(BatchNorm2d):
@@ -23,3 +23,18 @@ class LastBatchNorm(BatchNorm1d):
 
     def _call(self, x: Tensor) -> Tensor:
         return super()._call(x.movedim(-1, 1)).movedim(1, -1)
+
+
+class DenseDivisiveNorm(DivisiveNorm1d):
+    """Divisive normalization in a BatchNorm1d's place: of (N, C) over windows of C, of (N, C, L) over those of L."""
+
+    _dims = (2, 3)
+
+
+class BatchedInstanceNorm(InstanceNorm1d):
+    """Instance normalization of (N, C, L) alone: a BatchNorm1d's (N, C) is no (C, L) without a batch."""
+
+    def _call(self, x: Tensor) -> Tensor:
+        if x.dim() == 2:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, C, L): a feature alone has no deviation")
+        return super()._call(x)

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .. import modules
 from ..modules import NormalizationLayer
-from .forms import AnyBatchNorm, LastBatchNorm
+from .forms import AnyBatchNorm, BatchedInstanceNorm, DenseDivisiveNorm, LastBatchNorm
 from .probing import FOLLOWERS, STATE, recognized
 
 _KINDS: dict[type[nn.Module], tuple[str, int | None]] = {
@@ -30,6 +30,7 @@ _KINDS: dict[type[nn.Module], tuple[str, int | None]] = {
     AnyBatchNorm: ("bn", None),
     LastBatchNorm: ("bn", None),
     modules.InstanceNorm1d: ("in", 1),
+    BatchedInstanceNorm: ("in", 1),
     modules.InstanceNorm2d: ("in", 2),
     modules.InstanceNorm3d: ("in", 3),
     modules.GroupNorm: ("gn", None),
@@ -38,6 +39,7 @@ _KINDS: dict[type[nn.Module], tuple[str, int | None]] = {
     modules.PositionalNorm2d: ("ln", 2),
     modules.DivisiveNorm: ("dn", None),
     modules.DivisiveNorm1d: ("dn", 1),
+    DenseDivisiveNorm: ("dn", 1),
     modules.DivisiveNorm2d: ("dn", 2),
     modules.DivisiveNorm3d: ("dn", 3),
     modules.LocalContrastNorm2d: ("dn", 2),
@@ -55,7 +57,7 @@ class Source:
         kind: its family, as the names of `divnorm_kernels.convert_norm` have it; "frozen" is batch normalization by
             statistics that never move.
         size: channels, or features.
-        eps: of torch.nn's families; ``None`` for RMS normalization by the dtype's, and where sigma is no eps.
+        eps: of a layer that is not this package's; ``None`` for RMS normalization by the dtype's.
         dims: spatial dimensions behind the channels, where they are known.
         shape: of what is normalized at the end of x, where channels do not lie second.
         positions: whether every position is normalized by itself, over its channels.
@@ -142,28 +144,19 @@ def _computes_as(module: nn.Module, known: type[nn.Module]) -> bool:
 
 def _by_class(module: nn.Module, known: type[nn.Module]) -> Source:
     kind, dims = _KINDS[known]
-    eps = _eps(module)
+    eps = None if isinstance(module, NormalizationLayer) else module.eps
     if kind in ("bn", "in"):
         shape = (module.num_features,) if known is LastBatchNorm else None
         return Source(module, kind, module.num_features, eps, dims, shape)
     if kind == "gn":
         return Source(module, kind, module.num_channels, eps)
     if known is modules.PositionalNorm2d:
-        return Source(module, kind, module.num_channels, eps, dims, positions=True)
+        return Source(module, kind, module.num_channels, dims=dims, positions=True)
     if known is modules.DivisiveNormFeatures:
         return Source(module, kind, module.num_features, shape=(module.num_features,))
     if kind == "dn":
         if module.window is None and module.norm_window in ("all", 1) and module.groups == 1:
-            positions = module.norm_window == 1
-            return Source(module, "rms", module.num_channels, eps, dims, positions=positions)
+            return Source(module, "rms", module.num_channels, dims=dims, positions=module.norm_window == 1)
         return Source(module, kind, module.num_channels, dims=dims)
     shape = tuple(module.normalized_shape)
     return Source(module, kind, shape[0], eps, len(shape) - 1 or None, shape)
-
-
-def _eps(module: nn.Module) -> float | None:
-    """Eps of a known layer: of ours by sigma, since theirs is NaN where it does not tell all."""
-    if not isinstance(module, NormalizationLayer):
-        return module.eps
-    sigma = module.initial_sigma if module.learn_sigma else module.sigma
-    return None if sigma is None else sigma**2

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import modules
 from ..modules import NormalizationLayer
 from ..modules.base import EPS
-from .forms import AnyBatchNorm, LastBatchNorm
+from .forms import AnyBatchNorm, BatchedInstanceNorm, DenseDivisiveNorm, LastBatchNorm
 from .sources import Source
 
 Wanted = str | type[nn.Module] | Callable[..., nn.Module]
@@ -29,11 +30,11 @@ _DIVISIVE = {
 }
 _FAMILIES: dict[str, tuple[type[NormalizationLayer], ...]] = {
     "bn": tuple(_BATCH.values()),
-    "in": tuple(_INSTANCE.values()),
+    "in": (*_INSTANCE.values(), BatchedInstanceNorm),
     "gn": (modules.GroupNorm,),
     "ln": (modules.LayerNorm, modules.PositionalNorm2d),
     "rms": (modules.RMSNorm,),
-    "windows": (*_DIVISIVE.values(), modules.LocalContrastNorm2d, modules.DivisiveNormFeatures),
+    "windows": (*_DIVISIVE.values(), DenseDivisiveNorm, modules.LocalContrastNorm2d, modules.DivisiveNormFeatures),
 }
 """The family of each class that may be asked for."""
 
@@ -64,6 +65,12 @@ class Target:
     family: str | None
     place: dict[str, Any] = field(default_factory=dict)
     explicit: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def moves_statistics(self) -> bool:
+        """Whether it is a batch normalization, this package's or torch.nn's."""
+        made = self.make.func if isinstance(self.make, partial) else self.make
+        return isinstance(made, type) and issubclass(made, _BatchNorm)
 
 
 def split(name: str) -> tuple[str, dict[str, Any]]:
@@ -109,14 +116,13 @@ def _named(family: str, source: Source) -> tuple[type[NormalizationLayer], dict[
         return _over_the_end(family)
     if dims is not None and dims > 3:
         raise ValueError(f"to: got {family!r} for a layer over {shape}, expected 'ln' or 'rms' for so many dimensions")
+    dense = dims == 1 and (source.kind == "bn" or isinstance(source.module, DenseDivisiveNorm))
+    windows = DenseDivisiveNorm if dense else _DIVISIVE[dims]
     if family in ("dn", "dn-mean-only"):
-        if dims == 1 and source.kind == "bn":
-            # over (N, C) as well as (N, C, L): the features of a dense layer, as in the paper
-            return modules.DivisiveNormFeatures, _mean_only(family)
-        return _DIVISIVE[dims], _mean_only(family)
+        return windows, _mean_only(family)
     if family == "rms":
         eps = torch.finfo(torch.float32).eps if source.kind == "rms" else EPS  # where the source tells none
-        return _DIVISIVE[dims], {"window": None, "norm_window": 1 if source.positions else "all", "eps": eps}
+        return windows, {"window": None, "norm_window": 1 if source.positions else "all", "eps": eps}
     if family == "ln":
         if not source.positions:
             return modules.GroupNorm, {"num_groups": 1}
@@ -125,6 +131,8 @@ def _named(family: str, source: Source) -> tuple[type[NormalizationLayer], dict[
         return modules.GroupNorm, {"num_groups": _groups(source.size)}
     if family == "in" and dims is None:
         return modules.GroupNorm, {"num_groups": source.size}
+    if family == "in" and dense:
+        return BatchedInstanceNorm, {}
     return {"bn": _BATCH, "in": _INSTANCE}[family][dims], {}
 
 

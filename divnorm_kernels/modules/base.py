@@ -116,7 +116,7 @@ class NormalizationLayer(nn.Module):
         NaN where weight, bias and eps do not tell all that the layer does: of layers that torch.nn has not, and with
         an activation, a penalty, a learned sigma or modules that follow. What computes a layer by itself from
         torch.nn's attributes, as `torch.nn.TransformerEncoderLayer` in eval mode and SyncBatchNorm's conversion do,
-        then leaves it alone or shows that it must not.
+        then leaves it alone or shows that it must not; what a layer was made with is its ``sigma``.
         """
         if not self._told_by_eps():
             return math.nan
@@ -240,7 +240,7 @@ class NormalizationLayer(nn.Module):
         """Keeps the penalty of a call, ``None`` where it has none."""
         if l1 is not None:
             self.l1 = l1
-            self._calls.note(y, self.l1_weight * l1, "_is_replica" in self.__dict__)
+            self._calls.note(y, l1, self.l1_weight, "_is_replica" in self.__dict__)
         elif self.l1 is not None:  # setting a module's attribute costs as much as a small kernel
             self.l1 = None
 

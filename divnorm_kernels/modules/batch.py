@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from ..addresses import check_held
 from ..checks import check_activation, check_flag, check_size, compute_dtype
-from ..sharding import distributed, on_shards
+from ..sharding import distributed, held_here, on_shards
 from .base import NormalizationLayer, Options, Statistics, listed
 from .distributed import ProcessGroup, along_channels, batch_norm_across
 
@@ -150,22 +150,22 @@ class _RunningNorm(NormalizationLayer):
         if not torch.compiler.is_compiling():
             value = _plain_beside(running, value)
         wide = torch.promote_types(running.dtype, value.dtype)
-        share = self.momentum if self.momentum is not None else self.num_batches_tracked.to(wide).reciprocal()
+        share = self.momentum
+        if share is None:
+            share = held_here(self.num_batches_tracked).to(wide).reciprocal()
+        running = held_here(running)
         if running.dtype == wide:
             running.lerp_(value.to(wide), share)
         else:
             running.copy_(running.to(wide).lerp_(value, share))
 
     def _on_shards(self, x: Tensor) -> Tensor:
-        from torch.distributed.tensor.experimental import implicit_replication
-
         if self._across_processes():
             raise ValueError(
                 "x: got a DTensor in a layer of convert_sync, expected a Tensor of this process' samples (a DTensor's "
                 "statistics are those of all without)"
             )
-        with implicit_replication():  # of statistics beside buffers that are DTensors
-            return super()._on_shards(x)
+        return super()._on_shards(x)
 
     def _by_running_statistics(self, x: Tensor) -> Tensor:
         mean, variance, weight, bias, sigma = self.running_mean, self.running_var, self.weight, self.bias, self.sigma

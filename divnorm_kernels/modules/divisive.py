@@ -13,7 +13,7 @@ from ..fields import Window, geometry, listless
 from ..sharding import by_rows
 from .base import EPS, NormalizationLayer, Options, listed
 
-_FORMS = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+_FORMS = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 class DivisiveNorm(NormalizationLayer):
@@ -39,7 +39,7 @@ class DivisiveNorm(NormalizationLayer):
         torch.Size([8, 64, 1000])
     """
 
-    _dims: ClassVar[tuple[int, ...]] = tuple(_FORMS)
+    _dims: ClassVar[tuple[int, ...]] = (3, 4, 5)
     """The dimensions of x."""
     _default_eps = 1.0
 
@@ -63,7 +63,7 @@ class DivisiveNorm(NormalizationLayer):
         check_flag("bias", bias)
         # the geometry of an input with one position, for its checks
         entries = next((len(field) for field in (window, norm_window) if isinstance(field, tuple | list)), None)
-        dims = self._dims[0] - 2 if len(self._dims) == 1 or entries not in (1, 2, 3) else entries
+        dims = entries if entries is not None and entries + 2 in self._dims else max(self._dims[0] - 2, 1)
         geometry((1, num_channels, *[1] * dims), window, norm_window, groups, edges, False)
         super().__init__(
             (num_channels,), weight=affine, bias=affine and bias, eps=eps, device=device, dtype=dtype, **options

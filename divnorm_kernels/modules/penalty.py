@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from ..checks import compute_dtype
 
+_ADDING = threading.Lock()
+"""Replicas of a model call from threads of their own."""
+
 
 class _Pending:
     """Stands for a call whose graph can still be gone backward through: one of its hooks holds it."""
@@ -33,6 +36,8 @@ class Calls:
         self.collectors: tuple[Penalty, ...] = ()
         self.pending: weakref.WeakSet[_Pending] = weakref.WeakSet()
         """Calls since a penalty was last taken, without those whose graph is gone or done with."""
+        self.unwatched = 0
+        """Calls since then, or since one with a graph, that have none: by torch.func's, or without gradients."""
         self.without_gradient = False
         """Whether the last call was made without gradients."""
         self.replicated = False
@@ -41,20 +46,28 @@ class Calls:
     def __reduce__(self) -> tuple[type[Calls], tuple[()]]:
         return Calls, ()  # a copy has not been called
 
-    def note(self, y: Tensor, term: Tensor, replica: bool) -> None:
-        """A call in training mode, its output and its share of the penalty."""
+    def taken(self) -> None:
+        """A penalty has been taken that counts all calls so far."""
+        self.pending.clear()
+        self.unwatched = 0
+
+    def note(self, y: Tensor, l1: Tensor, weight: float, replica: bool) -> None:
+        """A call in training mode, its output and its l1, of which ``weight`` times as much is the penalty."""
         if torch.compiler.is_compiling():
             for collector in self.collectors:
-                collector.add(term)
+                collector.add(weight * l1)
             return
         if torch._C._current_graph_task_id() != -1:  # a checkpoint in backward: this call has been counted
             return
         for collector in self.collectors:
-            with collector.lock:
-                collector.add(term)
+            with _ADDING:
+                collector.add(weight * l1)
         self.without_gradient, self.replicated = not torch.is_grad_enabled(), replica
         if y.requires_grad and not torch._C._are_functorch_transforms_active():
+            self.unwatched = 0
             y.register_hook(_Pending(self))
+        else:
+            self.unwatched += 1
 
 
 class Penalty:
@@ -64,7 +77,6 @@ class Penalty:
         self.model = model
         self.total: Tensor | None = None
         self.without_gradient = False
-        self.lock = threading.Lock()
 
     def add(self, term: Tensor) -> None:
         """One call's share."""
@@ -80,7 +92,7 @@ class Penalty:
                 too, or under a transformation of torch.func that has ended.
         """
         for _, layer in _layers(self.model):
-            layer._calls.pending.clear()
+            layer._calls.taken()
         if self.total is None:
             return _nothing(self.model)
         if self.without_gradient and torch.is_grad_enabled():
@@ -137,7 +149,8 @@ def l1_penalty(model: nn.Module) -> Tensor:
 
     Raises:
         RuntimeError: where it would be wrong: a layer was called more than once for this loss, in replicas, without
-            gradients (as a reentrant checkpoint does), or under a transformation of torch.func that has ended.
+            gradients (as a reentrant checkpoint does), or under a transformation of torch.func that has ended. Calls
+            in compiled code are not seen.
     """
     total = None
     for name, layer in _layers(model):
@@ -146,8 +159,9 @@ def l1_penalty(model: nn.Module) -> Tensor:
             raise RuntimeError(f"l1_penalty: {kind} was called in replicas; `with collect_l1(model)` sums over them")
         if layer.l1 is None:
             continue
-        if len(calls.pending) > 1:
-            counted = f"was called {len(calls.pending)} times, l1 is that of the last"
+        times = len(calls.pending) + calls.unwatched
+        if times > 1:
+            counted = f"was called {times} times, l1 is that of the last"
             raise RuntimeError(f"l1_penalty: {kind} {counted}; `with collect_l1(model)` sums over all calls")
         if calls.without_gradient and torch.is_grad_enabled():
             raise _without_gradient("l1_penalty", kind)
@@ -155,7 +169,7 @@ def l1_penalty(model: nn.Module) -> Tensor:
         term = layer.l1_weight * layer.l1
         total = term if total is None else total + term.to(total.device)
     for _, layer in _layers(model):
-        layer._calls.pending.clear()
+        layer._calls.taken()
     return _nothing(model) if total is None else total
 
 
