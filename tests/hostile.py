@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +184,8 @@ def distributed(t: Tensor) -> Any:
     return distribute_tensor(t, init_device_mesh("cpu", (1,)), [Replicate()])
 
 
-def nested(t: Tensor) -> Tensor:
-    parts = list(t.unbind()) if t.dim() > 2 else [t[:1], t[1:]]
-    return torch.nested.nested_tensor(parts)
-
-
-def jagged(t: Tensor) -> Tensor:
-    parts = list(t.unbind()) if t.dim() > 2 else [t[:1], t[1:]]
-    return torch.nested.nested_tensor(parts, layout=torch.jagged)
+def nested(t: Tensor, **options: Any) -> Tensor:
+    return torch.nested.nested_tensor(list(t.unbind()) if t.dim() > 2 else [t[:1], t[1:]], **options)
 
 
 @contextlib.contextmanager
@@ -242,7 +237,7 @@ KINDS = {
     "whole numbers": Kind(x=lambda t: t.long(), right=refused),
     "nested": Kind(x=nested, dy=nested, right=lambda subject: subject in (*JAGGED, "LayerNorm")),
     "jagged": Kind(
-        x=jagged,
+        x=partial(nested, layout=torch.jagged),
         grad=lambda y, leaves, dy: torch.autograd.grad(y.values(), leaves, dy.reshape(y.values().shape)),
         right=lambda subject: subject in JAGGED,
     ),

@@ -2,17 +2,10 @@
 
 import pytest
 import torch
+from other_norms import LlamaRMSNorm
 from torch import nn
 
 from divnorm_kernels import BatchNorm2d, DivisiveNorm2d, no_decay_groups
-
-
-class LlamaRMSNorm(nn.Module):
-    """As libraries write theirs."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(4))
 
 
 class NormalizedLinear(nn.Module):
@@ -31,7 +24,7 @@ class Model(nn.Module):
         self.bn = BatchNorm2d(4)
         self.torchs = nn.ModuleList([nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm((4, 2, 2)), nn.RMSNorm(4)])
         self.lrn = nn.LocalResponseNorm(2)
-        self.theirs = LlamaRMSNorm()
+        self.theirs = LlamaRMSNorm(4)
         self.linear = NormalizedLinear()
         self.attention = nn.MultiheadAttention(4, 2)
         self.gate = nn.PReLU()
