@@ -146,3 +146,49 @@ class StandardizedInstanceNorm1d(nn.InstanceNorm1d):
     def forward(self, x):
         variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
         return (x - mean) / (variance + self.eps).sqrt()
+
+
+class DetachedLayerNorm(nn.LayerNorm):
+    """Values of a layer normalization, and half of its gradients."""
+
+    def forward(self, x):
+        y = super().forward(x) / 2
+        return y + y.detach()
+
+
+class DetachedRMSNorm(nn.Module):
+    """As `LlamaRMSNorm`, with a scale that has no gradient."""
+
+    def __init__(self, size, eps=1e-3):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps).detach()
+
+
+class AlwaysEvaluatingNorm(nn.BatchNorm2d):
+    """Frozen as people freeze it."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+class DoublingNorm(nn.BatchNorm2d):
+    """Does something around its forward."""
+
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class BiasedRMSNorm(nn.Module):
+    """As diffusers writes it."""
+
+    def __init__(self, size, eps=1e-3):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) + self.bias

@@ -104,6 +104,21 @@ def test_layer_norm_over_several_dimensions_keeps_every_weight(shape):
             convert_norm(model, "dn", report=None)
 
 
+def test_what_cannot_be_replaced_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.BatchNorm2d(8), nn.LayerNorm(8))
+    layers = list(model)
+    with pytest.raises(ValueError, match="to: got 'gn' for a layer over the last dimension"):
+        convert_norm(model, "gn", report=None)
+    assert list(model) == layers
+
+
+def test_layers_take_x_by_torchs_name():
+    x = torch.randn(2, 8, 3, 3)
+    for layer, name in ((nn.BatchNorm2d(8), "bn"), (nn.GroupNorm(2, 8), "gn"), (nn.InstanceNorm2d(8), "in")):
+        torch.testing.assert_close(convert_norm(layer, name, report=None)(input=x), layer.train()(input=x))
+    assert torch.equal(convert_norm(nn.RMSNorm(3), "rms", report=None)(x=x), dk.RMSNorm(3)(x))
+
+
 def test_none_and_options():
     assert type(convert_norm(images(), "none", report=None)[1]) is nn.Identity
     layer = convert_norm(images(), "dn*", window=3, sigma=0.5, l1_weight=0.005, affine=False, report=None)[1]

@@ -7,7 +7,12 @@ import pytest
 import torch
 from other_norms import (
     ActBeforeDropNorm,
+    AlwaysEvaluatingNorm,
     BatchNormAct2d,
+    BiasedRMSNorm,
+    DetachedLayerNorm,
+    DetachedRMSNorm,
+    DoublingNorm,
     FrozenBatchNorm2d,
     GatedRMSNorm,
     GemmaRMSNorm,
@@ -144,6 +149,10 @@ LEFT = [
     (lambda: HalfTrackedNorm(8), UNKNOWN),
     (lambda: ActBeforeDropNorm(8), UNKNOWN),
     (LpNorm, UNKNOWN),
+    (lambda: DetachedLayerNorm(8), UNKNOWN),
+    (lambda: DetachedRMSNorm(8), UNKNOWN),
+    (lambda: AlwaysEvaluatingNorm(8), "has methods of its own, train"),
+    (lambda: DoublingNorm(8), "has methods of its own, __call__"),
     (lambda: nn.LocalResponseNorm(3), UNKNOWN),
     (nn.LazyBatchNorm2d, "is lazy: run the model once first"),
     (on_the_instance, "has a forward set on the instance"),
@@ -161,6 +170,17 @@ def test_what_is_not_known_is_left_and_named(make, reason):
     ):
         convert_norm(model, "dn", report=None)
     assert model[0] is layer
+
+
+def test_a_bias_stays_in_a_root_mean_square_normalization():
+    layer, x = BiasedRMSNorm(8), torch.randn(3, 5, 8)
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new = convert_norm(layer, "rms", report=None)
+    torch.testing.assert_close(new(x), layer(x), rtol=1e-5, atol=1e-6)
+    assert new.bias is layer.bias
 
 
 def test_parametrized_layers_are_left():

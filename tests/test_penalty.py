@@ -178,6 +178,43 @@ def test_a_layer_called_twice_is_not_taken_for_one_called_once(how):
             assert penalty() > 0
 
 
+def test_a_gradient_on_the_way_does_not_hide_a_call():
+    """As of a gradient penalty: D of real samples, and a gradient of D elsewhere, kept or not."""
+    for options in ({"create_graph": True}, {"retain_graph": True}, {}):
+        for first in (True, False):
+            model, x = Block(), images().requires_grad_()
+            kept, passed = (model(x), model(2 * x))[:: 1 if first else -1]
+            torch.autograd.grad(passed.sum(), x, **options)
+            if options or first:
+                with pytest.raises(RuntimeError, match="was called"):
+                    l1_penalty(model)
+            else:  # the first call's graph is gone, and its share with it
+                close(l1_penalty(model), WEIGHT * model.norm.l1)
+            del kept
+
+
+def test_a_call_in_eval_mode_does_not_hide_one():
+    model, x = Block(), images()
+    y = model(x)
+    model.eval()(x)
+    with pytest.raises(RuntimeError, match="was called again after the call that counts, in eval mode"):
+        l1_penalty(model.train())
+    y.sum().backward()
+    assert l1_penalty(model) == 0
+
+
+def test_a_layer_that_the_loss_went_past_adds_nothing():
+    layers, x = nn.ModuleList([Block(), Block()]), images()
+    for step in range(4):
+        y = sum(layer(x).square().mean() for layer in layers[: 1 + (step + 1) % 2])
+        penalty = l1_penalty(layers)
+        expected = sum(WEIGHT * layer.norm.l1 for layer in layers[: 1 + (step + 1) % 2])
+        close(penalty, expected)
+        (y + penalty).backward()
+        before = l1_penalty(layers)
+    close(before, sum(WEIGHT * layer.norm.l1 for layer in layers))
+
+
 def test_replicas_are_counted():
     """As torch.nn.DataParallel makes them, each in a thread."""
     model, x = DivisiveNorm2d(3, 3, l1_weight=WEIGHT), images(4, 3, 5, 5)

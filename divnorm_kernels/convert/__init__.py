@@ -97,8 +97,15 @@ def convert_norm(
         return layer
 
     whole = replace("", model)
+    places = []
+    for prefix, parent in [] if whole is not None else list(model.named_modules()):
+        for name, child in [] if parent in made else parent._modules.items():
+            new = None if child is None else replace(f"{prefix}.{name}".lstrip("."), child)
+            if new is not None:
+                places.append((parent, name, new))
+    for parent, name, new in places:  # when all are made: an error leaves the model as it was
+        parent._modules[name] = new
     if whole is None:
-        _replace_within(model, replace, made)
         keep_off(model, made.values())
     for (kind, reason), paths in left.items():
         _warn(f"left as it is: {kind} ({', '.join(paths)}) {reason}")
@@ -108,19 +115,6 @@ def convert_norm(
         seen = sorted({type(module).__name__ for module in model.modules() if looks_like_one(module)})
         _warn(f"nothing to replace; modules that look like normalization: {', '.join(seen) or 'none'}")
     return model if whole is None else whole
-
-
-def _replace_within(
-    model: nn.Module, replace: Callable[[str, nn.Module], nn.Module | None], made: dict[nn.Module, nn.Module]
-) -> None:
-    """Replaces children, and in their place in the order of their parent."""
-    for prefix, parent in list(model.named_modules()):
-        if parent in made:
-            continue
-        for name, child in list(parent._modules.items()):
-            new = None if child is None else replace(f"{prefix}.{name}".lstrip("."), child)
-            if new is not None:
-                parent._modules[name] = new
 
 
 def _wanted(only: Only, name: str, module: nn.Module) -> bool:

@@ -182,7 +182,10 @@ def _turned(call: Callable[[Tensor, Tensors, bool], Tensor]) -> Callable[[Tensor
 
 
 def _confirmed(module: nn.Module, guess: _Guess, shape: tuple[int, ...]) -> bool:
-    """Whether ``module`` computes a guess on samples of a shape: y and buffers, in both modes, where eps counts too."""
+    """Whether ``module`` computes a guess on samples of a shape: y, gradients and buffers, in both modes.
+
+    On numbers so small that eps counts too.
+    """
     small = max(1e-7 if guess.eps is None else guess.eps, 1e-12) ** 0.5
     # with processes SyncBatchNorm's training takes no CPU tensors
     modes = (False,) if isinstance(module, nn.SyncBatchNorm) else (True, False)
@@ -192,15 +195,31 @@ def _confirmed(module: nn.Module, guess: _Guess, shape: tuple[int, ...]) -> bool
 def _agrees(module: nn.Module, guess: _Guess, shape: tuple[int, ...], scale: float, training: bool) -> bool:
     x = scale * (torch.randn(_sizes(shape)[0], *shape) + 0.5)
     twin = _twin(module, scale, training)
-    state = {name: None if t is None else t.clone() for name, t in (*twin._parameters.items(), *twin._buffers.items())}
+    parameters = {name: _leaf(p) for name, p in twin._parameters.items()}
+    state = {**parameters, **{name: None if t is None else t.clone() for name, t in twin._buffers.items()}}
+    own, others = _leaf(x), _leaf(x)
     try:
-        y = type(module).forward(twin, x.clone())
-        expected = guess.call(x, state, training)
+        with torch.enable_grad():
+            y = type(module).forward(twin, own)
+            expected = guess.call(others, state, training)
+            for step in twin._modules.values():
+                expected = step(expected)
+            if not _same(y, expected):
+                return False
+            found = _gradients(y, [own, *twin._parameters.values()])
+            wanted = _gradients(expected, [others, *parameters.values()])
     except Exception:  # whatever it is, the module does not take what the guess takes, or has not what it needs
         return False
-    for step in twin._modules.values():
-        expected = step(expected)
-    return _same(y, expected) and all(_same(twin._buffers[name], state[name]) for name in twin._buffers)
+    return all(map(_same, found, wanted)) and all(_same(twin._buffers[name], state[name]) for name in twin._buffers)
+
+
+def _leaf(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.detach().clone().requires_grad_()
+
+
+def _gradients(y: Tensor, leaves: list[Tensor | None]) -> list[Tensor]:
+    weights = torch.linspace(-1, 2, y.numel()).view(y.shape)
+    return list(torch.autograd.grad((y * weights).sum(), [t for t in leaves if t is not None], materialize_grads=True))
 
 
 def _twin(module: nn.Module, scale: float, training: bool) -> nn.Module:

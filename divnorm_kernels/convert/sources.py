@@ -48,6 +48,10 @@ _KINDS: dict[type[nn.Module], tuple[str, int | None]] = {
 """The family of every known layer, and its spatial dimensions where they are known."""
 
 
+_WAYS = ("__call__", "train", "_apply", "state_dict", "_save_to_state_dict", "get_extra_state", "set_extra_state")
+"""Methods by which a module does more than its forward, or less than other modules do."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A normalization layer of a model.
@@ -115,6 +119,11 @@ def examine(module: nn.Module) -> Source | str:
     return "computes no normalization that has a name here" if found is None else Source(module, **found)
 
 
+def _is_torchs(kind: type[nn.Module], name: str) -> bool:
+    """Whether a method is `torch.nn.Module`'s."""
+    return getattr(kind, name) is getattr(nn.Module, name)
+
+
 def _known(module: nn.Module) -> type[nn.Module] | None:
     return next((base for base in type(module).__mro__ if base in _KINDS), None)
 
@@ -127,6 +136,9 @@ def _untouchable(module: nn.Module) -> str | None:
         return "is parametrized"
     if "forward" in vars(module):
         return "has a forward set on the instance"
+    ways = {name for name in _WAYS if name in vars(module) or not _is_torchs(type(module), name)}
+    if ways:
+        return f"has methods of its own, {_listed(ways)}"
     own = (module._parameters.keys() | module._buffers.keys()) - STATE
     if isinstance(module, NormalizationLayer):
         own -= {"sigma"}

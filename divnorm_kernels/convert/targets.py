@@ -113,6 +113,9 @@ def _named(family: str, source: Source) -> tuple[type[NormalizationLayer], dict[
     """The layer of a family that fits the place of ``source``, and the options that make it fit."""
     shape, dims = source.shape, source.dims
     if shape is not None and (len(shape) == 1 or family in ("ln", "rms")):  # a weight for every element of the shape
+        if family == source.kind == "rms" and getattr(source.module, "bias", None) is not None:
+            # which RMSNorm has not
+            return modules.DivisiveNormFeatures, {"window": None, "norm_window": "all", "eps": EPS}
         return _over_the_end(family)
     if dims is not None and dims > 3:
         raise ValueError(f"to: got {family!r} for a layer over {shape}, expected 'ln' or 'rms' for so many dimensions")

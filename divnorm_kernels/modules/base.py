@@ -143,11 +143,12 @@ class NormalizationLayer(nn.Module):
         if self.learn_sigma:
             nn.init.constant_(self.sigma, self.initial_sigma)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalizes ``x``; in training with ``l1_weight > 0`` also keeps the penalty of this call in ``l1``.
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalizes x; in training with ``l1_weight > 0`` also keeps the penalty of this call in ``l1``.
 
         In a graph that `torch.fx` records the layer is one node, as torch.nn's are.
         """
+        x = input
         if type(x) is not Tensor:
             if isinstance(x, Proxy):
                 path = x.tracer.path_of_module(self)

@@ -17,16 +17,28 @@ _ADDING = threading.Lock()
 
 
 class _Pending:
-    """Stands for a call whose graph can still be gone backward through: one of its hooks holds it."""
+    """Stands for a call whose output is in some graph: one of its hooks holds it."""
 
-    __slots__ = ("__weakref__", "calls")
+    __slots__ = ("__weakref__", "node", "passed")
 
-    def __init__(self, calls: Calls) -> None:
-        self.calls = calls
-        calls.pending.add(self)
+    def __init__(self, y: Tensor) -> None:
+        node = y.grad_fn
+        self.node = weakref.ref(node) if hasattr(node, "saved_tensors") else None
+        self.passed = False
+        y.register_hook(self)
 
     def __call__(self, dy: Tensor) -> None:
-        self.calls.pending.discard(self)
+        self.passed = True
+
+    def open(self) -> bool:
+        """Whether the graph can still be gone backward through, also after a gradient that has kept it."""
+        if not self.passed:
+            return True
+        node = None if self.node is None else self.node()
+        try:
+            return node is not None and bool(node.saved_tensors)
+        except RuntimeError:  # they have been freed
+            return False
 
 
 class Calls:
@@ -35,7 +47,9 @@ class Calls:
     def __init__(self) -> None:
         self.collectors: tuple[Penalty, ...] = ()
         self.pending: weakref.WeakSet[_Pending] = weakref.WeakSet()
-        """Calls since a penalty was last taken, without those whose graph is gone or done with."""
+        """Calls since a penalty was last taken, without those whose graph is gone."""
+        self.last: weakref.ref[_Pending] | None = None
+        """The last call, if it has a graph."""
         self.unwatched = 0
         """Calls since then, or since one with a graph, that have none: by torch.func's, or without gradients."""
         self.without_gradient = False
@@ -64,10 +78,20 @@ class Calls:
                 collector.add(weight * l1)
         self.without_gradient, self.replicated = not torch.is_grad_enabled(), replica
         if y.requires_grad and not torch._C._are_functorch_transforms_active():
-            self.unwatched = 0
-            y.register_hook(_Pending(self))
+            call = _Pending(y)
+            self.pending.add(call)
+            self.last, self.unwatched = weakref.ref(call), 0
         else:
-            self.unwatched += 1
+            self.last, self.unwatched = None, self.unwatched + 1
+
+    def open(self) -> list[_Pending]:
+        """Calls since a penalty was last taken that can still be in a loss."""
+        return [call for call in self.pending if call.open()]
+
+    def current(self) -> bool:
+        """Whether the last call may belong to the loss at hand: a backward pass through it is not over."""
+        call = None if self.last is None else self.last()
+        return self.last is None or (call is not None and call.open())
 
 
 class Penalty:
@@ -110,7 +134,8 @@ def collect_l1(model: nn.Module) -> Iterator[Penalty]:
     """Counts every call of the layers of ``model`` inside the block, of shared ones and of recurrent cells too.
 
     Also where `l1_penalty` cannot: in compiled models, in checkpoints (``use_reentrant=False``), and in the replicas of
-    `torch.nn.DataParallel`, whose shares add up. What a checkpoint calls again in backward counts once.
+    `torch.nn.DataParallel`, each of which is a call, with the mean over its own samples. What a checkpoint calls again
+    in backward counts once. Layers that ``model`` gets inside the block are not counted.
 
     Args:
         model: whose layers have an ``l1_weight`` above 0.
@@ -145,32 +170,44 @@ def l1_penalty(model: nn.Module) -> Tensor:
     """The sum of ``l1_weight * l1`` over the layers of ``model``, from each layer's one call in training mode.
 
     A scalar to add to the loss; zero, on the device of the parameters, where no layer has a penalty. A layer keeps the
-    ``l1`` of its last call: where there are several for a loss, or the model is compiled, use `collect_l1`.
+    ``l1`` of its last call: where there are several for a loss, or the model is compiled, use `collect_l1`. A layer
+    that the loss went past adds nothing.
 
     Raises:
         RuntimeError: where it would be wrong: a layer was called more than once for this loss, in replicas, without
             gradients (as a reentrant checkpoint does), or under a transformation of torch.func that has ended. Calls
-            in compiled code are not seen.
+            in compiled code are not seen, nor those whose output is in no graph any more.
     """
+    layers = list(_layers(model))
+    for name, layer in layers:
+        _check_one_call(f"{name or 'the model'}, a {type(layer).__name__},", layer._calls, layer.l1)
+    counted = [layer for _, layer in layers if layer.l1 is not None]
+    # what this loss has gone past keeps an l1 of an earlier one; behind backward all do, for whoever looks at it then
     total = None
-    for name, layer in _layers(model):
-        calls, kind = layer._calls, f"{name or 'the model'}, a {type(layer).__name__},"
-        if calls.replicated:
-            raise RuntimeError(f"l1_penalty: {kind} was called in replicas; `with collect_l1(model)` sums over them")
-        if layer.l1 is None:
-            continue
-        times = len(calls.pending) + calls.unwatched
-        if times > 1:
-            counted = f"was called {times} times, l1 is that of the last"
-            raise RuntimeError(f"l1_penalty: {kind} {counted}; `with collect_l1(model)` sums over all calls")
-        if calls.without_gradient and torch.is_grad_enabled():
-            raise _without_gradient("l1_penalty", kind)
-        _check_level("l1_penalty", layer.l1)
+    for layer in [layer for layer in counted if layer._calls.current()] or counted:
         term = layer.l1_weight * layer.l1
         total = term if total is None else total + term.to(total.device)
-    for _, layer in _layers(model):
+    for _, layer in layers:
         layer._calls.taken()
     return _nothing(model) if total is None else total
+
+
+def _check_one_call(kind: str, calls: Calls, l1: Tensor | None) -> None:
+    """Raises where ``l1`` is not that of all calls of a layer for a loss."""
+    if calls.replicated:
+        raise RuntimeError(f"l1_penalty: {kind} was called in replicas; `with collect_l1(model)` sums over them")
+    pending = calls.open()
+    times = len(pending) + calls.unwatched
+    if times > 1:
+        counted = f"was called {times} times, l1 is that of the last"
+        raise RuntimeError(f"l1_penalty: {kind} {counted}; `with collect_l1(model)` sums over all calls")
+    if pending and (l1 is None or calls.last is None or calls.last() not in pending):
+        again = "was called again after the call that counts, in eval mode or for a gradient of its own"
+        raise RuntimeError(f"l1_penalty: {kind} {again}; `with collect_l1(model)` keeps what was before")
+    if l1 is not None:
+        if calls.without_gradient and torch.is_grad_enabled():
+            raise _without_gradient("l1_penalty", kind)
+        _check_level("l1_penalty", l1)
 
 
 def _nothing(model: nn.Module) -> Tensor:

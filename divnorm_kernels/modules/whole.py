@@ -150,6 +150,10 @@ class RMSNorm(_Trailing, nn.RMSNorm):
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, False, device, dtype, **options)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """As of the other layers, under torch.nn's name of what it takes."""
+        return super().forward(x)
+
     def extra_repr(self) -> str:
         """The options, with defaults left out."""
         return listed(
