@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from processor import once_more_if_it_erred
+from processor import once_more_if_it_erred, watched
 from torchvisions import define_operators
 
 if not torch.cuda.is_available():
@@ -26,6 +26,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 torch.set_num_threads(2)
 define_operators()
+
+
+def pytest_configure(config):
+    """Watches the processor, once for all processes of a run."""
+    if not hasattr(config, "workerinput"):
+        watch = watched()
+        watch.__enter__()
+        config.add_cleanup(lambda: watch.__exit__(None, None, None))
 
 
 @pytest.fixture(autouse=True)

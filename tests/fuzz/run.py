@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pybind11
 from process import ROOT, run
+from processor import watched
 
 from fuzz.child import FAILED
 
@@ -130,12 +131,13 @@ def main() -> int:
     TARGETS[options.target].build()
     started, made = time.monotonic(), 0
     print(f"{options.target}: {options.calls} calls, seed {options.seed}", flush=True)
-    for count, failure in batches(options.target, options.calls, options.seed):
-        if failure is not None:
-            print(failure.text(options.target))
-            return 1
-        made += count
-        print(f"{options.target}: {made} of {options.calls} calls, {time.monotonic() - started:.0f} s", flush=True)
+    with watched():
+        for count, failure in batches(options.target, options.calls, options.seed):
+            if failure is not None:
+                print(failure.text(options.target))
+                return 1
+            made += count
+            print(f"{options.target}: {made} of {options.calls} calls, {time.monotonic() - started:.0f} s", flush=True)
     return 0
 
 
