@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from divnorm_kernels.fields import geometry
+from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
 
@@ -36,7 +37,7 @@ def exact(x: Tensor, dy: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 def compare(y: Tensor, dx: Tensor, expected: tuple[Tensor, Tensor], window: int) -> Error:
     """The error of y and dx. The limit is epsilon times the depth of the sums, plus one rounding of the output."""
-    g = geometry(tuple(y.shape), window, "same", 1, "valid", False)
+    g = geometry(Norm(window), tuple(y.shape))
     depth = g.channels + 2 * window * len(g.spatial) + 8
     accumulate = torch.finfo(torch.float64 if y.dtype == torch.float64 else torch.float32).eps
     relative = torch.finfo(y.dtype).eps + depth * accumulate

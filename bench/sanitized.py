@@ -10,6 +10,7 @@ import torch
 from divnorm_kernels import divisive_norm
 from divnorm_kernels.backends import KERNELS
 from divnorm_kernels.fields import geometry
+from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
 CALLS = (
@@ -37,9 +38,7 @@ def main(device: str = "cuda") -> None:
                 x = torch.randn(shape, device=device)
                 if channels_last:
                     x = x.movedim(1, -1).contiguous().movedim(-1, 1)
-                arguments = {"norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False, **options}
-                arguments = {name: arguments[name] for name in ("norm_window", "groups", "edges", "over_batch")}
-                if kernels.refusal(geometry(shape, options["window"], **arguments), x) is not None:
+                if kernels.refusal(geometry(Norm(**options), shape), x) is not None:
                     continue
                 x.requires_grad_()
                 affine = [torch.randn(shape[1], device=device, requires_grad=True) for _ in range(2)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import divnorm_kernels
 from divnorm_kernels.backends import KERNELS, triton
 from divnorm_kernels.fields import geometry
+from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
 from .cases import Setting
@@ -59,7 +60,7 @@ def _affine(x: Tensor) -> list[Tensor]:
 
 def ours(setting: Setting, x: Tensor) -> list[Subject]:
     """The backends that serve this call."""
-    g = geometry(tuple(x.shape), setting.window, "same", 1, "valid", False)
+    g = geometry(Norm(setting.window), tuple(x.shape))
     subjects = []
     for backend, kernels in KERNELS.items():
         if kernels.refusal(g, x) is None and not (kernels is triton and triton.INTERPRETED):

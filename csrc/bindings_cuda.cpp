@@ -2,18 +2,15 @@
 
 #include <string>
 
-#include "addresses.h"
+#include "bindings_problem.h"
 #include "cuda/call.h"
-#include "cuda/launch.h"
 
 namespace py = pybind11;
 
 namespace divnorm {
 namespace {
 
-using cuda::Call;
 using cuda::Calls;
-using cuda::Direction;
 
 cuda::Device device_of(const py::dict& facts) {
   cuda::Device device;
@@ -43,9 +40,11 @@ cuda::Preferences preferences_of(const py::dict& row) {
   return p;
 }
 
-// What is chosen for the plan on a device of these properties: for tests and reports, nothing is launched.
-py::dict strategy_of(const Plan& plan, bool backward, const py::dict& device, const py::dict& row) {
-  const cuda::Strategy s = cuda::choose(plan.problem(), backward ? Direction::backward : Direction::forward,
+// What is chosen on a device of these properties: for tests and reports, nothing is launched.
+py::dict strategy_of(const py::object& geometry, int dtype, bool channels_last, bool backward, const py::dict& device,
+                     const py::dict& row) {
+  const Problem problem = problem_of(geometry, dtype, channels_last);
+  const cuda::Strategy s = cuda::choose(problem, backward ? Direction::backward : Direction::forward,
                                         preferences_of(row), device_of(device));
   py::dict out;
   out["name"] = s.name();
@@ -59,57 +58,10 @@ py::dict strategy_of(const Plan& plan, bool backward, const py::dict& device, co
   return out;
 }
 
-std::unique_ptr<Calls> make_calls(const Plan& plan, int device, const py::dict& facts, const py::dict& forward,
-                                  const py::dict& backward) {
-  return std::make_unique<Calls>(plan, device, device_of(facts), preferences_of(forward), preferences_of(backward));
-}
-
-void forward(const Calls& calls, int device, Address stream, Address x, Address weight, int weight_dtype, Address bias,
-             int bias_dtype, Address sigma, int sigma_dtype, int64_t sigma_count, double sigma_value, Address y,
-             Address maps, bool with_variance, Address l1, Address scratch) {
-  const Problem& problem = calls.problem();
-  const Maps rows(problem, maps, with_variance);
-  Call call;
-  call.tensors.x = at<void>(x);
-  call.tensors.out = at<void>(y);
-  call.tensors.weight = parameter(weight, weight_dtype, problem.affine_size());
-  call.tensors.bias = parameter(bias, bias_dtype, problem.affine_size());
-  call.tensors.sigma = parameter(sigma, sigma_dtype, sigma_count);
-  call.tensors.sigma_value = sigma_value;
-  call.tensors.mean = rows.mean;
-  call.tensors.rstd = rows.rstd;
-  call.tensors.variance = rows.variance;
-  call.l1 = at<void>(l1);
-  call.scratch = at<void>(scratch);
-  call.stream = {device, stream};
-  const py::gil_scoped_release release;
-  calls.run(Direction::forward, call);
-}
-
-void backward(const Calls& calls, int device, Address stream, Address x, Address dy, Address maps, Address weight,
-              int weight_dtype, Address bias, int bias_dtype, Address sigma, int sigma_dtype, int64_t sigma_count,
-              double sigma_value, Address dl1, Address dx, Address dweight, Address dbias, Address dsigma,
-              Address scratch) {
-  const Problem& problem = calls.problem();
-  const Maps both(problem, maps);
-  Call call;
-  call.tensors.x = at<void>(x);
-  call.tensors.dy = at<void>(dy);
-  call.tensors.out = at<void>(dx);
-  call.tensors.weight = parameter(weight, weight_dtype, problem.affine_size());
-  call.tensors.bias = parameter(bias, bias_dtype, problem.affine_size());
-  call.tensors.sigma = parameter(sigma, sigma_dtype, sigma_count);
-  call.tensors.sigma_value = sigma_value;
-  call.tensors.mean = both.mean;
-  call.tensors.rstd = both.rstd;
-  call.tensors.dl1 = at<void>(dl1);
-  call.dweight = parameter(dweight, weight_dtype, problem.affine_size());
-  call.dbias = parameter(dbias, bias_dtype, problem.affine_size());
-  call.dsigma = parameter(dsigma, sigma_dtype, sigma_count);
-  call.scratch = at<void>(scratch);
-  call.stream = {device, stream};
-  const py::gil_scoped_release release;
-  calls.run(Direction::backward, call);
+std::unique_ptr<Calls> make_calls(const py::object& geometry, int dtype, bool channels_last, int device,
+                                  const py::dict& facts, const py::dict& forward, const py::dict& backward) {
+  return std::make_unique<Calls>(problem_of(geometry, dtype, channels_last), device, device_of(facts),
+                                 preferences_of(forward), preferences_of(backward));
 }
 
 }  // namespace
@@ -126,19 +78,17 @@ void bind_cuda(py::module_& module) {
   });
   module.def("cuda_strategy", &strategy_of);
   py::class_<Calls>(module, "CudaCalls", py::module_local())
-      .def(py::init(&make_calls), py::keep_alive<1, 2>())
+      .def(py::init(&make_calls))
+      .def_property_readonly("capsule",
+                             [](const Calls& calls) { return capsule_of(static_cast<const divnorm::Calls*>(&calls)); })
       .def_property_readonly("scratch_bytes",
                              [](const Calls& calls) {
                                return py::make_tuple(calls.scratch_bytes(Direction::forward),
                                                      calls.scratch_bytes(Direction::backward));
                              })
-      .def_property_readonly("strategies",
-                             [](const Calls& calls) {
-                               return py::make_tuple(calls.strategy(Direction::forward),
-                                                     calls.strategy(Direction::backward));
-                             })
-      .def("forward", &forward)
-      .def("backward", &backward);
+      .def_property_readonly("strategies", [](const Calls& calls) {
+        return py::make_tuple(calls.strategy(Direction::forward), calls.strategy(Direction::backward));
+      });
 }
 
 }  // namespace divnorm

@@ -1,34 +1,69 @@
-// A checked Problem: one plan serves every call of the same geometry and dtype. It is kept for long, so it holds
-// nothing that grows with the extents.
+// A geometry on tensors of one dtype, memory format and device: from tensors to a backend's calls and back.
 #pragma once
 
 #include <array>
-#include <optional>
+#include <vector>
 
-#include "problem.h"
+#include "calls.h"
+#include "torch_api.h"
 
 namespace divnorm {
 
-// One axis of a field: positions p-lo..p+hi. divisor 0: the average divides by the positions inside the image.
-struct Axis {
-  int64_t lo, hi, divisor;
+// The tensors of a call that were found fit for it, by their addresses.
+struct Arguments {
+  torch::View x;
+  Parameter weight, bias, sigma;
+  double sigma_value = 0;  // where sigma is a number
 };
-using Axes = std::array<Axis, kAxes>;
+
+struct Results {
+  pybind11::object y, maps, l1;  // l1 is None where it was not wanted
+};
+
+struct Upstream {
+  PyObject *dy, *dl1;  // None: zero
+};
+
+using Needs = std::array<bool, 4>;                  // of the gradients of x, weight, bias and sigma
+using Gradients = std::array<pybind11::object, 4>;  // None where not needed
 
 class Plan {
  public:
-  Plan(Dtype dtype, bool channels_last, bool over_batch, bool affine_per_position, bool relu, bool whole, int64_t batch,
-       int64_t channels, int64_t groups, std::array<int64_t, kAxes> extent, std::optional<Axes> summation,
-       std::optional<Axes> suppression);
-  Plan(const Plan&) = delete;
-  Plan& operator=(const Plan&) = delete;
+  // backend: the module of Python's that it is of; calls: of the compiled module's, or None where the backend's own
+  // functions do the work.
+  Plan(pybind11::object geometry, pybind11::object backend, pybind11::object calls);
 
-  const Problem& problem() const { return problem_; }
+  const pybind11::object& geometry() const { return geometry_; }
+  const pybind11::object& backend() const { return backend_; }
+  // Whether backward reads the values of the bias.
+  bool reads_bias() const { return reads_bias_; }
+  // Whether calls of it run in the compiled module from one end to the other.
+  bool native() const { return calls_ != nullptr; }
+
+  // Whether these are arguments for the plan, x's view among them already. `shaped`: weight and bias may have any
+  // number of dimensions; `of_layer`: a sigma of one number may have one.
+  bool accepts(PyObject* weight, PyObject* bias, PyObject* sigma, bool shaped, bool of_layer,
+               Arguments& arguments) const;
+
+  // With `keep_maps` they are a tensor; None is returned in their place where nobody asks for them.
+  Results forward(PyObject* x, PyObject* weight, PyObject* bias, PyObject* sigma, const Arguments& arguments,
+                  bool with_l1, bool with_variance, bool keep_maps) const;
+
+  // Whether gradients could be computed: not where a tensor is none for the plan. `bias` may be None where its
+  // gradient is needed and its values are not: then it is of weight's shape and of `bias_dtype`.
+  bool backward(Upstream upstream, PyObject* x, PyObject* maps, PyObject* weight, PyObject* bias, PyObject* bias_dtype,
+                PyObject* sigma, Needs needs, Gradients& gradients) const;
 
  private:
-  void fill(Field& field, const std::optional<Axes>& axes);
+  bool number(PyObject* tensor, const torch::View& x, const void*& address) const;
+  Dtype compute() const;
+  pybind11::object make_maps(const torch::View& x, bool with_variance) const;
 
-  Problem problem_;
+  pybind11::object geometry_, backend_, owner_;
+  const Calls* calls_ = nullptr;
+  int64_t affine_size_, groups_;
+  bool reads_bias_;
+  std::vector<int64_t> maps_shape_;
 };
 
 }  // namespace divnorm

@@ -8,6 +8,8 @@ namespace divnorm {
 
 enum class Dtype : int { float64 = 0, float32 = 1, bfloat16 = 2, float16 = 3 };
 
+enum class Direction { forward, backward };
+
 constexpr int kAxes = 3;  // spatial axes, outermost first; where there are fewer, those in the middle have extent 1
 
 // One averaging field. The field of position p covers p-lo..p+hi on each axis, clipped to the image.
@@ -47,6 +49,10 @@ struct Problem {
   }
   int64_t affine_size() const { return affine_per_position ? positions() : channels; }
 };
+
+// The problem with its fields clipped to the image; throws std::invalid_argument where it is none. A problem is kept
+// for long and holds nothing that grows with the extents.
+Problem checked(Problem problem);
 
 // A parameter or a parameter's gradient: its own dtype, and one element or one per channel, feature or group.
 struct Parameter {

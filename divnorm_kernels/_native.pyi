@@ -1,71 +1,91 @@
-"""The compiled module: addresses in, nothing checked. Used by `divnorm_kernels.backends.cpu` and `.cuda` alone."""
+"""The compiled module."""
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
+
+from torch import Tensor
+
+from .fields import Geometry
+from .norm import Norm
+from .prepared import Form
 
 __version__: str
 
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
+def connect() -> None:
+    """Looks up what is needed of torch; to be called first. A RuntimeError says what torch does not offer."""
 
-_Axis = tuple[int, int, int]
-_Field = tuple[_Axis, _Axis, _Axis] | None
+class CpuCalls:
+    """The CPU's forward and backward of a geometry, for tensors of one dtype and memory format."""
+
+    def __init__(self, geometry: Geometry, dtype: int, channels_last: bool, /) -> None: ...
+    @property
+    def capsule(self) -> object: ...
 
 class Plan:
-    def __init__(
-        self,
-        dtype: int,
-        channels_last: bool,
-        over_batch: bool,
-        affine_per_position: bool,
-        relu: bool,
-        whole: bool,
-        batch: int,
-        channels: int,
-        groups: int,
-        extent: tuple[int, int, int],
-        summation: _Field,
-        suppression: _Field,
-        /,
-    ) -> None: ...
+    """A geometry on tensors of one dtype, memory format and device."""
+
+    def __init__(self, geometry: Geometry, backend: ModuleType, calls: CpuCalls | CudaCalls | None, /) -> None: ...
+    @property
+    def geometry(self) -> Geometry: ...
+    @property
+    def backend(self) -> ModuleType: ...
     def forward(
         self,
-        x: int,
-        weight: int,
-        weight_dtype: int,
-        bias: int,
-        bias_dtype: int,
-        sigma: int,
-        sigma_dtype: int,
-        sigma_count: int,
-        sigma_value: float,
-        y: int,
-        maps: int,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        sigma: Tensor | float,
         with_l1: bool,
         with_variance: bool,
-        threads: int,
         /,
-    ) -> float: ...
+    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
     def backward(
         self,
-        x: int,
-        dy: int,
-        maps: int,
-        weight: int,
-        weight_dtype: int,
-        bias: int,
-        bias_dtype: int,
-        sigma: int,
-        sigma_dtype: int,
-        sigma_count: int,
-        dl1: float,
-        dx: int,
-        dweight: int,
-        dbias: int,
-        dsigma: int,
-        threads: int,
+        dy: Tensor | None,
+        dl1: Tensor | None,
+        x: Tensor,
+        maps: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        sigma: Tensor | float,
+        needs: tuple[bool, bool, bool, bool],
+        /,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]: ...
+
+class Call:
+    """What `divnorm_kernels.prepared.prepared` gives."""
+
+    def __init__(
+        self,
+        norm: Norm,
+        backend: str | None,
+        form: Form | None,
+        prepare: Callable[[Norm, str | None, Form | None, Tensor], Plan | None],
         /,
     ) -> None: ...
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        sigma: Tensor | float,
+        with_l1: bool = False,
+        with_statistics: bool = False,
+        /,
+    ) -> Any: ...
+
+def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float, /) -> Any:
+    """Of the autograd function that a `Call` applies."""
+
+def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None = None, dmaps: None = None, /) -> Any:
+    """Its backward: the gradients, or NotImplemented."""
+
+def differentiate_by(apply: Callable[..., Any], /) -> None:
+    """Tells the calls the ``apply`` of that function."""
 
 # Only where the module was built without CUDA.
 
@@ -82,12 +102,24 @@ cuda_compiled_for: dict[str, tuple[int, int]]
 def cuda_versions() -> tuple[int, int]:
     """The newest CUDA that the driver supports, 0 where there is no driver, and the one built with: 12040 is 12.4."""
 
-def cuda_strategy(plan: Plan, backward: bool, device: dict[str, Any], row: dict[str, Any], /) -> dict[str, Any]: ...
+def cuda_strategy(
+    geometry: Geometry,
+    dtype: int,
+    channels_last: bool,
+    backward: bool,
+    device: dict[str, Any],
+    row: dict[str, Any],
+    /,
+) -> dict[str, Any]: ...
 
 class CudaCalls:
+    """As `CpuCalls`, of a GPU."""
+
     def __init__(
         self,
-        plan: Plan,
+        geometry: Geometry,
+        dtype: int,
+        channels_last: bool,
         device_index: int,
         device: dict[str, Any],
         forward_row: dict[str, Any],
@@ -95,49 +127,8 @@ class CudaCalls:
         /,
     ) -> None: ...
     @property
+    def capsule(self) -> object: ...
+    @property
     def scratch_bytes(self) -> tuple[int, int]: ...
     @property
     def strategies(self) -> tuple[str, str]: ...
-    def forward(
-        self,
-        device_index: int,
-        stream: int,
-        x: int,
-        weight: int,
-        weight_dtype: int,
-        bias: int,
-        bias_dtype: int,
-        sigma: int,
-        sigma_dtype: int,
-        sigma_count: int,
-        sigma_value: float,
-        y: int,
-        maps: int,
-        with_variance: bool,
-        l1: int,
-        scratch: int,
-        /,
-    ) -> None: ...
-    def backward(
-        self,
-        device_index: int,
-        stream: int,
-        x: int,
-        dy: int,
-        maps: int,
-        weight: int,
-        weight_dtype: int,
-        bias: int,
-        bias_dtype: int,
-        sigma: int,
-        sigma_dtype: int,
-        sigma_count: int,
-        sigma_value: float,
-        dl1: int,
-        dx: int,
-        dweight: int,
-        dbias: int,
-        dsigma: int,
-        scratch: int,
-        /,
-    ) -> None: ...

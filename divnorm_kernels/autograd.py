@@ -12,6 +12,7 @@ from torch.autograd.function import FunctionCtx
 from . import flops
 from .addresses import direct
 from .backends import name_of
+from .backends.native import module
 from .fields import Geometry
 from .ops import differentiable_gradients, unread_bias
 
@@ -41,7 +42,7 @@ class DivisiveNormFunction(torch.autograd.Function):
         """Computes y and l1 and saves what backward reads."""
         y, maps, l1 = backend.forward(g, x, weight, bias, sigma, with_l1, with_variance)
         sigma_tensor = sigma if isinstance(sigma, Tensor) else None
-        ctx.save_for_backward(x, weight, bias if g.activation else None, sigma_tensor, maps)
+        ctx.save_for_backward(x, weight, bias if g.norm.activation else None, sigma_tensor, maps)
         ctx.sigma = None if sigma_tensor is not None else sigma
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.geometry, ctx.backend = g, backend
@@ -52,23 +53,71 @@ class DivisiveNormFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None, dmaps: None) -> tuple[Tensor | None, ...]:
         """Gradients for x, weight, bias and sigma."""
-        x, weight, bias, sigma, maps = ctx.saved_tensors
-        sigma = ctx.sigma if sigma is None else sigma
-        needs = ctx.needs_input_grad[:4]
-        g = ctx.geometry
-        if dy is not None and dy.layout is not torch.strided:
-            dy = dy.to_dense()
-        if torch.is_grad_enabled():  # exactly under create_graph=True
-            found = differentiable_gradients(g, dy, dl1, x, weight, bias, ctx.bias_dtype, sigma, needs)
-        elif direct(dy, dl1, x, maps, weight, bias, sigma):
-            if bias is None and needs[2]:
-                bias = unread_bias(x, ctx.bias_dtype, g, weight)
-            found = ctx.backend.backward(g, dy, dl1, x, maps, weight, bias, sigma, needs)
-        else:
-            flops.register()
-            given, value = (sigma, 0.0) if isinstance(sigma, Tensor) else (None, float(sigma))
-            found = torch.ops.divnorm_kernels.backward(
-                dy, dl1, x, maps, weight, bias, ctx.bias_dtype, given, value, *g.options, needs, name_of(ctx.backend)
-            )
-            found = (t if need else None for t, need in zip(found, needs, strict=True))
-        return (*found, None, None, None, None)
+        return (*_gradients(ctx, ctx.geometry, ctx.backend, dy, dl1), None, None, None, None)
+
+
+def _gradients(
+    ctx: Any, g: Geometry, backend: ModuleType, dy: Tensor | None, dl1: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the saved inputs, which may have a layer's shapes in place of the operator's."""
+    x, weight, bias, sigma, maps = ctx.saved_tensors
+    if dy is not None and dy.layout is not torch.strided:
+        dy = dy.to_dense()
+    shape, affine_shape = x.shape, None if weight is None else weight.shape
+    if shape != g.input_shape:
+        x, dy = x.reshape(g.input_shape), None if dy is None else dy.reshape(g.input_shape)
+        weight, bias = (None if t is None else t.flatten() for t in (weight, bias))
+        dx, dweight, dbias, dsigma = _operators_gradients(ctx, g, backend, dy, dl1, x, weight, bias, sigma, maps)
+        dx = None if dx is None else dx.reshape(shape)
+        affine = (t if t is None or affine_shape is None else t.reshape(affine_shape) for t in (dweight, dbias))
+        return dx, *affine, dsigma
+    return _operators_gradients(ctx, g, backend, dy, dl1, x, weight, bias, sigma, maps)
+
+
+def _operators_gradients(
+    ctx: Any,
+    g: Geometry,
+    backend: ModuleType,
+    dy: Tensor | None,
+    dl1: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | None,
+    maps: Tensor,
+) -> tuple[Tensor | None, ...]:
+    sigma = ctx.sigma if sigma is None else sigma
+    needs, bias_dtype = ctx.needs_input_grad[:4], getattr(ctx, "bias_dtype", None)
+    if torch.is_grad_enabled():  # exactly under create_graph=True
+        return differentiable_gradients(g, dy, dl1, x, weight, bias, bias_dtype, sigma, needs)
+    if direct(dy, dl1, x, maps, weight, bias, sigma):
+        if bias is None and needs[2]:
+            bias = unread_bias(x, bias_dtype, g, weight)
+        return backend.backward(g, dy, dl1, x, maps, weight, bias, sigma, needs)
+    flops.register()
+    given, value = (sigma, 0.0) if isinstance(sigma, Tensor) else (None, float(sigma))
+    found = torch.ops.divnorm_kernels.backward(
+        dy, dl1, x, maps, weight, bias, bias_dtype, given, value, g.norm.text, needs, name_of(backend)
+    )
+    return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+
+
+if module is not None:
+
+    class PreparedFunction(torch.autograd.Function):
+        """``apply(x, weight, bias, sigma)`` for a prepared call, which knows the rest; of the compiled module."""
+
+        forward = staticmethod(module.forward)
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None = None, dmaps: None = None) -> Any:
+            """Gradients for x, weight, bias and sigma, of shapes as a layer has them."""
+            # a function of Python's, as a compiler of backward needs
+            if not torch.compiler.is_dynamo_compiling():
+                found = module.backward(ctx, dy, dl1, dmaps)
+                if found is not NotImplemented:
+                    return found
+            return _gradients(ctx, ctx.plan.geometry, ctx.plan.backend, dy, dl1)
+
+    # without apply's own test for torch.func, which a prepared call has made already
+    module.differentiate_by(super(torch.autograd.Function, PreparedFunction).apply)

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .constant import constant
-from .fields import Geometry, decode, geometry
+from .fields import Geometry, geometry
+from .norm import parsed
 
 
 @constant
@@ -42,7 +43,10 @@ def forward_flops(
     bias: Tensor | None,
     sigma: Tensor | None,
     sigma_value: float,
-    *rest: Any,
+    norm: str,
+    with_l1: bool,
+    with_variance: bool,
+    backend: str | None,
     out_val: Any = None,
 ) -> int:
     """What a call of the operator costs.
@@ -53,8 +57,7 @@ def forward_flops(
     - the deviation: 3 (the square, its sum, the scaling); the window's sum and 4 (the average, sigma, 1 / root);
     - weight, bias and l1: 1 each.
     """
-    *options, with_l1, _, _ = rest
-    g = _geometry(x, options)
+    g = geometry(parsed(norm), tuple(x.shape))
     number = (weight is not None) + (bias is not None) + with_l1
     position = 0
     if g.summation is not None:
@@ -76,7 +79,9 @@ def backward_flops(
     bias_dtype: torch.dtype | None,
     sigma: Tensor | None,
     sigma_value: float,
-    *rest: Any,
+    norm: str,
+    needs: list[bool],
+    backend: str | None,
     out_val: Any = None,
 ) -> int:
     """What a call of the operator costs, as far as its results need it.
@@ -91,8 +96,8 @@ def backward_flops(
     - dx by the mean: 2 (a sum, its subtraction); the window's sum and 1;
     - dx by l1: 1.
     """
-    *options, (dx, dweight, dbias, dsigma), _ = rest
-    g = _geometry(x, options)
+    dx, dweight, dbias, dsigma = needs
+    g = geometry(parsed(norm), tuple(x.shape))
     mean, deviation, relu = g.summation is not None, g.suppression is not None, g.relu
     if dy is None:  # the gradient of l1 alone
         dweight = dbias = dsigma = deviation = relu = False
@@ -104,11 +109,6 @@ def backward_flops(
     number += dx * (3 * deviation + 2 * mean + (dl1 is not None))
     position = 4 * through + dsigma + dx * (_window(g) + 1) * (deviation + mean)
     return g.numel * number + _positions(g) * position
-
-
-def _geometry(x: Tensor, options: list[Any]) -> Geometry:
-    window, norm_window, *others = options
-    return geometry(tuple(x.shape), decode(window), decode(norm_window), *others)
 
 
 def _positions(g: Geometry) -> int:

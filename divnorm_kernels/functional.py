@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,9 +14,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import flops, sharding
 from .addresses import check_alive, check_held, direct
 from .autograd import DivisiveNormFunction
-from .backends import select
+from .backends import check_name, select
 from .checks import check_activation, check_affine, check_flag, check_sigma
-from .fields import UNKNOWN, Window, geometry
+from .fields import UNKNOWN, geometry
+from .norm import Norm, Window, exact, norm_of
+from .prepared import prepared
 from .reference import evaluate, statistics
 
 # Function.apply without its test for torch.func, which _transformed() has made already.
@@ -67,6 +71,15 @@ def divisive_norm(
         TypeError, ValueError: on a bad argument; the message names it, what it got and what was expected.
         RuntimeError: where the named backend cannot serve the call; the message says why.
     """
+    if exact(window) and exact(norm_window) and not torch.compiler.is_dynamo_compiling():
+        try:
+            call = _prepared(window, norm_window, groups, edges, over_batch, activation, backend)
+        except (TypeError, ValueError):  # a list, which has no hash, or what is refused below
+            pass
+        else:
+            found = call(x, weight, bias, sigma, return_l1)
+            if found is not NotImplemented:
+                return found[:2] if return_l1 else found
     if has_torch_function((x, weight, bias, sigma)):
         return handle_torch_function(
             divisive_norm,
@@ -84,34 +97,28 @@ def divisive_norm(
             return_l1=return_l1,
             backend=backend,
         )
-    y, l1, _ = normalize(
-        x, weight, bias, sigma, window, norm_window, groups, edges, over_batch, activation, return_l1, backend
-    )
+    norm = norm_of(window, norm_window, groups, edges, over_batch, activation)
+    y, l1, _ = normalize(norm, x, weight, bias, sigma, return_l1, backend)
     return (y, l1) if return_l1 else y
 
 
 def normalize(
+    norm: Norm,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     sigma: Tensor | float,
-    window: Window,
-    norm_window: Window,
-    groups: int,
-    edges: str,
-    over_batch: bool,
-    activation: str | None,
     with_l1: bool,
     backend: str | None,
     with_statistics: bool = False,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
-    """`divisive_norm` with every argument in its place: ``(y, l1, statistics)``, the latter two where asked for.
+    """`divisive_norm` by a `Norm`: ``(y, l1, statistics)``, the latter two where asked for.
 
     ``statistics``, of whole fields, is mean and biased variance, each one number a row, of shape (N, groups, 1, ...)
     or over the batch (1, groups, 1, ...). They have no gradient.
     """
     check_activation(x)
-    g = geometry(_sizes(x), window, norm_window, groups, edges, over_batch, activation)
+    g = geometry(norm, _sizes(x))
     check_affine("weight", weight, g, x)
     check_affine("bias", bias, g, x)
     check_sigma(sigma, g, x)
@@ -136,11 +143,10 @@ def normalize(
     elif sharding.distributed(x):
 
         def on_own(x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float) -> Any:
-            options = window, norm_window, groups, edges, over_batch, activation, with_l1, backend, with_statistics
-            y, l1, found = normalize(x, weight, bias, sigma, *options)
+            y, l1, found = normalize(norm, x, weight, bias, sigma, with_l1, backend, with_statistics)
             return y, l1 if with_l1 else None, found
 
-        return sharding.on_shards(on_own, x, {"weight": weight, "bias": bias, "sigma": sigma}, over_batch)
+        return sharding.on_shards(on_own, x, {"weight": weight, "bias": bias, "sigma": sigma}, norm.over_batch)
     elif by_reference:
         eager = not (torch.compiler.is_compiling() or _recorded() or _transformed())
         if eager:
@@ -160,12 +166,26 @@ def normalize(
             bias,
             sigma if isinstance(sigma, Tensor) else None,
             0.0 if isinstance(sigma, Tensor) else sigma,
-            *g.options,
+            norm.text,
             with_l1,
             with_statistics,
             backend,
         )
     return y, l1, (maps[0], maps[-1]) if with_statistics else None
+
+
+@lru_cache(maxsize=256, typed=True)
+def _prepared(
+    window: Window,
+    norm_window: Window,
+    groups: int,
+    edges: str,
+    over_batch: bool,
+    activation: str | None,
+    backend: str | None,
+) -> Callable[..., Any]:
+    check_name(backend)
+    return prepared(Norm(window, norm_window, groups, edges, over_batch, activation), backend)
 
 
 def _sizes(x: Tensor) -> tuple[int, ...]:

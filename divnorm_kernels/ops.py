@@ -2,9 +2,9 @@
 
 ``divnorm_kernels::forward`` and ``divnorm_kernels::backward`` compute what a backend's two functions do. Compilers,
 fake tensors and dispatch modes see these, and the dispatcher resolves negated, zero and batched tensors on the way.
-Windows are int lists with one entry per spatial dimension, 0 for ``"all"``; an absent field is ``None``, an absent map
-or gradient an empty tensor. ``sigma`` overrules ``sigma_value``. ``bias`` is read where an activation stands behind
-it; elsewhere backward needs no more than ``bias_dtype``.
+``norm`` is `divnorm_kernels.norm.Norm.text`; an absent map or gradient is an empty tensor. ``sigma`` overrules
+``sigma_value``. ``bias`` is read where an activation stands behind it; elsewhere backward needs no more than
+``bias_dtype``.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from . import flops
 from .addresses import check_held, check_readable
 from .backends import select
 from .checks import compute_dtype
-from .fields import Geometry, decode, geometry
+from .fields import Geometry, geometry
 from .layout import dense
+from .norm import parsed
 from .reference import gradients
-
-_GEOMETRY = "int[]? window, int[]? norm_window, int groups, str edges, bool over_batch, str? activation"
 
 _library = torch.library.Library("divnorm_kernels", "DEF")
 _library.define(
-    f"forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? sigma, float sigma_value, {_GEOMETRY}, bool with_l1, "
+    "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? sigma, float sigma_value, str norm, bool with_l1, "
     "bool with_variance, str? backend) -> (Tensor y, Tensor maps, Tensor l1)"
 )
 _library.define(
     "backward(Tensor? dy, Tensor? dl1, Tensor x, Tensor maps, Tensor? weight, Tensor? bias, ScalarType? bias_dtype, "
-    f"Tensor? sigma, float sigma_value, {_GEOMETRY}, bool[] needs, str? backend) "
+    "Tensor? sigma, float sigma_value, str norm, bool[] needs, str? backend) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dsigma)"
 )
 
@@ -62,8 +61,8 @@ def differentiable_gradients(
     return gradients(g, x, weight, bias, sigma, dy, dl1, needs, create_graph=True)
 
 
-def _geometry(x: Tensor, window: Any, norm_window: Any, *options: Any) -> Geometry:
-    return geometry(tuple(x.shape), decode(window), decode(norm_window), *options)
+def _geometry(x: Tensor, norm: str) -> Geometry:
+    return geometry(parsed(norm), tuple(x.shape))
 
 
 def _kernels(backend: str | None, g: Geometry, x: Tensor) -> ModuleType:
@@ -73,19 +72,17 @@ def _kernels(backend: str | None, g: Geometry, x: Tensor) -> ModuleType:
     return kernels
 
 
-def _forward(x, weight, bias, sigma, sigma_value, *rest):
-    *options, with_l1, with_variance, backend = rest
+def _forward(x, weight, bias, sigma, sigma_value, norm, with_l1, with_variance, backend):
     check_readable(x=x, weight=weight, bias=bias, sigma=sigma)
-    g = _geometry(x, *options)
+    g = _geometry(x, norm)
     sigma = sigma_value if sigma is None else sigma
     y, maps, l1 = _kernels(backend, g, x).forward(g, x, weight, bias, sigma, with_l1, with_variance)
     return y, maps, l1 if with_l1 else maps.new_empty(0)
 
 
-def _backward(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, *rest):
-    *options, needs, backend = rest
+def _backward(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, norm, needs, backend):
     check_readable(dy=dy, dl1=dl1, x=x, maps=maps, weight=weight, bias=bias, sigma=sigma)
-    g = _geometry(x, *options)
+    g = _geometry(x, norm)
     if bias is None and needs[2]:
         bias = unread_bias(x, bias_dtype, g, weight)
     sigma = sigma_value if sigma is None else sigma
@@ -93,28 +90,25 @@ def _backward(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, *r
     return tuple(x.new_empty(0) if t is None else t for t in found)
 
 
-def _forward_fake(x, weight, bias, sigma, sigma_value, *rest):
-    *options, with_l1, with_variance, _ = rest
+def _forward_fake(x, weight, bias, sigma, sigma_value, norm, with_l1, with_variance, backend):
     compute = compute_dtype(x)
-    maps = x.new_empty(_geometry(x, *options).kept_shape(with_variance), dtype=compute)
+    maps = x.new_empty(_geometry(x, norm).kept_shape(with_variance), dtype=compute)
     return torch.empty_like(dense(x)), maps, x.new_empty(() if with_l1 else (0,), dtype=compute)
 
 
-def _backward_fake(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, *rest):
-    *options, needs, _ = rest
+def _backward_fake(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, norm, needs, backend):
     if bias is None and needs[2]:
-        bias = unread_bias(x, bias_dtype, _geometry(x, *options), weight)
+        bias = unread_bias(x, bias_dtype, _geometry(x, norm), weight)
     inputs = (dense(x), weight, bias, sigma)
     return tuple(torch.empty_like(t) if need else x.new_empty(0) for t, need in zip(inputs, needs, strict=True))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, sigma, ctx.sigma_value, *options, ctx.with_l1, _, ctx.backend = inputs
+    x, weight, bias, sigma, ctx.sigma_value, ctx.norm, ctx.with_l1, _, ctx.backend = inputs
     _, maps, _ = output
     ctx.mark_non_differentiable(maps)
-    ctx.options, activation = options, options[-1]
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(x, weight, bias if activation else None, sigma, maps)
+    ctx.save_for_backward(x, weight, bias if parsed(ctx.norm).activation else None, sigma, maps)
     ctx.set_materialize_grads(False)
 
 
@@ -123,15 +117,15 @@ def _autograd(ctx: Any, dy: Tensor | None, dmaps: None, dl1: Tensor | None) -> t
     needs = ctx.needs_input_grad[:4]
     dl1 = dl1 if ctx.with_l1 else None  # tracers hand in a gradient of the empty tensor
     if torch.is_grad_enabled():  # exactly under create_graph=True
-        g = _geometry(x, *ctx.options)
+        g = _geometry(x, ctx.norm)
         value = ctx.sigma_value if sigma is None else sigma
         found = differentiable_gradients(g, dy, dl1, x, weight, bias, ctx.bias_dtype, value, needs)
-        return (*found, *(None,) * 10)
+        return (*found, *(None,) * 5)
     flops.register()
     found = torch.ops.divnorm_kernels.backward(
-        dy, dl1, x, maps, weight, bias, ctx.bias_dtype, sigma, ctx.sigma_value, *ctx.options, needs, ctx.backend
+        dy, dl1, x, maps, weight, bias, ctx.bias_dtype, sigma, ctx.sigma_value, ctx.norm, needs, ctx.backend
     )
-    return (*(t if need else None for t, need in zip(found, needs, strict=True)), *(None,) * 10)
+    return (*(t if need else None for t, need in zip(found, needs, strict=True)), *(None,) * 5)
 
 
 for _name, _implementation, _fake in (

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import compute_dtype
-from .fields import Axis, Geometry, Window, geometry
+from .fields import Axis, Geometry, geometry
+from .norm import Window, norm_of
 
 
 def field_average(m: Tensor, axes: tuple[Axis, ...], extents: tuple[int, ...]) -> Tensor:
@@ -164,6 +165,6 @@ def divisive_norm(
     return_l1: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`divnorm_kernels.divisive_norm`, from its definition. Same arguments (but ``backend``), same results."""
-    g = geometry(tuple(x.shape), window, norm_window, groups, edges, over_batch, activation)
+    g = geometry(norm_of(window, norm_window, groups, edges, over_batch, activation), tuple(x.shape))
     y, l1 = evaluate(g, x, weight, bias, sigma)
     return (y, l1) if return_l1 else y

@@ -25,6 +25,7 @@ from divnorm_kernels.backends import triton as backend
 from divnorm_kernels.backends.triton import launch, tiles
 from divnorm_kernels.backends.triton.tiles import Device
 from divnorm_kernels.fields import geometry
+from divnorm_kernels.norm import Norm
 
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), Device("sm_80", "cuda", 108, 40 << 20)),
@@ -35,7 +36,6 @@ TARGETS = {
 }
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-ARGUMENTS = ("window", "norm_window", "groups", "edges", "over_batch", "activation")
 STAGE, SMALL = (64, 64, 56, 56), (128, 16, 16, 16)
 """Rows that take several programs, and rows that take one."""
 DTYPES_AND_LAYOUTS = [
@@ -133,9 +133,7 @@ def compiled(arch: str, call: Specialization) -> list[tuple[Any, dict[str, Any]]
     launch._INT32 = 1 if call.wide else before[2]
     tiles.ROWS = [{**row, "ordered": row["ordered"] and not call.launches} for row in before[3]]
 
-    options = {"norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False, "activation": None}
-    options |= call.options
-    g = geometry(call.shape, *(options[key] for key in ARGUMENTS))
+    g = geometry(Norm(**call.options), call.shape)
     g.cache.clear()
     x = torch.empty(call.shape, dtype=call.dtype, device="meta")
     if call.channels_last:

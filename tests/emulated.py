@@ -16,9 +16,9 @@ from typing import Any
 
 import pybind11
 import torch
+from caches import forget
 from process import ROOT, load, run
 
-from divnorm_kernels import fields
 from divnorm_kernels.backends import cuda
 from divnorm_kernels.backends.cuda import table
 
@@ -52,9 +52,9 @@ def backend(library: ModuleType | None = None, **row: Any) -> Iterator[None]:
     table.ROWS = [{**entry, **row} for entry in saved[3]]
     if DEVICE == "cpu":
         cuda.library, cuda.DEVICE_TYPE, cuda.device_of = library or module(), "cpu", lambda x: TINY
-    fields._built.cache_clear()
+    forget()
     try:
         yield
     finally:
         cuda.library, cuda.DEVICE_TYPE, cuda.device_of, table.ROWS = saved
-        fields._built.cache_clear()
+        forget()

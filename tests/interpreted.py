@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from caches import forget
 from hypothesis import settings
 from oracle import Call
 
-from divnorm_kernels import divisive_norm, fields
+from divnorm_kernels import divisive_norm
 from divnorm_kernels.backends.triton import tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,10 +33,10 @@ def table(**changes) -> Iterator[None]:
     """The table's rows with some entries replaced, for calls that have not been planned yet."""
     before = tiles.ROWS
     tiles.ROWS = [{**row, **changes} for row in before]
-    fields._built.cache_clear()
+    forget()
     yield
     tiles.ROWS = before
-    fields._built.cache_clear()
+    forget()
 
 
 SINGLE, STAGED = {}, {"single": 0, "single_whole": 0}

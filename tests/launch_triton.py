@@ -12,6 +12,7 @@ from triton.runtime import driver
 from divnorm_kernels.backends import triton as backend
 from divnorm_kernels.backends.triton import launch
 from divnorm_kernels.fields import geometry
+from divnorm_kernels.norm import Norm
 
 TARGET, DEVICE = TARGETS["sm_90"]
 
@@ -62,7 +63,7 @@ class Driver:
 
 def step(x: torch.Tensor, options: dict) -> list[tuple[Launcher, tuple[int, int, int], tuple]]:
     """Forward and backward of a call; the launches they made."""
-    g = geometry(tuple(x.shape), options["window"], "same", 1, "valid", False)
+    g = geometry(Norm(options["window"]), tuple(x.shape))
     affine, sigma = torch.ones(g.affine_size), torch.ones(1)
     _, maps, l1 = backend.forward(g, x, affine, affine, sigma, True)
     backend.backward(g, x, l1, x, maps, affine, affine, sigma, (True, True, True, True))

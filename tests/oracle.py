@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from divnorm_kernels.fields import geometry
+from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
 NAMES = ("y", "l1", "dx", "dweight", "dbias", "dsigma")
@@ -63,14 +64,7 @@ def tolerances(call: Call, expected: dict[str, Tensor]) -> dict[str, float]:
     raises it by |x|/s (y) and once more in each further power of 1/s (gradients). Outputs round once in their dtype.
     """
     exact = call.in_double()
-    g = geometry(
-        tuple(call.x.shape),
-        call.options["window"],
-        call.options.get("norm_window", "same"),
-        call.options.get("groups", 1),
-        call.options.get("edges", "valid"),
-        call.options.get("over_batch", False),
-    )
+    g = geometry(Norm(**call.options), tuple(call.x.shape))
     accumulate = torch.finfo(torch.float64 if call.x.dtype == torch.float64 else torch.float32).eps
     samples = g.batch if g.over_batch else 1
     window = sum(min(a.lo + a.hi + 1, 2 * a.extent) for axes in (g.summation, g.suppression) for a in axes or ())

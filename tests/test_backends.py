@@ -9,6 +9,7 @@ from process import ROOT, run_python
 from divnorm_kernels import __version__, divisive_norm
 from divnorm_kernels.backends import KERNELS, availability, cpu, native, preference
 from divnorm_kernels.fields import geometry
+from divnorm_kernels.norm import Norm
 
 
 def test_command_line_report():
@@ -33,17 +34,18 @@ def test_unknown_instruction_set():
 def test_a_plan_holds_nothing_that_grows_with_the_extents():
     """One number a position would be more than an address space."""
     shape = (1, 1, 1 << 50)
-    g = geometry(shape, 5, 7, 1, "valid", False)
-    assert native.plan_for(g, torch.empty(shape, device="meta")) is not None
+    g = geometry(Norm(5, 7), shape)
+    assert native.module.CpuCalls(g, native.DTYPES[torch.float32], False) is not None
 
 
 ANOTHER_DEFAULT_DEVICE = """
 import torch
 from divnorm_kernels.backends import cpu
 from divnorm_kernels.fields import geometry
+from divnorm_kernels.norm import Norm
 for window in (3, "all"):
     for shape in ((2, 4, 5, 5), (0, 4, 5, 5)):
-        g = geometry(shape, window, "same", 1, "valid", False)
+        g = geometry(Norm(window), shape)
         x = torch.randn(shape)
         with torch.device("meta"):
             y, maps, l1 = cpu.forward(g, x, None, None, 1.0, True)

@@ -51,7 +51,7 @@ CALLS = {
     ),
     "norm_window a word": ({"norm_window": "full"}, ValueError, "norm_window: got 'full', expected a positive int"),
     "groups do not divide": ({"groups": 4}, ValueError, "groups: got 4, expected a positive divisor of the 6 channels"),
-    "groups zero": ({"groups": 0}, ValueError, "groups: got 0, expected a positive divisor of the 6 channels of x"),
+    "groups zero": ({"groups": 0}, ValueError, "groups: got 0, expected a positive int"),
     "groups a float": ({"groups": 2.0}, TypeError, "groups: got 2.0 of type float, expected a positive int"),
     "groups of features": (
         {"x": torch.ones(2, 6), "groups": 2},

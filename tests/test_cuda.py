@@ -16,6 +16,7 @@ from traffic import moved
 from divnorm_kernels import divisive_norm, fields
 from divnorm_kernels.backends import cuda, native
 from divnorm_kernels.backends.cuda import table
+from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
 SMALL = {0: 200, 1: 200, 2: 24, 3: 7}
@@ -74,8 +75,7 @@ def case(shape, options, dtype, channels_last=False) -> Call:
 
 
 def geometry_of(call: Call) -> fields.Geometry:
-    options = {"norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False, **call.options}
-    return fields.geometry(tuple(call.x.shape), **options)
+    return fields.geometry(Norm(**call.options), tuple(call.x.shape))
 
 
 LAYOUTS = [
@@ -223,7 +223,7 @@ def test_addresses_that_are_not_aligned(strategy, shift):
 def test_through_the_dispatcher():
     """Compilers and dispatch modes see the same numbers through the raw operators."""
     x = torch.randn(2, 6, 5, 4, device=DEVICE)
-    arguments = (x, None, None, None, 0.5, [3, 3], [3, 3], 2, "valid", False, "relu", True, False, "cuda")
+    arguments = (x, None, None, None, 0.5, Norm(3, groups=2, activation="relu").text, True, False, "cuda")
     with backend():
         y, maps, l1 = torch.ops.divnorm_kernels.forward(*arguments)
         expected, l1_expected = on_cuda(x, window=3, groups=2, sigma=0.5, activation="relu", return_l1=True)
@@ -251,13 +251,9 @@ def test_refusals(monkeypatch):
 
 def chosen(shape, dtype, direction, device=HOPPER, channels_last=False, **options):
     """The strategy for a call on a device that need not be here."""
-    x = torch.empty(shape, dtype=dtype, device="meta")
-    if channels_last:
-        x = x.to(memory_format=torch.channels_last)
-    options = {"window": 5, "norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
-    plan = native.plan_for(fields.geometry(tuple(shape), **options), x)
-    row = table.row_for(device, direction, x.element_size())
-    return module().cuda_strategy(plan, direction == "backward", device.facts(), row)
+    g = fields.geometry(Norm(**{"window": 5} | options), tuple(shape))
+    row = table.row_for(device, direction, dtype.itemsize)
+    return module().cuda_strategy(g, native.DTYPES[dtype], channels_last, direction == "backward", device.facts(), row)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -308,7 +304,6 @@ def test_bytes_moved(strategy, dtype, channels_last):
 
 def test_a_table_that_the_kernels_are_not_compiled_for():
     row = {**table.ROWS[-1], "threads": 2 * module().cuda_compiled_for["resident"][0]}
-    x = torch.empty(2, 4, 5, 5)
-    plan = native.plan_for(fields.geometry(tuple(x.shape), 3, "same", 1, "valid", False), x)
+    g = fields.geometry(Norm(3), (2, 4, 5, 5))
     with pytest.raises(ValueError, match="more threads than the CUDA kernels are compiled for"):
-        module().cuda_strategy(plan, False, HOPPER.facts(), row)
+        module().cuda_strategy(g, native.DTYPES[torch.float32], False, False, HOPPER.facts(), row)

@@ -14,6 +14,7 @@ from process import run
 from divnorm_kernels import fields
 from divnorm_kernels.backends import native
 from divnorm_kernels.backends.cuda import table
+from divnorm_kernels.norm import Norm
 
 CUOBJDUMP = Path(pytest.importorskip("triton").__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 pytestmark = pytest.mark.skipif(
@@ -97,10 +98,9 @@ def test_clusters_exchange_sums_through_shared_memory(instructions):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_errors_name_the_kernel_and_the_shape():
     """What the CUDA runtime says where there is no driver comes back as an exception."""
-    x = torch.empty(2, 8, 5, 6)
-    plan = native.plan_for(fields.geometry(tuple(x.shape), 3, "same", 1, "valid", False), x)
+    g = fields.geometry(Norm(3), (2, 8, 5, 6))
     rows = [table.row_for(HOPPER, direction, 4) for direction in ("forward", "backward")]
     with pytest.raises(
         RuntimeError, match=r"CUDA, single-block forward of \(2, 8, 5, 1, 6\): cudaGetDevice: cudaError"
     ):
-        native.module.CudaCalls(plan, 0, HOPPER.facts(), *rows)
+        native.module.CudaCalls(g, native.DTYPES[torch.float32], False, 0, HOPPER.facts(), *rows)

@@ -14,6 +14,7 @@ from variance import OPTIONS, SCALES, SHAPES, check_variance
 
 from divnorm_kernels import fields
 from divnorm_kernels.backends import cuda
+from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
 
@@ -120,7 +121,7 @@ def test_the_variance_is_right_beside_a_large_sigma(strategy, shape, options, sc
     if channels_last and len(shape) > 2:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     with backend(**NAMES[strategy]):
-        g = fields.geometry(shape, **OPTIONS | options)
+        g = fields.geometry(Norm(**OPTIONS | options), shape)
         y, maps, l1 = cuda.forward(g, x, None, None, 1.0, True, with_variance=True)
         plain = cuda.forward(g, x, None, None, 1.0, True)
         needs = (True, False, False, False)
@@ -136,7 +137,7 @@ def test_results_are_where_x_is(strategy):
     """Whatever device tensors are made on by default."""
 
     def both(call: Call) -> tuple[Tensor, ...]:
-        g = fields.geometry(tuple(call.x.shape), 3, "same", 1, "valid", False)
+        g = fields.geometry(Norm(3), tuple(call.x.shape))
         y, maps, l1 = cuda.forward(g, call.x, call.weight, call.bias, call.sigma, True)
         found = cuda.backward(
             g, call.dy, torch.ones_like(l1), call.x, maps, call.weight, call.bias, call.sigma, (True,) * 4

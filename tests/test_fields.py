@@ -8,6 +8,7 @@ from oracle import Call, check
 
 from divnorm_kernels import divisive_norm
 from divnorm_kernels.fields import Axis, geometry
+from divnorm_kernels.norm import Norm
 
 
 @pytest.mark.parametrize(
@@ -23,11 +24,11 @@ from divnorm_kernels.fields import Axis, geometry
     ],
 )
 def test_an_axis_reaches_no_further_than_its_extent(window, edges, expected):
-    g = geometry((2, 3, 6), window, "same", 1, edges, False)
+    g = geometry(Norm(window, edges=edges), (2, 3, 6))
     assert g.summation == (expected,)
     assert g.summation[0].whole == (window == "all" or window >= 11)
     assert g.whole == (window == "all" or (window >= 11 and edges == "valid"))
-    assert geometry((2, 3, 0), window, "same", 1, edges, False).summation[0].hi == 0
+    assert geometry(Norm(window, edges=edges), (2, 3, 0)).summation[0].hi == 0
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])

@@ -9,6 +9,7 @@ from process import run_python
 
 import divnorm_kernels as dk
 from divnorm_kernels import fields
+from divnorm_kernels.norm import Norm
 
 LENGTHS = 10_000
 LIMIT = 16 << 20
@@ -46,7 +47,7 @@ def test_memory_stays_flat_over_ten_thousand_lengths(name):
 
 def test_the_number_of_geometries_kept_is_bounded():
     for length in range(1, 1200):
-        fields.geometry((1, 2, length), 3, "same", 1, "valid", False)
+        fields.geometry(Norm(3), (1, 2, length))
     assert fields._built.cache_info().currsize <= 512
 
 

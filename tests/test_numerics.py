@@ -11,6 +11,7 @@ from variance import OPTIONS, SCALES, SHAPES, check_variance
 from divnorm_kernels import divisive_norm
 from divnorm_kernels.backends import cpu as backend
 from divnorm_kernels.fields import geometry
+from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -111,7 +112,7 @@ def test_the_variance_is_right_beside_a_large_sigma(shape, options, scale, offse
     """It is not what is left of s^2 without sigma^2."""
     x = scale * torch.randn(shape) + offset
     x = x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
-    g = geometry(shape, **OPTIONS | options)
+    g = geometry(Norm(**OPTIONS | options), shape)
     y, maps, l1 = backend.forward(g, x, None, None, 1.0, True, with_variance=True)
     check_variance(g, x, maps, scale, offset)
     plain = backend.forward(g, x, None, None, 1.0, True)

@@ -6,46 +6,41 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from divnorm_kernels import divisive_norm
-from divnorm_kernels.fields import encode
+from divnorm_kernels.norm import Norm
 
 forward = torch.ops.divnorm_kernels.forward
 backward = torch.ops.divnorm_kernels.backward
 
 
-def geometry_arguments(window, norm_window, dims, groups=1, edges="valid", over_batch=False, activation=None):
-    return encode(window, dims), encode(norm_window, dims), groups, edges, over_batch, activation
-
-
 CASES = {
-    "image": ((2, 4, 5, 6), geometry_arguments(3, 3, 2, activation="relu")),
-    "whole": ((2, 4, 5, 6), geometry_arguments("all", "all", 2, groups=2, activation="relu")),
-    "features": ((3, 7), geometry_arguments(4, None, 1)),
-    "volume": ((2, 4, 3, 4, 5), geometry_arguments((3, "all", 2), 2, 3, groups=2, edges="zero")),
-    "no mean, over the batch": ((3, 4, 6), geometry_arguments(None, "all", 1, groups=4, over_batch=True)),
+    "image": ((2, 4, 5, 6), Norm(3, activation="relu")),
+    "whole": ((2, 4, 5, 6), Norm("all", groups=2, activation="relu")),
+    "features": ((3, 7), Norm(4, None)),
+    "volume": ((2, 4, 3, 4, 5), Norm((3, "all", 2), 2, groups=2, edges="zero")),
+    "no mean, over the batch": ((3, 4, 6), Norm(None, "all", groups=4, over_batch=True)),
 }
 
 
 @pytest.mark.parametrize("backend", ["cpu", None])
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(name, backend):
-    shape, geometry = CASES[name]
-    groups = geometry[2]
+    shape, norm = CASES[name]
     x = torch.randn(shape, requires_grad=True)
     weight, bias = (torch.randn(shape[1], requires_grad=True) for _ in range(2))
-    sigma = (torch.rand(groups) + 0.5).requires_grad_()
-    torch.library.opcheck(forward, (x, weight, bias, sigma, 0.0, *geometry, True, False, backend))
-    torch.library.opcheck(forward, (x, None, None, None, 0.5, *geometry, False, False, backend))
+    sigma = (torch.rand(norm.groups) + 0.5).requires_grad_()
+    torch.library.opcheck(forward, (x, weight, bias, sigma, 0.0, norm.text, True, False, backend))
+    torch.library.opcheck(forward, (x, None, None, None, 0.5, norm.text, False, False, backend))
     x, weight, bias, sigma = (t.detach() for t in (x, weight, bias, sigma))
-    _, maps, _ = forward(x, weight, bias, sigma, 0.0, *geometry, True, False, backend)
+    _, maps, _ = forward(x, weight, bias, sigma, 0.0, norm.text, True, False, backend)
     gradients = (torch.randn_like(x), torch.randn(()))
     needs = [True, True, True, True]
-    biased = (bias if geometry[-1] else None, bias.dtype)
-    torch.library.opcheck(backward, (*gradients, x, maps, weight, *biased, sigma, 0.0, *geometry, needs, backend))
+    biased = (bias if norm.activation else None, bias.dtype)
+    torch.library.opcheck(backward, (*gradients, x, maps, weight, *biased, sigma, 0.0, norm.text, needs, backend))
 
 
 def test_operators_refuse_the_reference():
     with pytest.raises(RuntimeError, match="the operators run kernels only"):
-        forward(torch.ones(1, 2, 3), None, None, None, 1.0, *geometry_arguments(3, 3, 1), False, False, "reference")
+        forward(torch.ones(1, 2, 3), None, None, None, 1.0, Norm(3).text, False, False, "reference")
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

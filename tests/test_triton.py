@@ -26,6 +26,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 from divnorm_kernels import divisive_norm, fields
 from divnorm_kernels.backends import triton as backend
 from divnorm_kernels.backends.triton import launch
+from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
 CASES = {
@@ -221,8 +222,7 @@ def test_the_maps_of_whole_fields_are_one_number_a_row():
         ({"window": (3, "all")}, (2, 2, 1, 5, 4)),
         ({"window": None, "norm_window": "all"}, (1, 2, 1, 1, 1)),
     ):
-        arguments = {"norm_window": options["window"], "groups": 1, "edges": "valid", "over_batch": False} | options
-        g = fields.geometry(tuple(x.shape), **arguments)
+        g = fields.geometry(Norm(**options), tuple(x.shape))
         _, maps, _ = backend.forward(g, x, None, None, 1.0, False)
         assert maps.shape == g.kept_shape(False) == expected
         assert maps.isfinite().all()
@@ -232,7 +232,7 @@ def test_through_the_dispatcher():
     """Compilers and dispatch modes see the same numbers through the raw operators."""
     x = torch.randn(2, 6, 5, 4, device=DEVICE)
     y, maps, l1 = torch.ops.divnorm_kernels.forward(
-        x, None, None, None, 0.5, [0, 0], [0, 0], 2, "valid", False, "relu", True, True, "triton"
+        x, None, None, None, 0.5, Norm("all", groups=2, activation="relu").text, True, True, "triton"
     )
     expected, l1_expected = triton(x, window="all", groups=2, sigma=0.5, activation="relu", return_l1=True)
     assert torch.equal(y, expected)
@@ -240,7 +240,7 @@ def test_through_the_dispatcher():
     assert maps.shape == (3, 2, 2, 1, 1)
     torch.library.opcheck(
         torch.ops.divnorm_kernels.forward,
-        (x, None, None, None, 0.5, [0, 0], [0, 0], 2, "valid", False, "relu", True, True, "triton"),
+        (x, None, None, None, 0.5, Norm("all", groups=2, activation="relu").text, True, True, "triton"),
         test_utils=("test_schema", "test_faketensor"),
     )
 

@@ -18,14 +18,14 @@ from divnorm_kernels.backends.triton.schema import STAGES_AT, Column, Header, Ki
 from divnorm_kernels.backends.triton.stages import schedule
 from divnorm_kernels.backends.triton.tiles import Device, candidates, choose
 from divnorm_kernels.fields import Geometry, geometry
+from divnorm_kernels.norm import Norm
 
 H200 = Device("sm_90", "cuda", 132, 60 << 20)
 DEVICES = [H200, Device("gfx942", "hip", 304, 4 << 20), Device("interpreter", "interpreter", 2, 1 << 14)]
 
 
 def geometry_of(shape, **options) -> Geometry:
-    arguments = {"window": 5, "norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
-    return geometry(shape, *arguments.values())
+    return geometry(Norm(**{"window": 5} | options), shape)
 
 
 @st.composite

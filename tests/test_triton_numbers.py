@@ -14,6 +14,7 @@ from variance import OPTIONS, expected_variance
 
 from divnorm_kernels import fields
 from divnorm_kernels.backends import triton as backend
+from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
 NAN, INF = float("nan"), float("inf")
@@ -136,7 +137,7 @@ def test_the_variance_of_whole_fields_is_kept_as_it_is(deviation, offset, name, 
     options, shape = VARIANCES[name]
     x = deviation * torch.randn(shape, device=DEVICE) + offset
     with table(**changes):
-        g = fields.geometry(shape, **OPTIONS | options)
+        g = fields.geometry(Norm(**OPTIONS | options), shape)
         y, maps, _ = backend.forward(g, x, None, None, 1.0, False, with_variance=True)
         expected_y, expected_maps, _ = backend.forward(g, x, None, None, 1.0, False)
     expected = expected_variance(g, x)

@@ -18,6 +18,7 @@ from divnorm_kernels import fields
 from divnorm_kernels.backends import cuda
 from divnorm_kernels.backends.native import parameter
 from divnorm_kernels.checks import compute_dtype
+from divnorm_kernels.norm import Norm
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def _count(
 def moved(x: Tensor, **options: Any) -> tuple[Moved, Moved]:
     """Forward and backward of a call with weight, bias, a sigma that learns and l1; inside `emulated.backend`."""
     options = {"window": 3, "norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
-    g = fields.geometry(tuple(x.shape), **options)
+    g = fields.geometry(Norm(**options), tuple(x.shape))
     compute, size = compute_dtype(x), x.numel() * x.element_size()
     calls = cuda.calls_for(g, x)
     weight, bias, dweight, dbias = (torch.ones(x.shape[1], dtype=compute) for _ in range(4))

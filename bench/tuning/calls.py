@@ -12,6 +12,7 @@ from torch import Tensor
 
 from divnorm_kernels.backends import KERNELS
 from divnorm_kernels.fields import Geometry, geometry
+from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
 from .. import gpu
@@ -53,8 +54,7 @@ class Call:
 
     def geometry(self) -> Geometry:
         """A geometry that no plan has been made for yet."""
-        defaults = {"window": None, "norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False}
-        return replace(geometry(self.setting.case.shape, *(defaults | dict(self.options)).values()), cache={})
+        return replace(geometry(Norm(**dict(self.options)), self.setting.case.shape), cache={})
 
 
 def calls(dtype: str, device: str) -> list[Call]:

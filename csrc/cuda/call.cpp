@@ -42,8 +42,9 @@ void Calls::naming(Direction direction, const Strategy& strategy, Body&& body) c
   }
 }
 
-Calls::Calls(const Plan& plan, int device, const Device& facts, const Preferences& forward, const Preferences& backward)
-    : problem_(plan.problem()),
+Calls::Calls(const Problem& problem, int device, const Device& facts, const Preferences& forward,
+             const Preferences& backward)
+    : problem_(checked(problem)),
       kernels_(kernels_for(problem_.dtype)),
       forward_(prepared(Direction::forward, device, facts, forward)),
       backward_(prepared(Direction::backward, device, facts, backward)) {}
@@ -62,6 +63,45 @@ Strategy Calls::prepared(Direction direction, int device, const Device& facts, c
   });
   if (!chosen.resident) naming(direction, chosen, [&] { ready(chosen); });
   return chosen;
+}
+
+void Calls::forward(const ForwardCall& call) const {
+  const ForwardTensors& t = call.tensors;
+  Call own;
+  own.tensors.x = t.x;
+  own.tensors.out = t.y;
+  own.tensors.weight = t.weight;
+  own.tensors.bias = t.bias;
+  own.tensors.sigma = t.sigma;
+  own.tensors.sigma_value = call.sigma_value;
+  own.tensors.mean = t.mean;
+  own.tensors.rstd = t.rstd;
+  own.tensors.variance = t.variance;
+  own.l1 = call.l1;
+  own.scratch = call.place.scratch;
+  own.stream = {call.place.device, call.place.stream};
+  run(Direction::forward, own);
+}
+
+void Calls::backward(const BackwardCall& call) const {
+  const BackwardTensors& t = call.tensors;
+  Call own;
+  own.tensors.x = t.x;
+  own.tensors.dy = t.dy;
+  own.tensors.out = t.dx;
+  own.tensors.weight = t.weight;
+  own.tensors.bias = t.bias;
+  own.tensors.sigma = t.sigma;
+  own.tensors.sigma_value = call.sigma_value;
+  own.tensors.mean = const_cast<void*>(t.mean);
+  own.tensors.rstd = const_cast<void*>(t.rstd);
+  own.tensors.dl1 = call.dl1;
+  own.dweight = t.dweight;
+  own.dbias = t.dbias;
+  own.dsigma = t.dsigma;
+  own.scratch = call.place.scratch;
+  own.stream = {call.place.device, call.place.stream};
+  run(Direction::backward, own);
 }
 
 void Calls::run(Direction direction, const Call& call) const {

@@ -1,7 +1,7 @@
-// A geometry on a device: the strategy of each direction, chosen once, and the calls that carry it out.
+// A problem on a device: the strategy of each direction, chosen once, and the calls that carry it out.
 #pragma once
 
-#include "../plan.h"
+#include "../calls.h"
 #include "launch.h"
 #include "strategy.h"
 
@@ -15,24 +15,26 @@ struct Call {
   Stream stream;
 };
 
-class Calls {
+class Calls : public divnorm::Calls {
  public:
-  // The plan must outlive this.
-  Calls(const Plan& plan, int device, const Device& facts, const Preferences& forward, const Preferences& backward);
+  Calls(const Problem& problem, int device, const Device& facts, const Preferences& forward,
+        const Preferences& backward);
 
-  int64_t scratch_bytes(Direction direction) const { return of(direction).scratch.bytes; }
+  const Problem& problem() const override { return problem_; }
+  int64_t scratch_bytes(Direction direction) const override { return of(direction).scratch.bytes; }
   std::string strategy(Direction direction) const { return of(direction).name(); }
-  const Problem& problem() const { return problem_; }
-  void run(Direction direction, const Call& call) const;
+  void forward(const ForwardCall& call) const override;
+  void backward(const BackwardCall& call) const override;
 
  private:
+  void run(Direction direction, const Call& call) const;
   const Strategy& of(Direction direction) const { return direction == Direction::forward ? forward_ : backward_; }
   Strategy prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const;
   void finish(Direction direction, const Call& call) const;
   template <class Body>
   void naming(Direction direction, const Strategy& strategy, Body&& body) const;
 
-  const Problem& problem_;
+  Problem problem_;
   const KernelSet& kernels_;
   Strategy forward_, backward_;
 };

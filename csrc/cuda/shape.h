@@ -5,8 +5,6 @@
 
 namespace divnorm::cuda {
 
-enum class Direction { forward, backward };
-
 constexpr int64_t kMostPositions = 1 << 30;  // and channels, and samples: they are counted in int
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -14,11 +14,6 @@ struct Setting {
   cuda::Device device;
 };
 
-inline std::unique_ptr<Plan> plan_of(const Case& c, Dtype dtype) {
-  return std::make_unique<Plan>(dtype, c.channels_last, c.over_batch, c.features, c.relu, c.whole(), c.batch,
-                                c.channels, c.groups, c.extent, c.summation, c.suppression);
-}
-
 // A small device with `shared_bytes` for a block; cluster 0: two passes.
 inline Setting setting(int cluster, int shared_bytes) {
   Setting s;
@@ -43,13 +38,13 @@ inline Setting setting(int cluster, int shared_bytes) {
 
 // The smallest device that brings both directions of a case to the named strategy, where there is one.
 inline std::optional<Setting> setting_for(const std::string& strategy, const Case& c, Dtype dtype, int cluster) {
-  const auto plan = plan_of(c, dtype);
+  const Problem problem = problem_of(c, dtype);
   for (int shared_bytes = 2048; shared_bytes < 1 << 20; shared_bytes += shared_bytes / 8) {
     const Setting s = setting(strategy == "two-pass" ? 0 : strategy == "single-block" ? 1 : cluster, shared_bytes);
-    const auto named = [&](cuda::Direction direction) {
-      return cuda::choose(plan->problem(), direction, s.preferences, s.device).name() == strategy;
+    const auto named = [&](Direction direction) {
+      return cuda::choose(problem, direction, s.preferences, s.device).name() == strategy;
     };
-    if (named(cuda::Direction::forward) && named(cuda::Direction::backward)) return s;
+    if (named(Direction::forward) && named(Direction::backward)) return s;
   }
   return std::nullopt;
 }
@@ -57,38 +52,42 @@ inline std::optional<Setting> setting_for(const std::string& strategy, const Cas
 inline Results run(const Case& c, Dtype dtype, const Inputs& in, const Numbers& grad, const Setting& setting) {
   const Shape shape(c);
   const Dtype compute = dtype == Dtype::float64 ? dtype : Dtype::float32;
-  const auto plan = plan_of(c, dtype);
-  const cuda::Calls calls(*plan, 0, setting.device, setting.preferences, setting.preferences);
+  const cuda::Calls calls(problem_of(c, dtype), 0, setting.device, setting.preferences, setting.preferences);
   Tensor x(dtype, in.x), dy(dtype, grad), weight(compute, in.weight), bias(compute, in.bias), sigma(compute, in.sigma);
   Tensor l1(compute, 1), dl1(compute, Numbers{kL1Weight});
   Results r{{dtype, shape.numel},    {compute, shape.maps},   {compute, shape.maps}, {dtype, shape.numel},
             {compute, shape.affine}, {compute, shape.affine}, {compute, c.groups}};
-  const auto scratch = [&](cuda::Direction direction) {
+  const auto scratch = [&](Direction direction) {
     return std::make_unique<unsigned char[]>(calls.scratch_bytes(direction));
   };
-  cuda::Call forward;
+  ForwardCall forward;
   forward.tensors.x = x.data();
-  forward.tensors.out = r.y.data();
+  forward.tensors.y = r.y.data();
   forward.tensors.weight = weight.parameter();
   forward.tensors.bias = bias.parameter();
   forward.tensors.sigma = sigma.parameter();
   forward.tensors.mean = c.summation ? r.mean.data() : nullptr;
   forward.tensors.rstd = c.suppression ? r.rstd.data() : nullptr;
   forward.l1 = c.l1 ? l1.data() : nullptr;
-  const auto forward_scratch = scratch(cuda::Direction::forward), backward_scratch = scratch(cuda::Direction::backward);
-  forward.scratch = forward_scratch.get();
-  calls.run(cuda::Direction::forward, forward);
-  cuda::Call backward;
-  backward.tensors = forward.tensors;
+  const auto forward_scratch = scratch(Direction::forward), backward_scratch = scratch(Direction::backward);
+  forward.place.scratch = forward_scratch.get();
+  calls.forward(forward);
+  BackwardCall backward;
+  backward.tensors.x = x.data();
   backward.tensors.dy = dy.data();
-  backward.tensors.out = r.dx.data();
-  backward.tensors.dl1 = c.l1 ? dl1.data() : nullptr;
-  backward.dweight = r.dweight.parameter();
-  backward.dbias = r.dbias.parameter();
-  backward.dsigma = r.dsigma.parameter();
-  backward.scratch = backward_scratch.get();
+  backward.tensors.mean = forward.tensors.mean;
+  backward.tensors.rstd = forward.tensors.rstd;
+  backward.tensors.weight = forward.tensors.weight;
+  backward.tensors.bias = forward.tensors.bias;
+  backward.tensors.sigma = forward.tensors.sigma;
+  backward.tensors.dx = r.dx.data();
+  backward.tensors.dweight = r.dweight.parameter();
+  backward.tensors.dbias = r.dbias.parameter();
+  backward.tensors.dsigma = r.dsigma.parameter();
+  backward.dl1 = c.l1 ? dl1.data() : nullptr;
+  backward.place.scratch = backward_scratch.get();
   if (!c.suppression) r.dsigma = Tensor(compute, Numbers(c.groups, 0.0));  // the caller's task
-  calls.run(cuda::Direction::backward, backward);
+  calls.backward(backward);
   if (c.l1) r.l1 = l1.numbers()[0];
   return r;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -10,17 +11,24 @@
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "../plan.h"
+#include "../problem.h"
 
 namespace divnorm::tests {
 
 using Numbers = std::vector<double>;
 
 inline int failures = 0;
+
+// One axis of a field, as a problem's.
+struct Axis {
+  int64_t lo, hi, divisor;
+};
+using Axes = std::array<Axis, kAxes>;
 
 struct Case {
   const char* name;
@@ -41,6 +49,31 @@ struct Case {
     return covers(summation) && covers(suppression);
   }
 };
+
+inline Problem problem_of(const Case& c, Dtype dtype) {
+  Problem problem;
+  problem.dtype = dtype;
+  problem.channels_last = c.channels_last;
+  problem.over_batch = c.over_batch;
+  problem.affine_per_position = c.features;
+  problem.relu = c.relu;
+  problem.whole = c.whole();
+  problem.batch = c.batch;
+  problem.channels = c.channels;
+  problem.groups = c.groups;
+  std::copy(c.extent.begin(), c.extent.end(), problem.extent);
+  const auto fill = [](Field& field, const std::optional<Axes>& axes) {
+    field.present = axes.has_value();
+    for (int a = 0; axes && a < kAxes; ++a) {
+      field.lo[a] = (*axes)[a].lo;
+      field.hi[a] = (*axes)[a].hi;
+      field.divisor[a] = (*axes)[a].divisor;
+    }
+  };
+  fill(problem.summation, c.summation);
+  fill(problem.suppression, c.suppression);
+  return checked(problem);
+}
 
 inline Axes window(std::array<int64_t, kAxes> sizes, bool zero_edges = false) {
   Axes axes;

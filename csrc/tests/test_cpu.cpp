@@ -10,8 +10,7 @@ using namespace divnorm::tests;
 Results run(const CpuKernels& kernels, const Case& c, Dtype dtype, const Inputs& in, const Numbers& grad, int threads) {
   const Shape shape(c);
   const Dtype compute = dtype == Dtype::float64 ? dtype : Dtype::float32;
-  const Plan plan(dtype, c.channels_last, c.over_batch, c.features, c.relu, c.whole(), c.batch, c.channels, c.groups,
-                  c.extent, c.summation, c.suppression);
+  const Problem problem = problem_of(c, dtype);
   Tensor x(dtype, in.x), dy(dtype, grad), weight(compute, in.weight), bias(compute, in.bias), sigma(compute, in.sigma);
   Results r{{dtype, shape.numel},    {compute, shape.maps},   {compute, shape.maps}, {dtype, shape.numel},
             {compute, shape.affine}, {compute, shape.affine}, {compute, c.groups}};
@@ -26,7 +25,7 @@ Results run(const CpuKernels& kernels, const Case& c, Dtype dtype, const Inputs&
   Tensor variance(compute, shape.maps);
   f.variance = c.suppression && c.whole() ? variance.data() : nullptr;
   f.l1 = c.l1 ? &r.l1 : nullptr;
-  kernels.forward(plan.problem(), f, threads);
+  kernels.forward(problem, f, threads);
   BackwardTensors b;
   b.x = x.data();
   b.dy = dy.data();
@@ -40,7 +39,7 @@ Results run(const CpuKernels& kernels, const Case& c, Dtype dtype, const Inputs&
   b.dweight = r.dweight.parameter();
   b.dbias = r.dbias.parameter();
   b.dsigma = r.dsigma.parameter();
-  kernels.backward(plan.problem(), b, threads);
+  kernels.backward(problem, b, threads);
   return r;
 }
 

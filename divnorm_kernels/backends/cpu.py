@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 
-import torch
 from torch import Tensor
 
-from ..checks import compute_dtype
 from ..fields import Geometry
-from ..layout import dense
-from .native import DTYPES, backward_tensors, missing, module, packed, parameter, plan_for
+from ..layout import channels_last_strides
+from . import native
+from .native import DTYPES, missing, module
 
 if module is not None and "DIVNORM_INSTRUCTION_SET" in os.environ:
     module.use_instruction_set(os.environ["DIVNORM_INSTRUCTION_SET"])
@@ -47,6 +47,15 @@ def use_instruction_set(name: str) -> None:
     module.use_instruction_set(name)
 
 
+def plan_for(g: Geometry, x: Tensor) -> module.Plan:
+    """The compiled module's plan for calls of ``g`` on such an x."""
+    key = (x.dtype, channels_last_strides(x))
+    calls = g.cache.get(key)
+    if calls is None:
+        calls = g.cache[key] = module.CpuCalls(g, DTYPES[x.dtype], key[1])
+    return module.Plan(g, sys.modules[__name__], calls)
+
+
 def forward(
     g: Geometry,
     x: Tensor,
@@ -60,28 +69,7 @@ def forward(
 
     ``with_variance`` is for geometries that are `whole` and divide; the variance is that of v, without sigma^2.
     """
-    x = dense(x)
-    compute = compute_dtype(x)
-    y = torch.empty_like(x)
-    maps = torch.empty(g.kept_shape(with_variance), dtype=compute, device=x.device)
-    if g.numel == 0:
-        return y, maps, torch.zeros((), dtype=compute, device=x.device) if with_l1 else None
-    value, sigma = (0.0, sigma) if isinstance(sigma, Tensor) else (sigma, None)
-    weight, bias, sigma = packed(weight), packed(bias), packed(sigma)
-    l1 = plan_for(g, x).forward(
-        x.data_ptr(),
-        *parameter(weight),
-        *parameter(bias),
-        *parameter(sigma),
-        0 if sigma is None else sigma.numel(),
-        value,
-        y.data_ptr(),
-        maps.data_ptr(),
-        with_l1,
-        with_variance,
-        torch.get_num_threads(),
-    )
-    return y, maps, torch.tensor(l1, dtype=compute, device=x.device) if with_l1 else None
+    return native.forward(plan_for, g, x, weight, bias, sigma, with_l1, with_variance)
 
 
 def backward(
@@ -96,24 +84,4 @@ def backward(
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for (x, weight, bias, sigma) from those of y and l1 (``None``: zero); ``None`` where not needed."""
-    x, dy, dx, dweight, dbias, dsigma = backward_tensors(g, dy, x, weight, bias, sigma, needs)
-    if g.numel == 0:
-        return dx if needs[0] else None, dweight, dbias, dsigma
-    weight, bias = packed(weight), packed(bias)
-    sigma = packed(sigma) if isinstance(sigma, Tensor) else None
-    plan_for(g, x).backward(
-        x.data_ptr(),
-        dy.data_ptr(),
-        maps.data_ptr(),
-        *parameter(weight),
-        *parameter(bias),
-        *parameter(sigma),
-        0 if sigma is None else sigma.numel(),
-        0.0 if dl1 is None else dl1.item(),
-        dx.data_ptr(),
-        parameter(dweight)[0],
-        parameter(dbias)[0],
-        parameter(dsigma)[0],
-        torch.get_num_threads(),
-    )
-    return dx if needs[0] else None, dweight, dbias, dsigma
+    return native.backward(plan_for, g, dy, dl1, x, maps, weight, bias, sigma, needs)

@@ -1,17 +1,19 @@
-"""The compiled module, and how tensors become what it takes: plans, addresses, dtypes. Shared by its backends."""
+"""The compiled module, and how tensors become what its plans take. Shared by its backends."""
 
 from __future__ import annotations
 
 import sysconfig
 import warnings
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..fields import Axis, Geometry
-from ..layout import channels_last_strides, dense
+from ..checks import compute_dtype
+from ..fields import Geometry
+from ..layout import dense
 
 _PACKAGE = "divnorm_kernels"
 
@@ -28,10 +30,16 @@ def _not_built() -> str:
 _missing: str | None = None
 try:
     import divnorm_kernels._native as module
-except ImportError as error:
+
+    module.connect()
+except (ImportError, AttributeError, RuntimeError) as error:
     module = None
-    absent = isinstance(error, ModuleNotFoundError) and error.name == f"{_PACKAGE}._native"
-    _missing = _not_built() if absent else f"the compiled module does not load: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name == f"{_PACKAGE}._native":
+        _missing = _not_built()
+    elif isinstance(error, ImportError):
+        _missing = f"the compiled module does not load: {error}"
+    else:
+        _missing = f"the compiled module does not work with torch {torch.__version__}: {error}"
     warnings.warn(
         f"divnorm_kernels: CPU tensors are served by the slow reference ({_missing}); "
         "an install with a C++17 compiler brings the kernels",
@@ -40,7 +48,9 @@ except ImportError as error:
     )
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-_UNIT_AXIS = (0, 0, 1)
+
+PlanFor = Callable[[Geometry, Tensor], Any]
+"""Gives the plan (``module.Plan``) of a geometry and an x without gaps."""
 
 
 def missing() -> str | None:
@@ -48,68 +58,46 @@ def missing() -> str | None:
     return _missing
 
 
-def _three(entries: tuple[Any, ...], missing: Any) -> tuple[Any, Any, Any]:
-    """Entries per spatial dimension for the kernels' three axes: they walk the first and want the last contiguous."""
-    return (*entries[:-1], *(missing,) * (3 - len(entries)), entries[-1])
+def _packed(t: Tensor | float | None) -> Tensor | float | None:
+    """A parameter without gaps."""
+    return t.contiguous() if isinstance(t, Tensor) else t
 
 
-def _field(axes: tuple[Axis, ...] | None) -> tuple[tuple[int, int, int], ...] | None:
-    return None if axes is None else _three(tuple((a.lo, a.hi, a.divisor) for a in axes), _UNIT_AXIS)
-
-
-def plan_for(g: Geometry, x: Tensor) -> module.Plan:
-    """The compiled module's plan for a call, made once per geometry, dtype and memory format."""
-    key = (x.dtype, channels_last_strides(x))
-    plan = g.cache.get(key)
-    if plan is None:
-        plan = g.cache[key] = module.Plan(
-            DTYPES[x.dtype],
-            key[1],
-            g.over_batch,
-            g.features,
-            g.relu,
-            g.whole,
-            g.batch,
-            g.channels,
-            g.groups,
-            _three(g.spatial, 1),
-            _field(g.summation),
-            _field(g.suppression),
-        )
-    return plan
-
-
-def packed(t: Tensor | None) -> Tensor | None:
-    """A parameter without gaps; the caller keeps it alive while its address is in use."""
-    return t if t is None or t.is_contiguous() else t.contiguous()
-
-
-def parameter(t: Tensor | None) -> tuple[int, int]:
-    """Address and dtype of a parameter without gaps; address 0 where there is none."""
-    return (0, 0) if t is None else (t.data_ptr(), DTYPES[t.dtype])
-
-
-def backward_tensors(
+def forward(
+    plan_for: PlanFor,
     g: Geometry,
-    dy: Tensor | None,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     sigma: Tensor | float,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """``(x, dy, dx, dweight, dbias, dsigma)``: inputs as the kernels take them, and room for the gradients needed.
-
-    Those of an empty call are zero already.
-    """
+    with_l1: bool,
+    with_variance: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``(y, maps, l1)``, as of `divnorm_kernels.backends.cpu.forward`."""
     x = dense(x)
-    dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
-    rooms = [
-        torch.empty_like(t, memory_format=torch.contiguous_format) if need else None
-        for t, need in zip((weight, bias, sigma), needs[1:], strict=True)
-    ]
     if g.numel == 0:
-        for room in rooms:
-            if room is not None:
-                room.zero_()
-    return x, dy, torch.empty_like(x), *rooms
+        compute = compute_dtype(x)
+        maps = x.new_empty(g.kept_shape(with_variance), dtype=compute)
+        return torch.empty_like(x), maps, x.new_zeros((), dtype=compute) if with_l1 else None
+    return plan_for(g, x).forward(x, _packed(weight), _packed(bias), _packed(sigma), with_l1, with_variance)
+
+
+def backward(
+    plan_for: PlanFor,
+    g: Geometry,
+    dy: Tensor | None,
+    dl1: Tensor | None,
+    x: Tensor,
+    maps: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients for (x, weight, bias, sigma), as of `divnorm_kernels.backends.cpu.backward`."""
+    x = dense(x)
+    if g.numel == 0:
+        inputs = (x, weight, bias, sigma)
+        return tuple(torch.zeros_like(t) if need else None for t, need in zip(inputs, needs, strict=True))
+    dy = None if dy is None else dense(dy, like=x)
+    return plan_for(g, x).backward(dy, dl1, x, maps, _packed(weight), _packed(bias), _packed(sigma), needs)

@@ -61,7 +61,7 @@ def _fields(source: Source, target: Target) -> dict[str, Any]:
         return {}
     if (source.shape is None) != ("num_channels" in target.place):
         return {}
-    names = _FIELDS & vars(old).keys() & takes(target.layer)
+    names = {name for name in _FIELDS & takes(target.layer) if hasattr(old, name)}
     if isinstance(old, LocalContrastNorm2d):
         names -= {"groups"}  # which its class sets
     if family == "dn-mean-only" or (family == "dn" and old.norm_window is None):

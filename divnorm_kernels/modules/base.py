@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -13,14 +15,19 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..addresses import check_held
 from ..backends import check_name
-from ..checks import check_activation, check_flag, check_number, compute_dtype
-from ..fields import Window
+from ..checks import check_activation, check_flag, check_number
 from ..functional import normalize
+from ..norm import Norm
+from ..prepared import Form, prepared
 from ..sharding import distributed
+from .forms import Rows
 from .penalty import Calls
 
 EPS = 1e-5
 """torch.nn's."""
+
+_LEAST_SIGMA = {wide: torch.finfo(torch.float64 if wide else torch.float32).eps ** 0.5 for wide in (False, True)}
+"""Where a layer has none, by whether x is of float64."""
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and biased variance, each of shape (1 or N, groups, 1, ...)."""
@@ -52,6 +59,23 @@ def _resolved_sigma(sigma: float | None, eps: float | None, default_eps: float |
     return float(eps) ** 0.5
 
 
+def of_norm(option: str) -> Any:
+    """An attribute of a layer: an option that its norm holds."""
+    return _of("norm", option)
+
+
+def of_form(option: str) -> Any:
+    """An attribute of a layer: a size that its form holds."""
+    return _of("form", option)
+
+
+def _of(owner: str, name: str) -> Any:
+    return property(
+        lambda layer: getattr(getattr(layer, owner), name),
+        lambda layer, value: setattr(layer, owner, replace(getattr(layer, owner), **{name: value})),
+    )
+
+
 class NormalizationLayer(nn.Module):
     """The base of every layer: one call of `divnorm_kernels.divisive_norm` with the layer's options.
 
@@ -66,15 +90,16 @@ class NormalizationLayer(nn.Module):
         backend: as for `divnorm_kernels.divisive_norm`.
     """
 
+    activation = of_norm("activation")
     l1: Tensor | None
-    _row_shape: tuple[int, ...] | None = None
-    """The trailing shape of a row, where rows are normalized each by itself and may be any number."""
     _default_eps: ClassVar[float | None] = EPS
     followed_by: tuple[str, ...] = ()
     """Child modules that `forward` applies behind the normalization, in this order: an activation, a dropout."""
 
     def __init__(
         self,
+        norm: Norm,
+        form: Form | None,
         affine_shape: tuple[int, ...],
         *,
         weight: bool,
@@ -94,13 +119,12 @@ class NormalizationLayer(nn.Module):
         check_number("l1_weight", l1_weight, "a number of at least 0")
         if l1_weight < 0:
             raise ValueError(f"l1_weight: got {l1_weight}, expected a number of at least 0")
-        if activation not in (None, "relu"):
-            raise ValueError(f'activation: got {activation!r}, expected None or "relu"')
         check_name(backend)
         if learn_sigma and sigma is None:
             raise ValueError("sigma: got None with learn_sigma=True, expected a float to start from")
         self.initial_sigma, self.learn_sigma = sigma, learn_sigma
-        self.l1_weight, self.activation, self.backend = float(l1_weight), activation, backend
+        self._norm, self._form, self._backend = replace(norm, activation=activation), form, backend
+        self.l1_weight = float(l1_weight)
         factory = {"device": device, "dtype": dtype}
         self.register_parameter("weight", nn.Parameter(torch.empty(affine_shape, **factory)) if weight else None)
         self.register_parameter("bias", nn.Parameter(torch.empty(affine_shape, **factory)) if bias else None)
@@ -108,6 +132,35 @@ class NormalizationLayer(nn.Module):
         self.sigma = nn.Parameter(torch.empty(1, **factory)) if learn_sigma else sigma
         self.l1 = None
         self._calls = Calls()
+        self._prepared: Callable[..., Any] | None = None
+
+    @property
+    def norm(self) -> Norm:
+        """What the layer does to an x of the operator's form."""
+        return self._norm
+
+    @norm.setter
+    def norm(self, norm: Norm) -> None:
+        self._norm, self._prepared = norm, None
+
+    @property
+    def form(self) -> Form | None:
+        """What shapes of x the layer takes, where it is one call of the operator and nothing more."""
+        return self._form
+
+    @form.setter
+    def form(self, form: Form | None) -> None:
+        self._form, self._prepared = form, None
+
+    @property
+    def backend(self) -> str | None:
+        """As for `divnorm_kernels.divisive_norm`."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: str | None) -> None:
+        check_name(backend)
+        self._backend, self._prepared = backend, None
 
     @property
     def eps(self) -> float | None:
@@ -149,6 +202,26 @@ class NormalizationLayer(nn.Module):
         In a graph that `torch.fx` records the layer is one node, as torch.nn's are.
         """
         x = input
+        if self._form is not None and not torch.compiler.is_dynamo_compiling():
+            # a module's own look-up of its parameters takes longer than a small kernel
+            parameters, call = self._parameters, self._prepared
+            if call is None:
+                call = self._prepared = prepared(self._norm, self._backend, self._form)
+            with_l1 = self.l1_weight > 0 and self.training
+            try:
+                sigma = parameters["sigma"] if self.learn_sigma else self.sigma
+                if sigma is None:
+                    sigma = _LEAST_SIGMA[getattr(x, "dtype", None) == torch.float64]
+                y = call(x, parameters["weight"], parameters["bias"], sigma, with_l1)
+            except KeyError:  # parametrized, or in a replica
+                y = NotImplemented
+            if y is not NotImplemented:
+                if with_l1:
+                    y, l1, _ = y
+                    self._keep(y, l1)
+                elif self.l1 is not None:  # setting a module's attribute costs as much as a small kernel
+                    self.l1 = None
+                return self._followed(y) if self.followed_by else y
         if type(x) is not Tensor:
             if isinstance(x, Proxy):
                 path = x.tracer.path_of_module(self)
@@ -165,6 +238,9 @@ class NormalizationLayer(nn.Module):
             except RuntimeError:
                 check_held(x=x)  # where a view of it was refused in other words
                 raise
+        return self._followed(y)
+
+    def _followed(self, y: Tensor) -> Tensor:
         for name in self.followed_by:
             y = getattr(self, name)(y)
         return y
@@ -184,7 +260,7 @@ class NormalizationLayer(nn.Module):
 
     def _on_values(self, x: Tensor) -> Tensor:
         """`forward` of a nested tensor, jagged or strided, whose rows are normalized each by itself."""
-        row = self._row_shape
+        row = self._form.row if isinstance(self._form, Rows) else None
         if row is None or not x.is_nested:
             got = f"a nested tensor of layout {x.layout}" if x.is_nested else f"layout {x.layout}"
             raise TypeError(f"x: got {got}, expected a strided {'' if row is None else 'or nested '}tensor")
@@ -202,14 +278,8 @@ class NormalizationLayer(nn.Module):
     def _normalize(
         self,
         x: Tensor,
-        window: Window,
-        norm_window: Window,
-        groups: int,
-        *,
         weight: Tensor | None,
         bias: Tensor | None,
-        edges: str = "valid",
-        over_batch: bool = False,
         with_statistics: bool = False,
     ) -> tuple[Tensor, Statistics | None]:
         """``(y, statistics)`` of a call; keeps the penalty in ``l1`` where it counts."""
@@ -218,22 +288,8 @@ class NormalizationLayer(nn.Module):
         if self.learn_sigma:
             sigma = sigma.squeeze(0)
         elif sigma is None:
-            sigma = torch.finfo(compute_dtype(x)).eps ** 0.5
-        y, l1, statistics = normalize(
-            x,
-            weight,
-            bias,
-            sigma,
-            window,
-            norm_window,
-            groups,
-            edges,
-            over_batch,
-            self.activation,
-            wants_l1,
-            self.backend,
-            with_statistics,
-        )
+            sigma = _LEAST_SIGMA[x.dtype == torch.float64]
+        y, l1, statistics = normalize(self.norm, x, weight, bias, sigma, wants_l1, self.backend, with_statistics)
         self._keep(y, l1 if wants_l1 else None)
         return y, statistics
 
@@ -242,12 +298,12 @@ class NormalizationLayer(nn.Module):
         if l1 is not None:
             self.l1 = l1
             self._calls.note(y, l1, self.l1_weight, "_is_replica" in self.__dict__)
-        elif self.l1 is not None:  # setting a module's attribute costs as much as a small kernel
+        elif self.l1 is not None:
             self.l1 = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Leaves the penalty of the last call out of copies and pickles: it belongs to that call's graph."""
-        return {**super().__getstate__(), "l1": None}
+        """Leaves out of copies and pickles what is found again, and the last call's penalty, which is its graph's."""
+        return {**super().__getstate__(), "l1": None, "_prepared": None}
 
     def _options_repr(self) -> list[tuple[str, Any, Any]]:
         return [

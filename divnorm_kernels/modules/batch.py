@@ -11,8 +11,9 @@ from typing_extensions import Unpack
 
 from ..addresses import check_held
 from ..checks import check_activation, check_flag, check_size, compute_dtype
+from ..norm import Norm
 from ..sharding import distributed, held_here, on_shards
-from .base import NormalizationLayer, Options, Statistics, listed
+from .base import NormalizationLayer, Options, Statistics, listed, of_norm
 from .distributed import ProcessGroup, along_channels, batch_norm_across
 
 
@@ -23,6 +24,7 @@ class _RunningNorm(NormalizationLayer):
     """The dimensions of x."""
     _over_batch: ClassVar[bool]
     _defaults: ClassVar[dict[str, bool]]
+    num_features = of_norm("groups")
 
     def __init__(
         self,
@@ -40,10 +42,19 @@ class _RunningNorm(NormalizationLayer):
         check_flag("affine", affine)
         check_flag("track_running_stats", track_running_stats)
         check_flag("bias", bias)
+        norm = Norm("all", groups=num_features, over_batch=self._over_batch)
         super().__init__(
-            (num_features,), weight=affine, bias=affine and bias, eps=eps, device=device, dtype=dtype, **options
+            norm,
+            None,
+            (num_features,),
+            weight=affine,
+            bias=affine and bias,
+            eps=eps,
+            device=device,
+            dtype=dtype,
+            **options,
         )
-        self.num_features, self.momentum, self.affine = num_features, momentum, affine
+        self.momentum, self.affine = momentum, affine
         self.track_running_stats = track_running_stats
         if track_running_stats:
             self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=dtype))
@@ -118,16 +129,7 @@ class _RunningNorm(NormalizationLayer):
     ) -> tuple[Tensor, Statistics | None, Tensor | int]:
         """``(y, statistics, count)`` by the statistics of ``x``, averages of ``count`` values."""
         rows = x.unsqueeze(-1) if x.dim() == 2 else x
-        y, statistics = self._normalize(
-            rows,
-            "all",
-            "all",
-            self.num_features,
-            weight=self.weight,
-            bias=self.bias,
-            over_batch=self._over_batch,
-            with_statistics=with_statistics,
-        )
+        y, statistics = self._normalize(rows, self.weight, self.bias, with_statistics)
         return (y.squeeze(-1) if x.dim() == 2 else y), statistics, count
 
     def _track(self, statistics: Statistics | None, count: Tensor | int) -> None:

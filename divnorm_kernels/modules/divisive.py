@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..checks import check_flag, check_size
-from ..fields import Window, geometry, listless
+from ..fields import geometry
+from ..norm import Norm, Window
 from ..sharding import by_rows
-from .base import EPS, NormalizationLayer, Options, listed
-
-_FORMS = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+from .base import EPS, NormalizationLayer, Options, listed, of_form, of_norm
+from .forms import Images, Rows
 
 
 class DivisiveNorm(NormalizationLayer):
@@ -42,6 +43,8 @@ class DivisiveNorm(NormalizationLayer):
     _dims: ClassVar[tuple[int, ...]] = (3, 4, 5)
     """The dimensions of x."""
     _default_eps = 1.0
+    num_channels = of_form("channels")
+    window, norm_window, groups, edges = map(of_norm, ("window", "norm_window", "groups", "edges"))
 
     def __init__(
         self,
@@ -61,27 +64,28 @@ class DivisiveNorm(NormalizationLayer):
         check_size("num_channels", num_channels)
         check_flag("affine", affine)
         check_flag("bias", bias)
-        # the geometry of an input with one position, for its checks
+        norm = Norm(window, norm_window, groups, edges)
+        # on an input with one position, for the checks of a geometry
         entries = next((len(field) for field in (window, norm_window) if isinstance(field, tuple | list)), None)
         dims = entries if entries is not None and entries + 2 in self._dims else max(self._dims[0] - 2, 1)
-        geometry((1, num_channels, *[1] * dims), window, norm_window, groups, edges, False)
+        geometry(norm, (1, num_channels, *[1] * dims))
         super().__init__(
-            (num_channels,), weight=affine, bias=affine and bias, eps=eps, device=device, dtype=dtype, **options
+            norm,
+            Images(self._dims, num_channels),
+            (num_channels,),
+            weight=affine,
+            bias=affine and bias,
+            eps=eps,
+            device=device,
+            dtype=dtype,
+            **options,
         )
-        self.num_channels, self.window, self.norm_window = num_channels, listless(window), listless(norm_window)
-        self.groups, self.edges, self.affine = groups, edges, affine
+        self.affine = affine
         self.reset_parameters()
 
     def _call(self, x: Tensor) -> Tensor:
-        shape = x.shape
-        if len(shape) not in self._dims:
-            expected = " or ".join(f"{dims}, {_FORMS[dims]}" for dims in self._dims)
-            raise ValueError(f"x: got {len(shape)} dimensions, expected {expected}")
-        if shape[1] != self.num_channels:
-            raise ValueError(f"x: got {shape[1]} channels, expected num_channels, {self.num_channels}")
-        return self._normalize(
-            x, self.window, self.norm_window, self.groups, weight=self.weight, bias=self.bias, edges=self.edges
-        )[0]
+        self._form(x.shape)
+        return self._normalize(x, self.weight, self.bias)[0]
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""
@@ -205,6 +209,7 @@ class DivisiveNormFeatures(NormalizationLayer):
     """
 
     _default_eps = 1.0
+    window, norm_window, edges = map(of_norm, ("window", "norm_window", "edges"))
 
     def __init__(
         self,
@@ -223,20 +228,36 @@ class DivisiveNormFeatures(NormalizationLayer):
         check_size("num_features", num_features)
         check_flag("affine", affine)
         check_flag("bias", bias)
-        geometry((1, num_features), window, norm_window, 1, edges, False)
+        norm = Norm(window, norm_window, edges=edges)
+        geometry(norm, (1, num_features))
+        form = Rows((num_features,), ", num_features last", leading=1)
         super().__init__(
-            (num_features,), weight=affine, bias=affine and bias, eps=eps, device=device, dtype=dtype, **options
+            norm,
+            form,
+            (num_features,),
+            weight=affine,
+            bias=affine and bias,
+            eps=eps,
+            device=device,
+            dtype=dtype,
+            **options,
         )
-        self.num_features, self.window, self.norm_window = num_features, listless(window), listless(norm_window)
-        self.edges, self.affine = edges, affine
-        self._row_shape = (num_features,)
+        self.affine = affine
         self.reset_parameters()
+
+    @property
+    def num_features(self) -> int:
+        """F."""
+        return self.form.size
+
+    @num_features.setter
+    def num_features(self, size: int) -> None:
+        self.form = replace(self.form, row=(size,))
 
     def _call(self, x: Tensor) -> Tensor:
         shape = x.shape
-        if len(shape) < 2 or shape[-1] != self.num_features:
-            raise ValueError(f"x: got shape {tuple(shape)}, expected (..., {self.num_features}), num_features last")
-        return self._rows(x) if len(shape) == 2 else self._rows(x.reshape(-1, self.num_features)).view(shape)
+        rows = self._form(shape)
+        return self._rows(x) if len(shape) == 2 else self._rows(x.reshape(rows)).view(shape)
 
     def _on_shards(self, x: Tensor) -> Tensor:
         if x.dim() < 2 or x.shape[-1] != self.num_features:
@@ -244,9 +265,7 @@ class DivisiveNormFeatures(NormalizationLayer):
         return by_rows(self._rows, x, 1)
 
     def _rows(self, rows: Tensor) -> Tensor:
-        return self._normalize(
-            rows, self.window, self.norm_window, 1, weight=self.weight, bias=self.bias, edges=self.edges
-        )[0]
+        return self._normalize(rows, self.weight, self.bias)[0]
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from ..checks import check_flag, check_size
+from ..norm import Norm
 from ..sharding import by_rows
-from .base import NormalizationLayer, Options, listed
-
-_MOST_DIMS = 5
+from .base import NormalizationLayer, Options, listed, of_form, of_norm
+from .forms import Channels, Rows
 
 
 class _Trailing(NormalizationLayer):
     """Normalizes the trailing dimensions ``normalized_shape`` of x, with a weight for each element of them."""
 
     _subtracts_mean: bool
+    normalized_shape = of_form("row")
 
     def __init__(
         self,
@@ -39,6 +40,8 @@ class _Trailing(NormalizationLayer):
         check_flag("elementwise_affine", elementwise_affine)
         check_flag("bias", bias)
         super().__init__(
+            Norm("all" if self._subtracts_mean else None, "all"),
+            Rows(shape),
             shape,
             weight=elementwise_affine,
             bias=elementwise_affine and bias,
@@ -47,31 +50,28 @@ class _Trailing(NormalizationLayer):
             dtype=dtype,
             **options,
         )
-        self.normalized_shape, self.elementwise_affine = shape, elementwise_affine
-        self._row_shape = shape
-        self._size = math.prod(shape)
+        self.elementwise_affine = elementwise_affine
         self.reset_parameters()
 
     def _call(self, x: Tensor) -> Tensor:
         dims = len(self.normalized_shape)
         shape = x.shape
-        if tuple(shape[-dims:]) != self.normalized_shape:
-            raise ValueError(
-                f"x: got shape {tuple(shape)}, expected (..., {', '.join(map(str, self.normalized_shape))})"
-            )
+        form = self._form(shape)
         weight, bias = self.weight, self.bias
         if dims > 1:
             if x.dim() == dims + 1 and not x.is_contiguous():
                 return self._channels_last(x)
             weight, bias = (None if t is None else t.flatten() for t in (weight, bias))
-        rows = x if len(shape) == 2 and dims == 1 else x.reshape(-1, self._size)
+        rows = x if len(shape) == 2 and dims == 1 else x.reshape(form)
         return self._rows(rows, weight, bias).view(shape)
 
     def _channels_last(self, x: Tensor) -> Tensor:
         """As `_call`, in and out of a tensor whose second dimension lies last; the parameters are turned instead."""
         rows = x.movedim(1, -1)
         weight, bias = (None if t is None else t.movedim(0, -1).flatten() for t in (self.weight, self.bias))
-        return self._rows(rows.reshape(-1, self._size), weight, bias).view(rows.shape).movedim(-1, 1)
+        return (
+            self._rows(rows.reshape(-1, math.prod(self.normalized_shape)), weight, bias).view(rows.shape).movedim(-1, 1)
+        )
 
     def _on_shards(self, x: Tensor) -> Tensor:
         dims = len(self.normalized_shape)
@@ -81,8 +81,7 @@ class _Trailing(NormalizationLayer):
         return by_rows(lambda rows: self._rows(rows, weight, bias), x, dims)
 
     def _rows(self, rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        window = "all" if self._subtracts_mean else None
-        return self._normalize(rows, window, "all", 1, weight=weight, bias=bias)[0]
+        return self._normalize(rows, weight, bias)[0]
 
 
 class LayerNorm(_Trailing, nn.LayerNorm):
@@ -176,6 +175,8 @@ class GroupNorm(NormalizationLayer, nn.GroupNorm):
         others: as for `LayerNorm`; weight and bias have shape (C,).
     """
 
+    num_groups, num_channels = of_norm("groups"), of_form("channels")
+
     def __init__(
         self,
         num_groups: int,
@@ -194,22 +195,26 @@ class GroupNorm(NormalizationLayer, nn.GroupNorm):
         check_flag("bias", bias)
         if num_channels % num_groups:
             raise ValueError(f"num_groups: got {num_groups}, expected a divisor of the {num_channels} channels")
+        norm = Norm("all", groups=num_groups)
         super().__init__(
-            (num_channels,), weight=affine, bias=affine and bias, eps=eps, device=device, dtype=dtype, **options
+            norm,
+            Channels(num_channels),
+            (num_channels,),
+            weight=affine,
+            bias=affine and bias,
+            eps=eps,
+            device=device,
+            dtype=dtype,
+            **options,
         )
-        self.num_groups, self.num_channels, self.affine = num_groups, num_channels, affine
+        self.affine = affine
         self.reset_parameters()
 
     def _call(self, x: Tensor) -> Tensor:
         shape = x.shape
-        if len(shape) < 2 or shape[1] != self.num_channels:
-            raise ValueError(
-                f"x: got shape {tuple(shape)}, expected (N, {self.num_channels}, ...), num_channels second"
-            )
-        rows = x
-        if len(shape) == 2 or len(shape) > _MOST_DIMS:
-            rows = x.reshape(shape[0], shape[1], math.prod(shape[2:]))
-        y = self._normalize(rows, "all", "all", self.num_groups, weight=self.weight, bias=self.bias)[0]
+        form = self._form(shape)
+        rows = x if tuple(shape) == form else x.reshape(form)
+        y = self._normalize(rows, self.weight, self.bias)[0]
         return y if rows is x else y.view(shape)
 
     def extra_repr(self) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...checks import compute_dtype
 from ...constant import constant
 from ...fields import Geometry
-from ...layout import channels_last_strides, dense
-from ..native import DTYPES, backward_tensors, module, packed, parameter, plan_for
+from ...layout import channels_last_strides
+from .. import native
+from ..native import DTYPES, module
 from ..native import missing as module_missing
 from .table import Device, device, row_for
 
@@ -93,28 +94,18 @@ def calls_for(g: Geometry, x: Tensor) -> Any:
     if calls is None:
         found = device_of(x.device.index)
         rows = (row_for(found, direction, x.element_size()) for direction in ("forward", "backward"))
-        calls = g.cache[key] = library.CudaCalls(plan_for(g, x), x.device.index or 0, found.facts(), *rows)
+        calls = g.cache[key] = library.CudaCalls(g, DTYPES[x.dtype], key[2], x.device.index or 0, found.facts(), *rows)
     return calls
+
+
+def plan_for(g: Geometry, x: Tensor) -> Any:
+    """The compiled module's plan for calls of ``g`` on such an x."""
+    return module.Plan(g, sys.modules[__name__], calls_for(g, x))
 
 
 def strategies(g: Geometry, x: Tensor) -> tuple[str, str]:
     """The names of the strategies that forward and backward of a call take."""
     return calls_for(g, x).strategies
-
-
-def _stream(x: Tensor) -> tuple[int, int]:
-    """Device and current stream."""
-    if not x.is_cuda:
-        return 0, 0
-    index = x.device.index
-    return index, torch._C._cuda_getCurrentRawStream(index)
-
-
-def _sigma(sigma: Tensor | float | None) -> tuple[Any, ...]:
-    """Address, dtype, count and value."""
-    if isinstance(sigma, Tensor):
-        return *parameter(sigma), sigma.numel(), 0.0
-    return 0, 0, 0, float(sigma)
 
 
 def forward(
@@ -127,30 +118,7 @@ def forward(
     with_variance: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``(y, maps, l1)``, as of `divnorm_kernels.backends.cpu.forward`."""
-    x = dense(x)
-    compute = compute_dtype(x)
-    y = torch.empty_like(x)
-    maps = x.new_empty(g.kept_shape(with_variance), dtype=compute)
-    if g.numel == 0:
-        return y, maps, x.new_zeros((), dtype=compute) if with_l1 else None
-    l1 = x.new_empty((), dtype=compute) if with_l1 else None
-    calls = calls_for(g, x)
-    scratch = x.new_empty(calls.scratch_bytes[0], dtype=torch.uint8)
-    weight, bias = packed(weight), packed(bias)
-    sigma = packed(sigma) if isinstance(sigma, Tensor) else sigma
-    calls.forward(
-        *_stream(x),
-        x.data_ptr(),
-        *parameter(weight),
-        *parameter(bias),
-        *_sigma(sigma),
-        y.data_ptr(),
-        maps.data_ptr(),
-        with_variance,
-        0 if l1 is None else l1.data_ptr(),
-        scratch.data_ptr(),
-    )
-    return y, maps, l1
+    return native.forward(plan_for, g, x, weight, bias, sigma, with_l1, with_variance)
 
 
 def backward(
@@ -165,27 +133,4 @@ def backward(
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for (x, weight, bias, sigma) from those of y and l1 (``None``: zero); ``None`` where not needed."""
-    x, dy, dx, dweight, dbias, dsigma = backward_tensors(g, dy, x, weight, bias, sigma, needs)
-    if dsigma is not None and g.suppression is None:
-        dsigma.zero_()  # sigma is not used
-    if g.numel > 0:
-        calls = calls_for(g, x)
-        scratch = x.new_empty(calls.scratch_bytes[1], dtype=torch.uint8)
-        weight, bias = packed(weight), packed(bias)
-        sigma = packed(sigma) if isinstance(sigma, Tensor) else sigma
-        calls.backward(
-            *_stream(x),
-            x.data_ptr(),
-            dy.data_ptr(),
-            maps.data_ptr(),
-            *parameter(weight),
-            *parameter(bias),
-            *_sigma(sigma),
-            0 if dl1 is None else dl1.data_ptr(),
-            dx.data_ptr(),
-            parameter(dweight)[0],
-            parameter(dbias)[0],
-            parameter(dsigma)[0],
-            scratch.data_ptr(),
-        )
-    return dx if needs[0] else None, dweight, dbias, dsigma
+    return native.backward(plan_for, g, dy, dl1, x, maps, weight, bias, sigma, needs)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ...fields import Geometry
 from ...layout import channels_last_strides, dense
+from ..native import module
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
@@ -47,6 +49,11 @@ def description() -> str:
     import triton
 
     return f"Triton {triton.__version__}" + (", interpreted" if INTERPRETED else "")
+
+
+def plan_for(g: Geometry, x: Tensor) -> Any:
+    """What a prepared call keeps for calls on such an x: the functions below are what it runs."""
+    return module.Plan(g, sys.modules[__name__], None)
 
 
 def _kind(t: Tensor | float | None) -> torch.dtype | tuple[torch.dtype, int] | None:

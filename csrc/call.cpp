@@ -1,0 +1,295 @@
+// A normalization as Python calls it, from tensors to tensors: Call(norm, backend, form, prepare).
+//
+// It only ever says yes: whatever is unusual about a call, from a layout that has to be copied to a bad argument, is
+// NotImplemented, and Python's way (divnorm_kernels/functional.py), which knows everything, takes over. A call of a
+// shape, dtype, format and device for the first time asks `prepare` for a plan and keeps it.
+#include "call.h"
+
+#include <structmember.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <exception>
+#include <new>
+#include <vector>
+
+#include "plan.h"
+
+namespace divnorm {
+
+namespace py = pybind11;
+using torch::View;
+
+namespace {
+
+constexpr int kMostDims = 8;
+constexpr size_t kMostPlans = 32;  // kept by a call: the shapes of text have no end
+
+// What a plan depends on of an x.
+struct Key {
+  explicit Key(const View& x)
+      : shape{},
+        ndim(x.raw.ndim),
+        dtype(x.dtype),
+        device_type(x.raw.device.device_type),
+        device(x.raw.device.device_id),
+        contiguous(x.contiguous()) {
+    std::copy(x.raw.shape, x.raw.shape + ndim, shape.begin());
+  }
+  bool operator==(const Key& other) const {
+    return shape == other.shape && ndim == other.ndim && dtype == other.dtype && device_type == other.device_type &&
+           device == other.device && contiguous == other.contiguous;
+  }
+
+  std::array<int64_t, kMostDims> shape;
+  int ndim;
+  Dtype dtype;
+  int device_type, device;
+  bool contiguous;  // else channels_last
+};
+
+struct Kept {
+  Key key;
+  py::object object;
+  const Plan* plan;
+};
+
+struct State {
+  py::object norm, backend, form, prepare;
+  bool shaped;  // the parameters have shapes of the form's
+  std::vector<Kept> plans;
+  size_t last = 0;
+};
+
+struct Call {
+  PyObject_HEAD vectorcallfunc vectorcall;
+  State* state;
+};
+
+// Of autograd: `apply` of the function whose forward and backward are below.
+PyObject* apply = nullptr;
+
+struct Names {
+  PyObject *to_save, *materialize, *non_differentiable, *plan, *sigma, *bias_dtype, *saved, *needs;
+};
+Names names;
+
+// From a call to the forward that autograd calls in between, so that nothing is looked at twice.
+struct Pending {
+  const Kept* kept;
+  const Arguments* arguments;
+  PyObject* x;
+  bool with_l1, with_statistics;
+};
+thread_local const Pending* pending = nullptr;
+
+PyObject* not_implemented() {
+  Py_INCREF(Py_NotImplemented);
+  return Py_NotImplemented;
+}
+
+// Runs what may throw, at the border to Python.
+template <class Body>
+PyObject* guarded(Body&& body) {
+  try {
+    return body();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+const Kept* plan_for(State& state, PyObject* x, const View& view) {
+  const Key key(view);
+  if (state.last < state.plans.size() && state.plans[state.last].key == key) return &state.plans[state.last];
+  for (size_t i = 0; i < state.plans.size(); ++i)
+    if (state.plans[i].key == key) return &state.plans[state.last = i];
+  const py::object made = state.prepare(state.norm, state.backend, state.form, py::handle(x));
+  if (made.is_none()) return nullptr;
+  if (state.plans.size() >= kMostPlans) state.plans.clear();
+  state.plans.push_back({key, made, made.cast<const Plan*>()});
+  state.last = state.plans.size() - 1;
+  return &state.plans.back();
+}
+
+bool is_number(PyObject* object) { return PyFloat_CheckExact(object) || PyLong_CheckExact(object); }
+
+// Whether the tensors among these objects are torch's own.
+bool all_plain(PyObject* const* objects, int count) {
+  return std::all_of(objects, objects + count,
+                     [](PyObject* object) { return object == Py_None || is_number(object) || torch::plain(object); });
+}
+
+bool differentiates(PyObject* const* objects) {
+  return torch::gradients_enabled() && std::any_of(objects, objects + 4, [](PyObject* object) {
+           return object != Py_None && !is_number(object) && torch::requires_grad(object);
+         });
+}
+
+template <class... Objects>
+py::object tuple_of(Objects... objects) {
+  PyObject* made = PyTuple_Pack(sizeof...(objects), objects...);
+  if (made == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(made);
+}
+
+// (y, l1, maps) where one of the latter two was asked for, else y.
+py::object as_result(const Results& results, bool with_l1, bool with_statistics) {
+  if (!with_l1 && !with_statistics) return results.y;
+  return tuple_of(results.y.ptr(), results.l1.ptr(), with_statistics ? results.maps.ptr() : Py_None);
+}
+
+py::object call(State& state, PyObject* const* given, bool with_l1, bool with_statistics) {
+  PyObject *x = given[0], *weight = given[1], *bias = given[2], *sigma = given[3];
+  Arguments arguments;
+  if (!all_plain(given, 4) || !torch::eager() || !torch::view_of(x, arguments.x) || arguments.x.numel == 0)
+    return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  const Kept* found = plan_for(state, x, arguments.x);
+  if (found == nullptr || !found->plan->accepts(weight, bias, sigma, state.shaped, !state.form.is_none(), arguments))
+    return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  const Kept kept = *found;  // of its own: what runs in between may call again
+  if (!differentiates(given))
+    return as_result(kept.plan->forward(x, weight, bias, sigma, arguments, with_l1, with_statistics, with_statistics),
+                     with_l1, with_statistics);
+  const Pending own{&kept, &arguments, x, with_l1, with_statistics};
+  pending = &own;
+  PyObject* result = PyObject_Vectorcall(apply, given, 4, nullptr);
+  pending = nullptr;
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+PyObject* vectorcall(PyObject* self, PyObject* const* given, size_t flags, PyObject* keywords) {
+  const Py_ssize_t count = PyVectorcall_NARGS(flags);
+  if (keywords != nullptr || count < 4 || count > 6) {
+    PyErr_SetString(PyExc_TypeError, "a call takes x, weight, bias, sigma, with_l1=False, with_statistics=False");
+    return nullptr;
+  }
+  for (Py_ssize_t i = 4; i < count; ++i)
+    if (!PyBool_Check(given[i])) return not_implemented();
+  return guarded([&] {
+    State& state = *reinterpret_cast<Call*>(self)->state;
+    return call(state, given, count > 4 && given[4] == Py_True, count > 5 && given[5] == Py_True).release().ptr();
+  });
+}
+
+void set(PyObject* owner, PyObject* name, PyObject* value) {
+  if (PyObject_SetAttr(owner, name, value) != 0) throw py::error_already_set();
+}
+
+py::object get(PyObject* owner, PyObject* name) {
+  PyObject* value = PyObject_GetAttr(owner, name);
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+// forward(ctx, x, weight, bias, sigma) of the autograd function.
+PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  return guarded([&]() -> PyObject* {
+    const Pending* own = pending;
+    pending = nullptr;
+    if (own == nullptr || count != 5 || given[1] != own->x) throw std::runtime_error("forward: not called by a Call");
+    PyObject *ctx = given[0], *x = given[1], *weight = given[2], *bias = given[3], *sigma = given[4];
+    const Plan& plan = *own->kept->plan;
+    const Results results =
+        plan.forward(x, weight, bias, sigma, *own->arguments, own->with_l1, own->with_statistics, true);
+    const bool number = is_number(sigma);
+    set(ctx, names.to_save,
+        tuple_of(x, weight, plan.reads_bias() ? bias : Py_None, number ? Py_None : sigma, results.maps.ptr()).ptr());
+    set(ctx, names.materialize, Py_False);
+    set(ctx, names.plan, own->kept->object.ptr());
+    if (number) set(ctx, names.sigma, sigma);
+    if (bias != Py_None) set(ctx, names.bias_dtype, torch::dtype_of(bias).ptr());
+    if (own->with_statistics) set(ctx, names.non_differentiable, tuple_of(results.maps.ptr()).ptr());
+    return as_result(results, own->with_l1, own->with_statistics).release().ptr();
+  });
+}
+
+// backward(ctx, dy, dl1=None, dmaps=None): the gradients for x, weight, bias and sigma, or NotImplemented.
+PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  return guarded([&]() -> PyObject* {
+    if (count < 2) throw std::runtime_error("backward: no gradient");
+    PyObject* ctx = given[0];
+    if (!all_plain(given + 1, static_cast<int>(count) - 1) || !torch::eager() || torch::gradients_enabled())
+      return not_implemented();
+    const py::object object = get(ctx, names.plan), saved = get(ctx, names.saved), needed = get(ctx, names.needs);
+    PyObject* const* tensors = PySequence_Fast_ITEMS(saved.ptr());
+    if (!all_plain(tensors, 5)) return not_implemented();
+    const py::object sigma =
+        tensors[3] == Py_None ? get(ctx, names.sigma) : py::reinterpret_borrow<py::object>(tensors[3]);
+    Needs needs;
+    for (int i = 0; i < 4; ++i) needs[i] = PySequence_Fast_GET_ITEM(needed.ptr(), i) == Py_True;
+    Gradients gradients;
+    const Upstream upstream{given[1], count > 2 ? given[2] : Py_None};
+    // of a bias whose gradient is all that is needed of it
+    const py::object dtype = needs[2] && tensors[2] == Py_None ? get(ctx, names.bias_dtype) : py::none();
+    if (!object.cast<const Plan*>()->backward(upstream, tensors[0], tensors[4], tensors[1], tensors[2], dtype.ptr(),
+                                              sigma.ptr(), needs, gradients))
+      return not_implemented();
+    return tuple_of(gradients[0].ptr(), gradients[1].ptr(), gradients[2].ptr(), gradients[3].ptr()).release().ptr();
+  });
+}
+
+PyObject* make(PyTypeObject* type, PyObject* arguments, PyObject*) {
+  PyObject *norm, *backend, *form, *prepare;
+  if (!PyArg_ParseTuple(arguments, "OOOO", &norm, &backend, &form, &prepare)) return nullptr;
+  PyObject* self = type->tp_alloc(type, 0);
+  if (self == nullptr) return nullptr;
+  return guarded([&] {
+    auto* own = reinterpret_cast<Call*>(self);
+    own->vectorcall = vectorcall;
+    const auto borrowed = [](PyObject* object) { return py::reinterpret_borrow<py::object>(object); };
+    const bool shaped = form != Py_None && py::handle(form).attr("shapes_parameters").cast<bool>();
+    own->state = new State{borrowed(norm), borrowed(backend), borrowed(form), borrowed(prepare), shaped, {}};
+    return self;
+  });
+}
+
+void destroy(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  delete reinterpret_cast<Call*>(self)->state;
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyMemberDef members[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(Call, vectorcall), READONLY, nullptr},
+                         {nullptr, 0, 0, 0, nullptr}};
+
+template <class Function>
+PyType_Slot slot(int id, Function function) {
+  return {id, reinterpret_cast<void*>(function)};
+}
+
+PyType_Slot slots[] = {slot(Py_tp_new, make),
+                       slot(Py_tp_dealloc, destroy),
+                       slot(Py_tp_members, members),
+                       slot(Py_tp_call, PyVectorcall_Call),
+                       {0, nullptr}};
+
+PyType_Spec spec = {"divnorm_kernels._native.Call", sizeof(Call), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL,
+                    slots};
+
+PyMethodDef functions[] = {
+    {"forward", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(forward)), METH_FASTCALL, nullptr},
+    {"backward", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(backward)), METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
+
+}  // namespace
+
+void bind_call(py::module_& module) {
+  module.attr("Call") = py::reinterpret_steal<py::object>(PyType_FromSpec(&spec));
+  if (PyModule_AddFunctions(module.ptr(), functions) != 0) throw py::error_already_set();
+  names = {
+      interned("to_save"), interned("materialize_grads"), interned("non_differentiable"), interned("plan"),
+      interned("sigma"),   interned("bias_dtype"),        interned("saved_tensors"),      interned("needs_input_grad")};
+  module.def("differentiate_by", [](const py::object& function) { apply = py::object(function).release().ptr(); });
+}
+
+}  // namespace divnorm
