@@ -12,14 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from . import family, models, properties, recurrent, targets
+from . import family, models, overhead, properties, recurrent, targets
 from . import pages as tables
 from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, settings
 from .inputs import image_cases, sample_cases, tensor_case
 from .machine import describe
 from .measure import copy_bandwidth
 from .options import chosen, command_line, device_named, width
-from .overhead import call_overhead
 from .plots import plot_ratios, plot_windows
 from .report import print_headline, sweep_table, table
 from .results import headline, read
@@ -142,7 +141,7 @@ def run(
     console = Console(width=width())
     out.mkdir(parents=True, exist_ok=True)
     machine = describe(device) | {"copy_bytes_per_second": copy_bandwidth(device)}
-    results = Results(out / "results.json", machine, command_line(), call_overhead(device))
+    results = Results(out / "results.json", machine, command_line(), overhead.call_overhead(device))
     work = Plan(plan, sweeps, with_compiled, seconds)
     if resume:
         try:
@@ -231,6 +230,33 @@ def models_command(
     console.print(models.table(rows))
     if any(row["times"] is None for row in rows):
         raise typer.Exit(1)
+
+
+@app.command("overhead")
+def overhead_command(
+    case: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(overhead.CASES)}; may be repeated.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option(help="Folder for overhead.json.")] = Path("bench/out"),
+) -> None:
+    """Times calls on a few kilobytes, where the call is the time, against torch's layers."""
+    device = device_named(device)
+    cases = chosen("--case", case, overhead.CASES, tuple(overhead.CASES))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console = Console(width=width())
+    rows = [
+        row
+        for name in track(cases, "timing", console=console, transient=True)
+        for row in overhead.measure(name, device)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    overhead.write(out / "overhead.json", rows, describe(device), command_line())
+    console.print(overhead.table(rows))
+    for words in overhead.missed(rows):
+        console.print(words)
 
 
 @app.command("properties")

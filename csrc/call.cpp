@@ -24,6 +24,7 @@ using torch::View;
 namespace {
 
 constexpr int kMostDims = 8;
+constexpr int kSaved = 5;          // x, weight, bias, sigma, maps
 constexpr size_t kMostPlans = 32;  // kept by a call: the shapes of text have no end
 
 // What a plan depends on of an x.
@@ -71,7 +72,7 @@ struct Call {
 PyObject* apply = nullptr;
 
 struct Names {
-  PyObject *to_save, *materialize, *non_differentiable, *plan, *sigma, *bias_dtype, *saved, *needs;
+  PyObject *to_save, *materialize, *non_differentiable, *plan, *sigma, *bias_dtype, *needs;
 };
 Names names;
 
@@ -210,22 +211,24 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   });
 }
 
-// backward(ctx, dy, dl1=None, dmaps=None): the gradients for x, weight, bias and sigma, or NotImplemented.
+// backward(ctx, saved, dy, dl1): the gradients for x, weight, bias and sigma, or NotImplemented.
 PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&]() -> PyObject* {
-    if (count < 2) throw std::runtime_error("backward: no gradient");
-    PyObject* ctx = given[0];
-    if (!all_plain(given + 1, static_cast<int>(count) - 1) || !torch::eager() || torch::gradients_enabled())
-      return not_implemented();
-    const py::object object = get(ctx, names.plan), saved = get(ctx, names.saved), needed = get(ctx, names.needs);
-    PyObject* const* tensors = PySequence_Fast_ITEMS(saved.ptr());
-    if (!all_plain(tensors, 5)) return not_implemented();
+    if (count != 4 || !PyTuple_Check(given[1]) || PyTuple_GET_SIZE(given[1]) != kSaved)
+      throw std::runtime_error("backward: not called by the function of a Call");
+    PyObject *ctx = given[0], *saved = given[1];
+    if (!all_plain(given + 2, 2) || !torch::eager() || torch::gradients_enabled()) return not_implemented();
+    const py::object object = get(ctx, names.plan), needed = get(ctx, names.needs);
+    PyObject* const* tensors = PySequence_Fast_ITEMS(saved);
+    const py::object sigma =
+        tensors[3] == Py_None ? get(ctx, names.sigma) : py::reinterpret_borrow<py::object>(tensors[3]);
+    if (!all_plain(tensors, kSaved)) return not_implemented();
     const py::object sigma =
         tensors[3] == Py_None ? get(ctx, names.sigma) : py::reinterpret_borrow<py::object>(tensors[3]);
     Needs needs;
     for (int i = 0; i < 4; ++i) needs[i] = PySequence_Fast_GET_ITEM(needed.ptr(), i) == Py_True;
     Gradients gradients;
-    const Upstream upstream{given[1], count > 2 ? given[2] : Py_None};
+    const Upstream upstream{given[2], given[3]};
     // of a bias whose gradient is all that is needed of it
     const py::object dtype = needs[2] && tensors[2] == Py_None ? get(ctx, names.bias_dtype) : py::none();
     if (!object.cast<const Plan*>()->backward(upstream, tensors[0], tensors[4], tensors[1], tensors[2], dtype.ptr(),
@@ -286,9 +289,8 @@ PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); 
 void bind_call(py::module_& module) {
   module.attr("Call") = py::reinterpret_steal<py::object>(PyType_FromSpec(&spec));
   if (PyModule_AddFunctions(module.ptr(), functions) != 0) throw py::error_already_set();
-  names = {
-      interned("to_save"), interned("materialize_grads"), interned("non_differentiable"), interned("plan"),
-      interned("sigma"),   interned("bias_dtype"),        interned("saved_tensors"),      interned("needs_input_grad")};
+  names = {interned("to_save"), interned("materialize_grads"), interned("non_differentiable"), interned("plan"),
+           interned("sigma"),   interned("bias_dtype"),        interned("needs_input_grad")};
   module.def("differentiate_by", [](const py::object& function) { apply = py::object(function).release().ptr(); });
 }
 

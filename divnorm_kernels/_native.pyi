@@ -81,7 +81,9 @@ class Call:
 def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float, /) -> Any:
     """Of the autograd function that a `Call` applies."""
 
-def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None = None, dmaps: None = None, /) -> Any:
+def backward(
+    ctx: Any, saved: tuple[Tensor | None, ...], dy: Tensor | None, dl1: Tensor | None, /
+) -> tuple[Tensor | None, ...] | Any:
     """Its backward: the gradients, or NotImplemented."""
 
 def differentiate_by(apply: Callable[..., Any], /) -> None:

@@ -53,14 +53,20 @@ class DivisiveNormFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None, dmaps: None) -> tuple[Tensor | None, ...]:
         """Gradients for x, weight, bias and sigma."""
-        return (*_gradients(ctx, ctx.geometry, ctx.backend, dy, dl1), None, None, None, None)
+        found = _gradients(ctx, ctx.saved_tensors, ctx.geometry, ctx.backend, dy, dl1)
+        return (*found, None, None, None, None)
 
 
 def _gradients(
-    ctx: Any, g: Geometry, backend: ModuleType, dy: Tensor | None, dl1: Tensor | None
+    ctx: Any,
+    saved: tuple[Tensor | None, ...],
+    g: Geometry,
+    backend: ModuleType,
+    dy: Tensor | None,
+    dl1: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the saved inputs, which may have a layer's shapes in place of the operator's."""
-    x, weight, bias, sigma, maps = ctx.saved_tensors
+    x, weight, bias, sigma, maps = saved
     if dy is not None and dy.layout is not torch.strided:
         dy = dy.to_dense()
     shape, affine_shape = x.shape, None if weight is None else weight.shape
@@ -113,11 +119,12 @@ if module is not None:
         def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None = None, dmaps: None = None) -> Any:
             """Gradients for x, weight, bias and sigma, of shapes as a layer has them."""
             # a function of Python's, as a compiler of backward needs
+            saved = ctx.saved_tensors  # once: a checkpoint hands them out no second time
             if not torch.compiler.is_dynamo_compiling():
-                found = module.backward(ctx, dy, dl1, dmaps)
+                found = module.backward(ctx, saved, dy, dl1)
                 if found is not NotImplemented:
                     return found
-            return _gradients(ctx, ctx.plan.geometry, ctx.plan.backend, dy, dl1)
+            return _gradients(ctx, saved, ctx.plan.geometry, ctx.plan.backend, dy, dl1)
 
     # without apply's own test for torch.func, which a prepared call has made already
     module.differentiate_by(super(torch.autograd.Function, PreparedFunction).apply)

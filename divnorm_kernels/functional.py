@@ -117,6 +117,12 @@ def normalize(
     ``statistics``, of whole fields, is mean and biased variance, each one number a row, of shape (N, groups, 1, ...)
     or over the batch (1, groups, 1, ...). They have no gradient.
     """
+    check_name(backend)
+    if not torch.compiler.is_dynamo_compiling():
+        found = prepared(norm, backend)(x, weight, bias, sigma, with_l1, with_statistics)
+        if found is not NotImplemented:
+            y, l1, maps = found if with_l1 or with_statistics else (found, None, None)
+            return y, l1, (maps[0], maps[-1]) if with_statistics else None
     check_activation(x)
     g = geometry(norm, _sizes(x))
     check_affine("weight", weight, g, x)

@@ -1,0 +1,421 @@
+"""Prepared calls: what they serve and what they leave alone, and that nothing of it is to be seen but the time."""
+
+import contextlib
+import copy
+import gc
+import pickle
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+from caches import forget
+from hostile import Subclass
+from hypothesis import given
+from oracle import Call, evaluate
+from strategies import calls
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import divnorm_kernels as dk
+from divnorm_kernels import divisive_norm, fields, functional
+from divnorm_kernels.norm import Norm
+from divnorm_kernels.prepared import prepared
+
+SHAPE = (2, 4, 5, 6)
+FAST = "PreparedFunctionBackward"
+
+
+def call(x, weight=None, bias=None, sigma=1.0, *flags, norm=None, backend="cpu", form=None):
+    """What a prepared call of a window answers."""
+    return prepared(norm or Norm(3), backend, form)(x, weight, bias, sigma, *flags)
+
+
+def storage_resized(t, bytes_):
+    t.untyped_storage().resize_(bytes_)
+    return t
+
+
+class Wrapped:
+    """An x that a transformation of torch.func has left behind."""
+
+    def __new__(cls, x):
+        kept = []
+        torch.func.vmap(lambda t: kept.append(t) or t)(x.unsqueeze(0))
+        return kept[0]
+
+
+X = torch.randn(SHAPE)
+SERVED = {
+    "contiguous": lambda: (X,),
+    "channels_last": lambda: (X.contiguous(memory_format=torch.channels_last),),
+    "parameters": lambda: (X, torch.ones(4), torch.nn.Parameter(torch.zeros(4)), torch.tensor(0.5)),
+    "half types beside float32": lambda: (X.bfloat16(), torch.ones(4), torch.zeros(4).bfloat16(), 2),
+    "a view from the middle of a storage": lambda: (torch.randn(3, *SHAPE)[1],),
+    "a feature": lambda: (torch.randn(3, 7), torch.ones(7)),
+    "l1": lambda: (X, None, None, 1.0, True),
+}
+LEFT = {
+    "no tensor": lambda: ([1.0],),
+    "x a subclass": lambda: (X.as_subclass(Subclass),),
+    "weight a subclass": lambda: (X, torch.ones(4).as_subclass(Subclass)),
+    "sigma a subclass": lambda: (X, None, None, torch.ones(()).as_subclass(Subclass)),
+    "x negated": lambda: (torch._neg_view(X),),
+    "bias negated": lambda: (X, None, torch._neg_view(torch.ones(4))),
+    "a zero that nobody wrote": lambda: (torch._efficientzerotensor(SHAPE),),
+    "x freed": lambda: (storage_resized(X.clone(), 0),),
+    "x cut short": lambda: (storage_resized(X.clone(), 4 * X.numel() - 4),),
+    "x cut short behind an offset": lambda: (storage_resized(torch.randn(3, *SHAPE)[1], 4 * X.numel()),),
+    "weight cut short": lambda: (X, storage_resized(torch.ones(4), 12)),
+    "x sparse": lambda: (X.to_sparse(),),
+    "x on meta": lambda: (X.to("meta"),),
+    "x nested": lambda: (torch.nested.nested_tensor([X[0], X[1]]),),
+    "x fake": lambda: (FakeTensorMode().from_tensor(X),),
+    "x functional": lambda: (torch._to_functional_tensor(X),),
+    "x batched and left behind": lambda: (Wrapped(X),),
+    "x with gaps": lambda: (torch.randn(2, 4, 5, 12)[..., ::2],),
+    "x turned": lambda: (torch.randn(2, 4, 6, 5).transpose(2, 3),),
+    "weight with gaps": lambda: (X, torch.ones(8)[::2]),
+    "weight of another length": lambda: (X, torch.ones(5)),
+    "weight of two dimensions": lambda: (X, torch.ones(1, 4)),
+    "weight of another dtype": lambda: (X, torch.ones(4).double()),
+    "weight of half precision": lambda: (X, torch.ones(4).half()),
+    "weight a number": lambda: (X, 1.0),
+    "sigma NaN": lambda: (X, None, None, float("nan")),
+    "sigma an int that no float holds": lambda: (X, None, None, 10**400),
+    "sigma a bool": lambda: (X, None, None, True),
+    "sigma per channel": lambda: (X, None, None, torch.ones(4)),
+    "sigma of one dimension": lambda: (X, None, None, torch.ones(1, 1)),
+    "x of integers": lambda: (X.int(),),
+    "x empty": lambda: (torch.randn(0, 4, 5, 6),),
+    "x of too many dimensions": lambda: (torch.randn(1, 1, 1, 1, 1, 2),),
+    "l1 by a number": lambda: (X, None, None, 1.0, 1),
+}
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def compiling():
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = False
+
+
+AROUND = {
+    "a dispatch mode": Watching,
+    "a function mode": lambda: torch.device("cpu"),
+    "forward-mode differentiation": forward_ad.dual_level,
+    "export": compiling,
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_what_is_usual_is_served(name):
+    arguments = SERVED[name]()
+    found = call(*arguments)
+    assert found is not NotImplemented
+    y = found[0] if len(arguments) > 4 else found
+    x, weight, bias, sigma = (*arguments, *(None, None, 1.0)[len(arguments) - 1 :])[:4]
+    expected = dk.reference.divisive_norm(x, weight, bias, window=3, sigma=sigma)
+    torch.testing.assert_close(y, expected)
+    assert (y.stride(), y.dtype) == (x.stride(), x.dtype)
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_unusual_is_left_alone(name):
+    assert call(*LEFT[name]()) is NotImplemented
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_who_wants_to_see_is_left_to_see(name):
+    with AROUND[name]():
+        assert call(X) is NotImplemented
+    assert call(X) is not NotImplemented
+
+
+def test_transformations_and_recorders_are_left_to_see():
+    seen = []
+
+    def function(x):
+        seen.append(call(X))
+        return x * 2
+
+    torch.func.vmap(function)(torch.ones(2))
+    torch.jit.trace(function, torch.ones(2), check_trace=False)
+    assert seen == [NotImplemented] * 2
+
+
+def test_the_reference_and_refusals_are_left_alone():
+    assert call(X, backend="reference") is NotImplemented
+    assert call(X, norm=Norm(3, groups=3)) is NotImplemented
+    assert call(X, norm=Norm((3, 3, 3))) is NotImplemented
+
+
+@pytest.mark.parametrize("requires", [(), ("x",), ("weight",), ("bias",), ("sigma",)])
+def test_which_calls_are_in_a_graph(requires):
+    tensors = {"x": X.clone(), "weight": torch.ones(4), "bias": torch.zeros(4), "sigma": torch.ones(())}
+    for name in requires:
+        tensors[name].requires_grad_()
+    y = divisive_norm(**tensors, window=3)
+    assert (y.grad_fn is None) == (not requires)
+    assert not requires or y.grad_fn.name() == FAST
+    with torch.no_grad():
+        assert divisive_norm(**tensors, window=3).grad_fn is None
+
+
+@contextlib.contextmanager
+def without_prepared_calls():
+    """What divisive_norm does where no prepared call serves it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("prepared", "_prepared"):
+            patch.setattr(functional, name, lambda *_: lambda *_: NotImplemented)
+        yield
+
+
+@given(calls())
+def test_results_are_the_same_without_them(call: Call):
+    """Bit by bit, gradients and all."""
+    found = evaluate(divisive_norm, call)
+    with without_prepared_calls():
+        expected = evaluate(divisive_norm, call)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        if value is not None:
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def graph(**options):
+    """Leaves and y of a call that is in a graph."""
+    leaves = [torch.randn(SHAPE, requires_grad=True), *(torch.randn(4, requires_grad=True) for _ in range(2))]
+    y = divisive_norm(*leaves, window=3, **options)
+    assert y.grad_fn.name() == FAST
+    return leaves, y
+
+
+def expected_gradients(leaves, dy, **options):
+    y = dk.reference.divisive_norm(*leaves, window=3, **options)
+    return torch.autograd.grad(y, leaves, dy)
+
+
+GRADIENTS = {
+    "as x": lambda dy: dy,
+    "channels_last": lambda dy: dy.contiguous(memory_format=torch.channels_last),
+    "expanded": lambda dy: dy[:1, :1, :1, :1].expand(SHAPE),
+    "negated": lambda dy: torch._neg_view(dy),
+    "sparse": lambda dy: dy.to_sparse(),
+    "a subclass": lambda dy: dy.as_subclass(Subclass),
+}
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_of_every_kind(name, activation):
+    leaves, y = graph(activation=activation)
+    dy = torch.randn(SHAPE)
+    found = torch.autograd.grad(y, leaves, GRADIENTS[name](dy))
+    given = GRADIENTS[name](dy)
+    expected = expected_gradients(leaves, given.to_dense() if given.is_sparse else given, activation=activation)
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("hook", [lambda t: t.clone(), lambda t: t.double(), lambda t: t.as_subclass(Subclass)])
+def test_hooks_on_what_is_saved(hook):
+    """What comes back may be of another place, and of another kind."""
+    with torch.autograd.graph.saved_tensors_hooks(hook, lambda t: torch.Tensor.to(t, torch.float32)):
+        leaves, y = graph()
+    dy = torch.randn(SHAPE)
+    for f, e in zip(torch.autograd.grad(y, leaves, dy), expected_gradients(leaves, dy), strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_input_that_was_changed_is_an_error():
+    leaves, y = graph()
+    with torch.no_grad():
+        leaves[0].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_checkpoint():
+    layer, x = dk.DivisiveNorm2d(4, 3), torch.randn(SHAPE, requires_grad=True)
+    for dy in (torch.randn(SHAPE), torch.randn(1).expand(SHAPE)):  # the latter is for Python's way
+        (dx,) = torch.autograd.grad(checkpoint(layer, x, use_reentrant=False), x, dy)
+        assert torch.equal(dx, torch.autograd.grad(layer(x), x, dy)[0])
+
+
+def test_an_error_in_a_kernel_is_an_exception(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the kernel is tired")
+
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    calls = dk.prepared.module.Call(Norm(3), None, None, broken)
+    with pytest.raises(RuntimeError, match="the kernel is tired"):
+        calls(x, None, None, 1.0)
+    with pytest.raises(TypeError, match="a call takes x, weight, bias, sigma"):
+        calls(x)
+    with pytest.raises(RuntimeError, match="not called by a Call"):
+        dk.autograd.PreparedFunction.apply(x, None, None, 1.0)
+
+
+LAYERS = {
+    "DivisiveNorm2d": (lambda: dk.DivisiveNorm2d(4, 3), SHAPE),
+    "DivisiveNormFeatures": (lambda: dk.DivisiveNormFeatures(6, 3), (2, 5, 6)),
+    "LayerNorm": (lambda: dk.LayerNorm((5, 6)), SHAPE),
+    "RMSNorm": (lambda: dk.RMSNorm(6), SHAPE),
+    "GroupNorm": (lambda: dk.GroupNorm(2, 4), SHAPE),
+    "GroupNorm, no positions": (lambda: dk.GroupNorm(2, 4), (3, 4)),
+    "a learned sigma": (lambda: dk.DivisiveNorm2d(4, 3, groups=2, learn_sigma=True), SHAPE),
+    "a penalty": (lambda: dk.DivisiveNorm2d(4, 3, l1_weight=0.5), SHAPE),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_are_one_node(name):
+    """Also where their x has other shapes than the operator's: no view stands before or behind."""
+    make, shape = LAYERS[name]
+    layer, x = make(), torch.randn(shape, requires_grad=True)
+    y = layer(x)
+    assert y.grad_fn.name() == FAST
+    reached = {type(node).__name__ for node, _ in y.grad_fn.next_functions if node is not None}
+    assert reached == {"AccumulateGrad"}
+    dy, inputs = torch.randn(shape), [x, *layer.parameters()]
+    found = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+    layer.backend = "reference"
+    expected = torch.autograd.grad(layer(x), inputs, dy, create_graph=True)
+    for f, e, p in zip(found, expected, inputs, strict=True):
+        assert f.shape == p.shape
+        torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-5)
+    again = torch.autograd.grad(y, inputs, dy, create_graph=True)  # by the reference, in the layer's shapes
+    for f, e in zip(again, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-5)
+        assert f.shape == e.shape
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_of_a_layer(copied):
+    layer = dk.DivisiveNorm2d(4, 3)
+    layer(X)
+    assert torch.equal(copied(layer)(X), layer(X))
+
+
+def test_options_of_a_layer_may_change():
+    layer = dk.DivisiveNorm2d(4, 3, bias=False)
+    for name, value in (
+        ("window", 5), ("norm_window", 3), ("groups", 2), ("edges", "zero"), ("activation", "relu"), ("sigma", 0.25),
+        ("eps", 0.5), ("backend", "reference"), ("backend", "cpu"),
+    ):  # fmt: skip
+        layer(X)
+        setattr(layer, name, value)
+        sigma = layer.sigma
+        options = {o: getattr(layer, o) for o in ("window", "norm_window", "groups", "edges", "activation")}
+        expected = dk.reference.divisive_norm(X, layer.weight, sigma=sigma, **options)
+        torch.testing.assert_close(layer(X), expected, msg=name)
+    with pytest.raises(ValueError, match="window: got 0, expected a positive int"):
+        layer.window = 0
+    with pytest.raises(ValueError, match="backend: got 'quick'"):
+        layer.backend = "quick"
+    layer.num_channels, layer.weight = 2, torch.nn.Parameter(torch.ones(2))
+    assert layer(X[:, :2]).shape == (2, 2, 5, 6)
+    with pytest.raises(ValueError, match="x: got 4 channels, expected num_channels, 2"):
+        layer(X)
+
+
+def test_plans_that_a_call_keeps_are_bounded():
+    forget()
+    layer = dk.DivisiveNorm1d(2, 3)
+    kept = []
+    for length in range(3, 103):
+        layer(torch.randn(1, 2, length))
+        kept.append(weakref.ref(fields.geometry(layer.norm, (1, 2, length))))
+    forget()
+    gc.collect()
+    assert sum(ref() is not None for ref in kept) <= 32
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_nothing_is_left_of_ten_thousand_steps():
+    """No reference to an argument, and no memory."""
+    layer, x = dk.DivisiveNorm2d(4, 3, l1_weight=0.1), torch.randn(SHAPE, requires_grad=True)
+    dy, sigma = torch.randn(SHAPE), 0.7654321
+
+    def step():
+        y = layer(x)
+        torch.autograd.grad([y, layer.l1], [x, layer.weight, layer.bias], [dy, torch.ones(())])
+        divisive_norm(x, layer.weight, window=3, sigma=sigma)
+        call([x])
+
+    for _ in range(500):
+        step()
+    objects = (x, layer.weight, layer.bias, dy, sigma, layer.norm, layer._prepared)
+    gc.collect()
+    counts, before = [sys.getrefcount(o) for o in objects], resident()
+    for _ in range(10_000):
+        step()
+    gc.collect()
+    assert [sys.getrefcount(o) for o in objects] == counts
+    assert resident() - before < 4 << 20
+
+
+def test_eight_threads():
+    """On one layer, each with shapes of its own, and large enough for some to let the others run."""
+    layer = dk.DivisiveNorm1d(4, 5)
+    shapes = [(2, 4, length) for length in range(30, 430, 5)]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    expected = [torch.autograd.grad(layer(x).square().sum(), x)[0] for x in inputs]
+    wrong = []
+
+    def work(first):
+        for _ in range(3):
+            for i in range(first, len(inputs), 3):
+                (dx,) = torch.autograd.grad(layer(inputs[i]).square().sum(), inputs[i])
+                if not torch.equal(dx, expected[i]):
+                    wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", ["DivisiveNorm2d", "LayerNorm"])
+def test_what_a_step_makes(name):
+    """Forward: y and the maps. Backward: a gradient each. Nothing is filled, copied or looked at twice."""
+    make, shape = LAYERS[name]
+    layer, x, dy = make(), torch.randn(shape, requires_grad=True), torch.randn(shape)
+    inputs = [x, *layer.parameters()]
+    torch.autograd.grad(layer(x), inputs, dy)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        y = layer(x)
+    assert names_of(profile) == ["PreparedFunction", "aten::empty_like", "aten::empty"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        torch.autograd.grad(y, inputs, dy)
+    made = [event for event in names_of(profile) if event.startswith("aten::")]
+    assert made == ["aten::empty_like"] * 3
+
+
+def names_of(profile) -> list[str]:
+    """The operators that ran, but for what empty_like does itself."""
+    inside = {"aten::empty_strided"}
+    found = [event.name for event in profile.events() if event.name not in inside and not event.name.startswith("[")]
+    return found
+
+
+hypothesis.settings.register_profile("default", hypothesis.settings())
