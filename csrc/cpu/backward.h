@@ -92,11 +92,10 @@ class BackwardPass {
     for (int64_t group = 0; group < unit_.groups; ++group) {
       if (p.suppression.present) {
         const auto source = [&](int64_t i) { return static_cast<const A*>(t_.row(group, i)); };
-        A *a = a_.row(group, begin), *d = d_.row(group, begin);
-        s_.boxes.suppression.lines(begin, end, source, box_buffers_,
-                                   [=, &p](int64_t, int64_t, int64_t at, const A* sums) {
-                                     local_slopes(p.extent[2], per_channel, sums, a + at, d + at);
-                                   });
+        s_.boxes.suppression.lines(begin, end, source, box_buffers_, [&](int64_t i, int64_t h, const A* sums) {
+          const int64_t at = p.position(i, h);
+          local_slopes(p.extent[2], per_channel, sums, a_.at(group, at), d_.at(group, at));
+        });
       }
       for (int64_t i = begin; p.summation.present && i < end; ++i)
         average(p, s_.summation, i * line, line, per_channel, d_.row(group, i));
@@ -108,9 +107,8 @@ class BackwardPass {
     const Problem& p = s_.problem;
     for (int64_t group = 0; p.summation.present && group < unit_.groups; ++group) {
       const auto source = [&](int64_t i) { return static_cast<const A*>(d_.row(group, i)); };
-      A* e = e_.row(group, begin);
-      s_.boxes.summation.lines(begin, end, source, box_buffers_, [=, &p](int64_t, int64_t, int64_t at, const A* sums) {
-        copy_line(sums, p.extent[2], e + at);
+      s_.boxes.summation.lines(begin, end, source, box_buffers_, [&](int64_t i, int64_t h, const A* sums) {
+        __builtin_memcpy(e_.at(group, p.position(i, h)), sums, p.extent[2] * sizeof(A));
       });
     }
   }
@@ -156,9 +154,8 @@ class BackwardPass {
     return sum_line(t, tile.size());
   }
 
-  // a holds V until here. Not inlined: see ForwardPass.
-  [[gnu::noinline]] static void local_slopes(int64_t line, A per_channel, const A* __restrict sums, A* __restrict a,
-                                             A* __restrict d) {
+  // a holds V until here
+  static void local_slopes(int64_t line, A per_channel, const A* __restrict sums, A* __restrict a, A* __restrict d) {
     for (int64_t j = 0; j < line; ++j) {
       const A slope = sums[j] * per_channel;
       d[j] -= slope * a[j];

@@ -9,7 +9,7 @@
 #include <cmath>
 
 #include "../problem.h"
-#include "slots.h"
+#include "lanes.h"
 #include "threads.h"
 
 namespace divnorm::DIVNORM_ISA {
@@ -19,15 +19,12 @@ constexpr int64_t kChunkNumbers = 4096;
 
 // out[i] (+)= source[i] + source[i + stride] + ... (Terms of them)
 template <int Terms, bool Add, class A>
-inline void sum_terms(const A* source, int64_t stride, int64_t count, A* out) {
-  with_widest<Vec<A>>(count, [=](auto widest) {
-    using V = decltype(widest);
-    for_slots<V>(count, [=](int64_t, int64_t from, auto again) {
-      V sum = load<V>(source + from);
-      for (int t = 1; t < Terms; ++t) sum += load<V>(source + from + t * stride);
-      store(out + from, Add ? load<V>(out + from) + only_new(sum, again) : sum);
-    });
-  });
+inline void sum_terms(const A* __restrict source, int64_t stride, int64_t count, A* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    A sum = source[i];
+    for (int t = 1; t < Terms; ++t) sum += source[i + t * stride];
+    out[i] = Add ? out[i] + sum : sum;
+  }
 }
 
 template <bool Add, class A>
@@ -63,15 +60,6 @@ inline int64_t block_length(int64_t window) {
   return static_cast<int64_t>(std::sqrt(static_cast<double>(window)));
 }
 
-// Numbers of a line copied: lines are many and short, for which a call of memcpy is long.
-template <class A>
-inline void copy_line(const A* line, int64_t count, A* out) {
-  with_widest<Vec<A>>(count, [=](auto widest) {
-    using V = decltype(widest);
-    for_slots<V>(count, [=](int64_t, int64_t from, auto) { store(out + from, load<V>(line + from)); });
-  });
-}
-
 // Scratch of box sums: what is laid out and what has been summed, in turns, and first sums.
 template <class A>
 using BoxBuffers = std::array<A*, 3>;
@@ -96,9 +84,9 @@ class Box {
   // Numbers that each of the buffers of lines() must hold.
   int64_t buffer_size() const { return front() + (chunk_rows() + axis_[0].span()) * plane_ + tail(); }
 
-  // For each line h of each outer row i of begin..end: body(i, h, at, sums) with sums[j] the sum over the field around
-  // (i, h, j), and the line's first number at place `at` from that of row `begin`. source(i) is the address of outer
-  // row i; rows within the field's reach must be valid, and follow each other where every window covers all of them.
+  // For each line h of each outer row i of begin..end: body(i, h, sums) with sums[j] the sum over the field around
+  // (i, h, j). source(i) is the address of outer row i; rows within the field's reach must be valid, and follow each
+  // other where every window covers all of them.
   template <class Source, class Body>
   void lines(int64_t begin, int64_t end, Source&& source, const BoxBuffers<A>& buffers, Body&& body) const {
     const int64_t step = axis_[0].whole ? end - begin : chunk_rows();
@@ -113,11 +101,9 @@ class Box {
         lay_out(from - axis_[0].lo, to + axis_[0].hi, source, buffers[0]);
       }
       const A* sums = filter(axis_[0].whole ? 1 : to - from, buffers);
-      int64_t at = (from - begin) * axis_[1].extent * axis_[2].extent;
-      for (int64_t i = from; i < to; ++i) {
-        const A* line = sums + (axis_[0].whole ? 0 : i - from) * plane_;
-        for (int64_t h = 0; h < axis_[1].extent; ++h, line += pitch_, at += axis_[2].extent) body(i, h, at, line);
-      }
+      for (int64_t i = from; i < to; ++i)
+        for (int64_t h = 0; h < axis_[1].extent; ++h)
+          body(i, h, sums + (axis_[0].whole ? 0 : i - from) * plane_ + h * pitch_);
     }
   }
 
@@ -144,15 +130,8 @@ class Box {
   int64_t tail() const { return axis_[1].span() * pitch_ + axis_[2].span(); }
 
   static A* zero(A* out, int64_t count) {
-    for (; count >= 4; count -= 4) out = zeros<4>(out);
-    if (count >= 2) out = zeros<2>(out);
-    return count % 2 == 0 ? out : zeros<1>(out);
-  }
-
-  template <int Count>
-  static A* zeros(A* out) {
-    __builtin_memset(out, 0, Count * sizeof(A));
-    return out + Count;
+    for (int64_t i = 0; i < count; ++i) out[i] = 0;
+    return out + count;
   }
 
   // Outer rows first..last with their zeros.
@@ -167,7 +146,7 @@ class Box {
       }
       const A* in = source(i);
       for (int64_t h = 0; h < lines; ++h) {
-        copy_line(in + h * line, line, out);
+        __builtin_memcpy(out, in + h * line, line * sizeof(A));
         out = zero(out + line, pitch_ - line);
       }
       out = zero(out, plane_ - lines * pitch_);

@@ -50,7 +50,7 @@ struct ChannelsFirst {
     const A floor = problem.template floor<A>();
     const int64_t stride = problem.positions();
     double l1 = 0;
-    with_widest<Wide>(tile.size(), [&](auto widest) {
+    with_widest<Wide, Stream>(tile.size(), [&](auto widest) {
       using Widest = decltype(widest);
       const InSlots<Widest, Stream, A> means(mean.at(0, tile.begin), tile.size());
       const InSlots<Widest, Stream, A> scales(rstd.at(0, tile.begin), tile.size());
@@ -60,17 +60,21 @@ struct ChannelsFirst {
         const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
         T* out = y + (block - x);
         Totals<A, 1> absolutes;
-        for_slots_writing<Widest, Stream>(
-            out, tile.size(), [=, &absolutes](auto lane, int64_t at, int64_t from, auto again) {
-              using V = decltype(lane);
-              const V average = load<V>(mean_row + at), scale = load<V>(rstd_row + at);
-              for (int r = 0; r < R; ++r) {
-                const V below = average - load<V>(block + r * stride + from);
-                const V result = b.template at<V>(r, from) - below * scale * w.template at<V>(r, from);
-                write<Stream>(out + r * stride + from, rectified<V>(result, floor));
-                if constexpr (L1) absolutes.add(0, only_new(absolute(below), again));
-              }
-            });
+        const auto body = [=, &absolutes](auto lane, auto slots, int64_t at, int64_t from, auto again) {
+          using V = decltype(lane);
+          V average[slots.value], scale[slots.value];
+          load_slots(mean_row + at, average);
+          load_slots(rstd_row + at, scale);
+          for (int r = 0; r < R; ++r)
+            for (int s = 0; s < slots.value; ++s) {
+              const int64_t i = from + s * kWidth<V>;
+              const V below = average[s] - load<V>(block + r * stride + i);
+              const V result = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
+              write<Stream>(out + r * stride + i, rectified<V>(result, floor));
+              if constexpr (L1) absolutes.add(0, only_new(absolute(below), again));
+            }
+        };
+        for_slots_writing<Widest, Stream>(out, tile.size(), body);
         if constexpr (L1) l1 += absolutes.value(0);
       });
     });
@@ -93,9 +97,9 @@ struct ChannelsFirst {
       const InSlots<V, false, A> means(mean.at(0, tile.begin), tile.size());
       const InSlots<V, false, A> scales(rstd.at(0, tile.begin), tile.size());
       const A *mean_row = means.data(), *rstd_row = scales.data();
-      alignas(kVectorBytes) A sums_g[kTilePositions], sums_gv[kTilePositions], sums_v[kTilePositions];
-      alignas(kVectorBytes) A sums_sign[Kinks ? kTilePositions : 1];
-      for_slots<V>(tile.size(), [&](int64_t at, int64_t, auto) {
+      alignas(kVectorBytes) A sums_g[kCopyNumbers<A>], sums_gv[kCopyNumbers<A>], sums_v[kCopyNumbers<A>];
+      alignas(kVectorBytes) A sums_sign[Kinks ? kCopyNumbers<A> : 1];
+      for_each_slot<V>(tile.size(), [&](int64_t at, int64_t, auto) {
         for (A* row : {sums_g, sums_gv, sums_v}) store(row + at, splat<V>(0));
         if constexpr (Kinks) store(sums_sign + at, splat<V>(0));
       });
@@ -103,46 +107,44 @@ struct ChannelsFirst {
         constexpr int R = rows.value;
         const Affine<R> weights(weight, channel, tile), biases(bias, channel, tile);
         const T* dy_block = dy + (block - x);
+        // Whole planes lie one after the other: the next rows come as one run.
+        const int64_t next = tile.size() == stride ? R * stride : 0, pace = tile.size() == stride ? R : 1;
         RowSum<V> for_weight[R] = {}, for_bias[R] = {};
-        for_slots<V>(
-            tile.size(),
-            [&](int64_t from) {
-              prefetch_next<R>(block + from, stride);
-              prefetch_next<R>(dy_block + from, stride);
-            },
-            [&](int64_t at, int64_t from, auto again) {
-              const V average = load<V>(mean_row + at), scale = load<V>(rstd_row + at);
-              V sum_g = load<V>(sums_g + at), sum_gv = load<V>(sums_gv + at), sum_v = load<V>(sums_v + at);
-              V sum_sign = splat<V>(0);
-              for (int r = 0; r < R; ++r) {
-                V grad = load<V>(dy_block + r * stride + from);
-                const V below = average - load<V>(block + r * stride + from), w = weights.template at<V>(r, from);
-                if constexpr (Kinks) grad = passed(grad, V(biases.template at<V>(r, from) - below * scale * w), floor);
-                const V product = grad * below;
-                sum_g += w * grad;
-                sum_gv -= w * product;
-                sum_v -= below;
-                if constexpr (Kinks) sum_sign -= sign(below);
-                if constexpr (PerPosition) {
-                  const int64_t place = tile.begin + from;
-                  store(dweight + place, load<V>(dweight + place) - only_new(V(product * scale), again));
-                  store(dbias + place, load<V>(dbias + place) + only_new(grad, again));
-                } else {
-                  subtract_product(for_weight[r], only_new(product, again), scale);
-                  add_to(for_bias[r], only_new(grad, again));
-                }
-              }
-              store(sums_g + at, sum_g);
-              store(sums_gv + at, sum_gv);
-              store(sums_v + at, sum_v);
-              if constexpr (Kinks) store(sums_sign + at, load<V>(sums_sign + at) + sum_sign);
-            });
+        for_paired_slots<V>(tile.size(), [&](auto first, int64_t at, int64_t from, auto again) {
+          if constexpr (first.value) prefetch_lines<2 * R * kWidth<V> * sizeof(T)>(block + next + pace * from);
+          if constexpr (first.value) prefetch_lines<2 * R * kWidth<V> * sizeof(T)>(dy_block + next + pace * from);
+          const V average = load<V>(mean_row + at), scale = load<V>(rstd_row + at);
+          V sum_g = load<V>(sums_g + at), sum_gv = load<V>(sums_gv + at), sum_v = load<V>(sums_v + at);
+          V sum_sign = splat<V>(0);
+          for (int r = 0; r < R; ++r) {
+            V grad = load<V>(dy_block + r * stride + from);
+            const V below = average - load<V>(block + r * stride + from), w = weights.template at<V>(r, from);
+            if constexpr (Kinks) grad = passed(grad, V(biases.template at<V>(r, from) - below * scale * w), floor);
+            const V product = grad * below;
+            sum_g += w * grad;
+            sum_gv -= w * product;
+            sum_v -= below;
+            if constexpr (Kinks) sum_sign -= sign(below);
+            if constexpr (PerPosition) {
+              const int64_t place = tile.begin + from;
+              store(dweight + place, load<V>(dweight + place) - only_new(V(product * scale), again));
+              store(dbias + place, load<V>(dbias + place) + only_new(grad, again));
+            } else {
+              subtract_product(for_weight[r], only_new(product, again), scale);
+              add_to(for_bias[r], only_new(grad, again));
+            }
+          }
+          store(sums_g + at, sum_g);
+          store(sums_gv + at, sum_gv);
+          store(sums_v + at, sum_v);
+          if constexpr (Kinks) store(sums_sign + at, load<V>(sums_sign + at) + sum_sign);
+        });
         if constexpr (!PerPosition) {
           add_row_sums(for_weight, dweight + channel);
           add_row_sums(for_bias, dbias + channel);
         }
       });
-      for_slots<V>(tile.size(), [&](int64_t at, int64_t, auto) {
+      for_each_slot<V>(tile.size(), [&](int64_t at, int64_t, auto) {
         store(sums_gv + at, load<V>(sums_gv + at) * load<V>(rstd_row + at));
       });
       put_slots<V>(sums_g, tile.size(), p1.at(0, tile.begin));
@@ -160,7 +162,7 @@ struct ChannelsFirst {
                                               Map<const A> e, const A* weight, const A* bias, A l1_scale, T* dx) {
     const A floor = problem.template floor<A>();
     const int64_t stride = problem.positions();
-    with_widest<Wide>(tile.size(), [&](auto widest) {
+    with_widest<Wide, Stream>(tile.size(), [&](auto widest) {
       using Widest = decltype(widest);
       const InSlots<Widest, Stream, A> means(mean.at(0, tile.begin), tile.size());
       const InSlots<Widest, Stream, A> scales(rstd.at(0, tile.begin), tile.size());
@@ -172,23 +174,29 @@ struct ChannelsFirst {
         const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
         const T* dy_block = dy + (block - x);
         T* out = dx + (block - x);
-        for_slots_writing<Widest, Stream>(out, tile.size(), [=](auto lane, int64_t at, int64_t from, auto) {
+        const auto body = [=](auto lane, auto slots, int64_t at, int64_t from, auto) {
           using V = decltype(lane);
-          const V average = load<V>(mean_row + at), scale = load<V>(rstd_row + at);
-          const V slope = load<V>(a_row + at), shift = load<V>(e_row + at);
-          for (int r = 0; r < R; ++r) {
-            const V below = average - load<V>(block + r * stride + from);
-            V grad = load<V>(dy_block + r * stride + from);
-            if constexpr (Kinks) {
-              const V result = b.template at<V>(r, from) - below * scale * w.template at<V>(r, from);
-              grad = passed(grad, result, floor);
+          V average[slots.value], scale[slots.value], slope[slots.value], shift[slots.value];
+          load_slots(mean_row + at, average);
+          load_slots(rstd_row + at, scale);
+          load_slots(a_row + at, slope);
+          load_slots(e_row + at, shift);
+          for (int r = 0; r < R; ++r)
+            for (int s = 0; s < slots.value; ++s) {
+              const int64_t i = from + s * kWidth<V>;
+              const V below = average[s] - load<V>(block + r * stride + i);
+              V grad = load<V>(dy_block + r * stride + i);
+              if constexpr (Kinks) {
+                const V y = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
+                grad = passed(grad, y, floor);
+              }
+              V result = w.template at<V>(r, i) * grad * scale[s] - shift[s];
+              if constexpr (Suppressed) result += slope[s] * below;
+              if constexpr (Kinks) result -= splat<V>(l1_scale) * sign(below);
+              write<Stream>(out + r * stride + i, result);
             }
-            V result = w.template at<V>(r, from) * grad * scale - shift;
-            if constexpr (Suppressed) result += slope * below;
-            if constexpr (Kinks) result -= splat<V>(l1_scale) * sign(below);
-            write<Stream>(out + r * stride + from, result);
-          }
-        });
+        };
+        for_slots_writing<Widest, Stream>(out, tile.size(), body);
       });
     });
   }
@@ -200,8 +208,8 @@ struct ChannelsFirst {
     const int64_t stride = problem.positions(), count = tile.size();
     with_widest<Wide>(count, [&](auto widest) {
       using V = decltype(widest);
-      alignas(kVectorBytes) A means[kTilePositions], squares[kTilePositions];
-      for_slots<V>(count, [&](int64_t at, int64_t, auto) {
+      alignas(kVectorBytes) A means[kCopyNumbers<A>], squares[kCopyNumbers<A>];
+      for_each_slot<V>(count, [&](int64_t at, int64_t, auto) {
         for (A* row : {means, squares}) store(row + at, splat<V>(0));
       });
       each_run(problem, unit, x, tile, [&](const T* run, int64_t channels, int64_t seen) {

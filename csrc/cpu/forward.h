@@ -73,12 +73,11 @@ class ForwardPass {
         continue;
       }
       const auto source = [&](int64_t i) { return static_cast<const A*>(m_.row(group, i)); };
-      const A* m = m_.row(group, begin);
-      A *mu = mean_.at(group, p.position(begin, 0)), *z = z_.row(group, begin);
-      const auto line = [=, &p, &field = s_.summation](int64_t i, int64_t h, int64_t at, const A* sums) {
-        local_squares(p.extent[2], field.line(i, h), per_channel, sums, m + at, mu + at, z + at);
-      };
-      s_.boxes.summation.lines(begin, end, source, box_buffers_, line);
+      s_.boxes.summation.lines(begin, end, source, box_buffers_, [&](int64_t i, int64_t h, const A* sums) {
+        const int64_t at = p.position(i, h);
+        local_squares(p.extent[2], s_.summation.line(i, h), per_channel, sums, m_.at(group, at), mean_.at(group, at),
+                      z_.at(group, at));
+      });
     }
   }
 
@@ -89,11 +88,9 @@ class ForwardPass {
     for (int64_t group = 0; group < unit_.groups; ++group) {
       const A sigma = s_.sigma[unit_.group + group];
       const auto source = [&](int64_t i) { return static_cast<const A*>(z_.row(group, i)); };
-      A* rstd = rstd_.at(group, p.position(begin, 0));
-      const auto line = [=, &p, &field = s_.suppression](int64_t i, int64_t h, int64_t at, const A* sums) {
-        inverse_deviations(p.extent[2], field.line(i, h), sigma, sums, rstd + at);
-      };
-      s_.boxes.suppression.lines(begin, end, source, box_buffers_, line);
+      s_.boxes.suppression.lines(begin, end, source, box_buffers_, [&](int64_t i, int64_t h, const A* sums) {
+        inverse_deviations(p.extent[2], s_.suppression.line(i, h), sigma, sums, rstd_.at(group, p.position(i, h)));
+      });
     }
   }
 
@@ -122,10 +119,8 @@ class ForwardPass {
     for (int64_t j = 0; j < line; ++j) z[j] *= scale;
   }
 
-  // Not inlined: only then do compilers believe that the maps are apart.
-  [[gnu::noinline]] static void local_squares(int64_t count, LineDivisors<A> divisors, A per_channel,
-                                              const A* __restrict sums, const A* __restrict m, A* __restrict mu,
-                                              A* __restrict z) {
+  static void local_squares(int64_t count, LineDivisors<A> divisors, A per_channel, const A* __restrict sums,
+                            const A* __restrict m, A* __restrict mu, A* __restrict z) {
     for (int64_t j = 0; j < count; ++j) {
       mu[j] = sums[j] / divisors[j];
       const A difference = m[j] - mu[j];
@@ -133,8 +128,8 @@ class ForwardPass {
     }
   }
 
-  [[gnu::noinline]] static void inverse_deviations(int64_t count, LineDivisors<A> shares, A sigma,
-                                                   const A* __restrict sums, A* __restrict rstd) {
+  static void inverse_deviations(int64_t count, LineDivisors<A> shares, A sigma, const A* __restrict sums,
+                                 A* __restrict rstd) {
     const InverseDeviation<A> of(sigma);
     for (int64_t j = 0; j < count; ++j) rstd[j] = of(sums[j] * shares[j]);
   }

@@ -7,18 +7,16 @@
 
 namespace divnorm::DIVNORM_ISA {
 
-// Calls body(V{}) with the widest type, from Wide down to single numbers, that `count` numbers fill.
-template <class Wide, class Body>
+// Calls body(V{}) with the widest type, from Wide down to single numbers, that `count` numbers fill. Streaming: rows
+// that are long, which Wide serves.
+template <class Wide, bool Stream = false, class Body>
 inline auto with_widest(int64_t count, Body&& body) {
   using A = typename Lane<Wide>::type;
-  if (count >= kWidth<Wide>) return body(Wide{});
-  if constexpr (is_pair<Wide>)
+  if (Stream || count >= kWidth<Wide>) return body(Wide{});
+  if constexpr (!Stream && is_pair<Wide>)
     if (count >= kLanes<A>) return body(Vec<A>{});
-  return body(A{});
+  if constexpr (!Stream) return body(A{});
 }
-
-// How many of a slot's first numbers are those of the slot before: none, but for the last slot.
-using NoneAgain = std::integral_constant<int64_t, 0>;
 
 template <class V>
 inline int64_t slot_count(int64_t count) {
@@ -31,42 +29,73 @@ inline int64_t slot_from(int64_t at, int64_t count) {
   return at < count - kWidth<V> ? at : count - kWidth<V>;
 }
 
-// body(place in copies, place in the row, how many again) for every slot of `count` numbers; these fill one V or more.
+// How many of a slot's first numbers are those of the slot before: none, but for the last slot.
+using NoneAgain = std::integral_constant<int64_t, 0>;
+
+// Slots taken at once: where a vector is half a line of the cache, both halves, for rows that lie a power of two apart
+// drive each other's lines out.
+template <class V>
+constexpr int kAtOnce = is_scalar<V> || is_pair<V> || kVectorBytes == 64 ? 1 : 2;
+
+template <class V, int Slots, class A>
+inline void load_slots(const A* copy, V (&values)[Slots]) {
+  for (int s = 0; s < Slots; ++s) values[s] = load<V>(copy + s * kWidth<V>);
+}
+template <class V, int Slots, class A>
+inline void store_slots(const V (&values)[Slots], A* copy) {
+  for (int s = 0; s < Slots; ++s) store(copy + s * kWidth<V>, values[s]);
+}
+
+// body(slots at once, place in copies, place in the row, how many again) for every slot of `count` numbers; these fill
+// one V or more.
 template <class V, class Body>
 inline void for_slots(int64_t count, Body&& body) {
+  constexpr int64_t step = kAtOnce<V> * kWidth<V>;
+  int64_t at = 0;
+  for (; at + step <= count; at += step) body(std::integral_constant<int, kAtOnce<V>>{}, at, at, NoneAgain{});
+  if constexpr (!is_scalar<V>)
+    for (; at < count; at += kWidth<V>) {
+      const int64_t from = slot_from<V>(at, count);
+      body(std::integral_constant<int, 1>{}, at, from, at - from);
+    }
+}
+
+// The same one by one: body(place in copies, place in the row, how many again)
+template <class V, class Body>
+inline void for_each_slot(int64_t count, Body&& body) {
   int64_t at = 0;
   for (; at + kWidth<V> <= count; at += kWidth<V>) body(at, at, NoneAgain{});
   if constexpr (!is_scalar<V>)
     if (at < count) body(at, count - kWidth<V>, at + kWidth<V> - count);
 }
 
-// The same two by two, and before every two ahead(place in the row): vectors of 32 bytes are half a line of the cache.
-template <class V, class Ahead, class Body>
-inline void for_slots(int64_t count, Ahead&& ahead, Body&& body) {
+// The same two by two: body(first of two, place in copies, place in the row, how many again)
+template <class V, class Body>
+inline void for_paired_slots(int64_t count, Body&& body) {
   int64_t at = 0;
   for (; at + 2 * kWidth<V> <= count; at += 2 * kWidth<V>) {
-    ahead(at);
-    body(at, at, NoneAgain{});
-    body(at + kWidth<V>, at + kWidth<V>, NoneAgain{});
+    body(std::true_type{}, at, at, NoneAgain{});
+    body(std::false_type{}, at + kWidth<V>, at + kWidth<V>, NoneAgain{});
   }
   for (; at < count; at += kWidth<V>) {
     if constexpr (is_scalar<V>) {
-      body(at, at, NoneAgain{});
+      body(std::false_type{}, at, at, NoneAgain{});
     } else {
       const int64_t from = slot_from<V>(at, count);
-      body(at, from, at - from);
+      body(std::false_type{}, at, from, at - from);
     }
   }
 }
 
-// The same for a row that is written to `out`: body(V{}, ...). Streaming stores write nothing twice: what they reach
+// for_slots() for a row that is written to `out`: body(V{}, ...). Streaming stores write nothing twice: what they reach
 // goes as for_lanes_writing has it, and its places are the row's own.
 template <class V, bool Stream, class T, class Body>
 inline void for_slots_writing(const T* out, int64_t count, Body&& body) {
   if constexpr (Stream)
-    for_lanes_writing<V, true>(out, count, [&](auto lane, int64_t i) { body(lane, i, i, NoneAgain{}); });
+    for_lanes_writing<V, true>(
+        out, count, [&](auto lane, int64_t i) { body(lane, std::integral_constant<int, 1>{}, i, i, NoneAgain{}); });
   else
-    for_slots<V>(count, [&](int64_t at, int64_t from, auto again) { body(V{}, at, from, again); });
+    for_slots<V>(count, [&](auto slots, int64_t at, int64_t from, auto again) { body(V{}, slots, at, from, again); });
 }
 
 template <int Most, class Body>
@@ -121,6 +150,10 @@ inline Pair join(const Pair& v, std::index_sequence<I...>) {
           __builtin_shufflevector(v.even, v.odd, (lanes / 2 + I / 2 + I % 2 * lanes)...)};
 }
 
+// Numbers of a copy: a line more than it needs, so that copies side by side do not fall on the same lines of the cache.
+template <class A>
+constexpr int64_t kCopyNumbers = kTilePositions + 64 / sizeof(A);
+
 // A row's numbers slot by slot, for reading; the row itself where that is how it lies.
 template <class V, bool Stream, class A>
 class InSlots {
@@ -128,7 +161,7 @@ class InSlots {
   InSlots(const A* row, int64_t count) : data_(row) {
     if (!is_pair<V> && (Stream || count % kWidth<V> == 0)) return;
     data_ = copy_;
-    for_slots<V>(count, [&](int64_t at, int64_t from, auto) {
+    for_each_slot<V>(count, [&](int64_t at, int64_t from, auto) {
       const V v = load<V>(row + from);
       if constexpr (is_pair<V>)
         store(copy_ + at, split(v, std::make_index_sequence<kLanes<A>>{}));
@@ -140,13 +173,13 @@ class InSlots {
 
  private:
   const A* data_;
-  alignas(kVectorBytes) A copy_[kTilePositions];
+  alignas(kVectorBytes) A copy_[kCopyNumbers<A>];
 };
 
 // Writes a copy back to the row.
 template <class V, class A>
 inline void put_slots(const A* copy, int64_t count, A* row) {
-  for_slots<V>(count, [&](int64_t at, int64_t from, auto) {
+  for_each_slot<V>(count, [&](int64_t at, int64_t from, auto) {
     const V v = load<V>(copy + at);
     if constexpr (is_pair<V>)
       store(row + from, join(v, std::make_index_sequence<kLanes<A>>{}));
