@@ -6,9 +6,9 @@
 
 namespace divnorm::DIVNORM_ISA {
 
-constexpr int kRows = 4;  // channels taken at once: their loads share the maps' loads and stores
-constexpr int64_t kRunBytes = 16384;
+constexpr int kRows = 4;                         // channels taken at once: their loads share the maps' loads and stores
 constexpr int64_t kFirstRun = 8, kLongRun = 32;  // channels summed in registers: at first, and at most
+constexpr int64_t kRunBytes = 16384;             // of a run longer than the first: it stays in the nearest cache
 
 // PerPosition: the (N, F) form, whose weight and bias run along the positions of the one channel.
 // Every kernel is flattened: only inlined do the sums stay in registers.
@@ -35,7 +35,11 @@ struct ChannelsFirst {
   // takes off the squares is at most half of them (Chan et al. 1983), so an offset common to all costs no digits.
   [[gnu::flatten]] static void moments(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> mean,
                                        Map<A> m2) {
-    sum_runs<true>(problem, unit, x, tile, mean, m2);
+    if (problem.group_channels() * unit.samples == 1)
+      own_mean(x + offset(problem, unit.sample, unit.group, tile.begin), tile.size(), mean.at(0, tile.begin),
+               m2.at(0, tile.begin));
+    else
+      sum_runs<true>(problem, unit, x, tile, mean, m2);
   }
 
   // m2 = sum of x^2: the moments of a call that subtracts no mean.
@@ -97,8 +101,13 @@ struct ChannelsFirst {
       const InSlots<V, false, A> means(mean.at(0, tile.begin), tile.size());
       const InSlots<V, false, A> scales(rstd.at(0, tile.begin), tile.size());
       const A *mean_row = means.data(), *rstd_row = scales.data();
-      alignas(kVectorBytes) A sums_g[kCopyNumbers<A>], sums_gv[kCopyNumbers<A>], sums_v[kCopyNumbers<A>];
-      alignas(kVectorBytes) A sums_sign[Kinks ? kCopyNumbers<A> : 1];
+      alignas(kVectorBytes) A copies[Kinks ? 4 : 3][kCopyNumbers<A>];
+      // A single row needs no copies where its slots are those of the maps.
+      const bool copied = !PerPosition || tile.size() % kWidth<V> != 0;
+      A* sums_g = copied ? copies[0] : p1.at(0, tile.begin);
+      A* sums_gv = copied ? copies[1] : p2.at(0, tile.begin);
+      A* sums_v = copied ? copies[2] : v.at(0, tile.begin);
+      A* sums_sign = !Kinks ? nullptr : copied ? copies[Kinks ? 3 : 0] : signs.at(0, tile.begin);
       for_each_slot<V>(tile.size(), [&](int64_t at, int64_t, auto) {
         for (A* row : {sums_g, sums_gv, sums_v}) store(row + at, splat<V>(0));
         if constexpr (Kinks) store(sums_sign + at, splat<V>(0));
@@ -111,8 +120,9 @@ struct ChannelsFirst {
         const int64_t next = tile.size() == stride ? R * stride : 0, pace = tile.size() == stride ? R : 1;
         RowSum<V> for_weight[R] = {}, for_bias[R] = {};
         for_paired_slots<V>(tile.size(), [&](auto first, int64_t at, int64_t from, auto again) {
-          if constexpr (first.value) prefetch_lines<2 * R * kWidth<V> * sizeof(T)>(block + next + pace * from);
-          if constexpr (first.value) prefetch_lines<2 * R * kWidth<V> * sizeof(T)>(dy_block + next + pace * from);
+          if constexpr (first.value && !PerPosition)
+            for (const T* rows_ahead : {block + next, dy_block + next})
+              prefetch_lines<2 * R * kWidth<V> * sizeof(T)>(rows_ahead + pace * from);
           const V average = load<V>(mean_row + at), scale = load<V>(rstd_row + at);
           V sum_g = load<V>(sums_g + at), sum_gv = load<V>(sums_gv + at), sum_v = load<V>(sums_v + at);
           V sum_sign = splat<V>(0);
@@ -147,6 +157,7 @@ struct ChannelsFirst {
       for_each_slot<V>(tile.size(), [&](int64_t at, int64_t, auto) {
         store(sums_gv + at, load<V>(sums_gv + at) * load<V>(rstd_row + at));
       });
+      if (!copied) return;
       put_slots<V>(sums_g, tile.size(), p1.at(0, tile.begin));
       put_slots<V>(sums_gv, tile.size(), p2.at(0, tile.begin));
       put_slots<V>(sums_v, tile.size(), v.at(0, tile.begin));
@@ -202,6 +213,15 @@ struct ChannelsFirst {
   }
 
  private:
+  // The moments where a position has one number.
+  static void own_mean(const T* x, int64_t count, A* mean, A* m2) {
+    for_lanes<Vec<A>>(count, [=](auto lane, int64_t i) {
+      using V = decltype(lane);
+      store(mean + i, load<V>(x + i));
+      store(m2 + i, splat<V>(0));
+    });
+  }
+
   // Sums of x and of its squares over the unit's samples and channels, as moments() has them, or of the squares alone.
   template <bool Mean>
   static void sum_runs(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> mean, Map<A> m2) {
@@ -246,7 +266,7 @@ struct ChannelsFirst {
             if constexpr (Mean) {
               const V drift = sum[s] * splat<V>(per_seen);
               store(mean_at, (seen == 0 ? centre[s] : load<V>(mean_at)) - drift);
-              square[s] -= sum[s] * drift;
+              square[s] = rectified<V>(square[s] - sum[s] * drift, A(0));  // by rounding it could be below
             }
             store(square_at, load<V>(square_at) + square[s]);
           }
