@@ -2,13 +2,13 @@
 // Pixels lie in the lanes; channels stream by four at a time. One unit is one group.
 #pragma once
 
-#include <initializer_list>
-
-#include "lanes.h"
+#include "slots.h"
 
 namespace divnorm::DIVNORM_ISA {
 
-constexpr int kRows = 4;  // channels taken at once: their loads share the maps' loads and stores
+constexpr int kRows = 4;                         // channels taken at once: their loads share the maps' loads and stores
+constexpr int64_t kFirstRun = 8, kLongRun = 32;  // channels summed in registers: at first, and at most
+constexpr int64_t kRunBytes = 16384;             // of a run longer than the first: it stays in the nearest cache
 
 // PerPosition: the (N, F) form, whose weight and bias run along the positions of the one channel.
 // Every kernel is flattened: only inlined do the sums stay in registers.
@@ -26,116 +26,61 @@ struct ChannelsFirst {
   // Whether out's rows of the tile may be written with streaming stores.
   static bool streamable(const Problem& problem, const Unit& unit, const T* out, Tile tile) {
     const T* row = out + offset(problem, unit.sample, 0, tile.begin);
-    const int64_t stride_bytes = problem.positions() * sizeof(T);
-    return !is_pair<Wide> || (reinterpret_cast<uintptr_t>(row) | stride_bytes) % kVectorBytes == 0;
+    const int64_t stride_bytes = problem.positions() * sizeof(T), tile_bytes = tile.size() * sizeof(T);
+    return !is_pair<Wide> || (reinterpret_cast<uintptr_t>(row) | stride_bytes | tile_bytes) % kVectorBytes == 0;
   }
 
   // mean = average over the unit's samples and channels, m2 = sum of (x - mean)^2.
-  // Sums are of x - pivot, the mean of the pixel's first channels, so an offset common to all costs no digits;
-  // m2 is merged block by block about the mean so far (Chan et al. 1983), never from E[x^2] - E[x]^2.
+  // Each run of channels is summed about the mean of those before it, and is no longer than they are: what its own mean
+  // takes off the squares is at most half of them (Chan et al. 1983), so an offset common to all costs no digits.
   [[gnu::flatten]] static void moments(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> mean,
                                        Map<A> m2) {
-    alignas(kVectorBytes) A pivot[kTilePositions], sum[kTilePositions];
-    A* m2_row = m2.at(0, tile.begin);
-    const int64_t stride = problem.positions();
-    int64_t seen = 0;
-    each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t) {
-      constexpr int R = rows.value;
-      if (seen == 0) {
-        for_lanes<Wide>(tile.size(), [&](auto lane, int64_t i) {
-          using V = decltype(lane);
-          V value[R], total = load<V>(block + i);
-          value[0] = total;
-          for (int r = 1; r < R; ++r) total += value[r] = load<V>(block + r * stride + i);
-          const V average = total * splat<V>(A(1) / R);
-          const V start = finite_or_zero(average);
-          V shifted = splat<V>(0), squares = splat<V>(0);
-          for (int r = 0; r < R; ++r) {
-            const V centred = value[r] - start;
-            shifted += centred;
-            squares += centred * centred;
-          }
-          store(pivot + i, start);
-          store(sum + i, shifted);
-          store(m2_row + i, squares);
-        });
-      } else {
-        const A per_seen = A(1) / seen, per_all = A(1) / (seen + R);
-        for_lanes<Wide>(tile.size(), [&](auto lane, int64_t i) {
-          using V = decltype(lane);
-          prefetch_next<R>(block + i, stride);
-          const V start = load<V>(pivot + i);
-          const V total = load<V>(sum + i);
-          const V average = total * splat<V>(per_seen);
-          V shifted = splat<V>(0), squares = splat<V>(0);
-          for (int r = 0; r < R; ++r) {
-            const V value = load<V>(block + r * stride + i) - start;
-            const V centred = value - average;
-            shifted += value;
-            squares += centred * centred;
-          }
-          const V drift = shifted - average * splat<V>(R);
-          store(sum + i, total + shifted);
-          store(m2_row + i, load<V>(m2_row + i) + (squares - drift * drift * splat<V>(per_all)));
-        });
-      }
-      seen += R;
-    });
-    const A per_seen = A(1) / seen;
-    A* mean_row = mean.at(0, tile.begin);
-    for_lanes<Wide>(tile.size(), [&](auto lane, int64_t i) {
-      using V = decltype(lane);
-      store(mean_row + i, load<V>(pivot + i) + load<V>(sum + i) * splat<V>(per_seen));
-    });
-    for (A* row : {mean_row, m2_row}) restore_order<Wide>(row, tile.size());
+    if (problem.group_channels() * unit.samples == 1)
+      own_mean(x + offset(problem, unit.sample, unit.group, tile.begin), tile.size(), mean.at(0, tile.begin),
+               m2.at(0, tile.begin));
+    else
+      sum_runs<true>(problem, unit, x, tile, mean, m2);
   }
 
   // m2 = sum of x^2: the moments of a call that subtracts no mean.
   [[gnu::flatten]] static void squares(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> m2) {
-    A* row = m2.at(0, tile.begin);
-    const int64_t stride = problem.positions();
-    for (int64_t i = 0; i < tile.size(); ++i) row[i] = 0;
-    each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t) {
-      constexpr int R = rows.value;
-      for_lanes<Wide>(tile.size(), [&](auto lane, int64_t i) {
-        using V = decltype(lane);
-        V sum = load<V>(row + i);
-        for (int r = 0; r < R; ++r) {
-          const V value = load<V>(block + r * stride + i);
-          sum += value * value;
-        }
-        store(row + i, sum);
-      });
-    });
-    restore_order<Wide>(row, tile.size());
+    sum_runs<false>(problem, unit, x, tile, Map<A>{}, m2);
   }
 
   // y = weight * (x - mean) * rstd + bias; returns the sum of |x - mean| when L1 is set.
   template <bool Stream, bool L1>
   [[gnu::flatten]] static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile,
                                            Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias, T* y) {
-    const InLaneOrder<Wide, A> means(mean.at(0, tile.begin), tile.size());
-    const InLaneOrder<Wide, A> scales(rstd.at(0, tile.begin), tile.size());
-    const A *mean_row = means.data(), *rstd_row = scales.data(), floor = problem.template floor<A>();
+    const A floor = problem.template floor<A>();
     const int64_t stride = problem.positions();
     double l1 = 0;
-    each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
-      constexpr int R = rows.value;
-      const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
-      T* out = y + (block - x);
-      Totals<A, 1> absolutes;
-      for_lanes_writing<Wide, Stream>(out, tile.size(), [=, &absolutes](auto lane, int64_t i) {
-        using V = decltype(lane);
-        prefetch_next<R>(block + i, stride);
-        const V average = load<V>(mean_row + i), scale = load<V>(rstd_row + i);
-        for (int r = 0; r < R; ++r) {
-          const V centred = load<V>(block + r * stride + i) - average;
-          const V result = centred * scale * w.template at<V>(r, i) + b.template at<V>(r, i);
-          write<Stream>(out + r * stride + i, rectified<V>(result, floor));
-          if constexpr (L1) absolutes.add(0, absolute(centred));
-        }
+    with_widest<Wide, Stream>(tile.size(), [&](auto widest) {
+      using Widest = decltype(widest);
+      const InSlots<Widest, Stream, A> means(mean.at(0, tile.begin), tile.size());
+      const InSlots<Widest, Stream, A> scales(rstd.at(0, tile.begin), tile.size());
+      const A *mean_row = means.data(), *rstd_row = scales.data();
+      each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
+        constexpr int R = rows.value;
+        const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
+        T* out = y + (block - x);
+        Totals<A, 1> absolutes;
+        const auto body = [=, &absolutes](auto lane, auto slots, int64_t at, int64_t from, auto again) {
+          using V = decltype(lane);
+          V average[slots.value], scale[slots.value];
+          load_slots(mean_row + at, average);
+          load_slots(rstd_row + at, scale);
+          for (int r = 0; r < R; ++r)
+            for (int s = 0; s < slots.value; ++s) {
+              const int64_t i = from + s * kWidth<V>;
+              const V below = average[s] - load<V>(block + r * stride + i);
+              const V result = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
+              write<Stream>(out + r * stride + i, rectified<V>(result, floor));
+              if constexpr (L1) absolutes.add(0, only_new(absolute(below), again));
+            }
+        };
+        for_slots_writing<Widest, Stream>(out, tile.size(), body);
+        if constexpr (L1) l1 += absolutes.value(0);
       });
-      if constexpr (L1) l1 += absolutes.value(0);
     });
     return l1;
   }
@@ -143,66 +88,81 @@ struct ChannelsFirst {
   // p1 = sum of g, p2 = sum of g * v * rstd, v = sum of v (and signs = sum of sign(v)) over the unit's samples and
   // channels, with v = x - mean and g = weight * dy; dweight and dbias receive this tile's share. Kinks: there are l1's
   // signs or a ReLU, where dy counts only above its floor.
+  // x is subtracted from the mean, an instruction less than the other way round.
   template <bool Kinks>
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                              Tile tile, Map<const A> mean, Map<const A> rstd, const A* weight,
                                              const A* bias, Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs, A* dweight,
                                              A* dbias) {
-    const InLaneOrder<Wide, A> means(mean.at(0, tile.begin), tile.size());
-    const InLaneOrder<Wide, A> scales(rstd.at(0, tile.begin), tile.size());
-    const A *mean_row = means.data(), *rstd_row = scales.data();
-    A* p1_row = p1.at(0, tile.begin);
-    A* p2_row = p2.at(0, tile.begin);
-    A* v_row = v.at(0, tile.begin);
     const A floor = problem.template floor<A>();
-    A* signs_row = Kinks ? signs.at(0, tile.begin) : nullptr;
-    for (A* row : {p1_row, p2_row, v_row, signs_row})
-      for (int64_t i = 0; row != nullptr && i < tile.size(); ++i) row[i] = 0;
     const int64_t stride = problem.positions();
-    each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
-      constexpr int R = rows.value;
-      const Affine<R> weights(weight, channel, tile), biases(bias, channel, tile);
-      const T* dy_block = dy + (block - x);
-      Totals<A, R> for_weight, for_bias;
-      for_lanes<Wide>(tile.size(), [=, &for_weight, &for_bias](auto lane, int64_t i) {
-        using V = decltype(lane);
-        prefetch_next<R>(block + i, stride);
-        prefetch_next<R>(dy_block + i, stride);
-        const V average = load<V>(mean_row + i), scale = load<V>(rstd_row + i);
-        V sum_g = load<V>(p1_row + i), sum_gu = load<V>(p2_row + i), sum_v = load<V>(v_row + i);
-        V sum_sign = splat<V>(0);
-        for (int r = 0; r < R; ++r) {
-          V grad = load<V>(dy_block + r * stride + i);
-          const V centred = load<V>(block + r * stride + i) - average;
-          const V normed = centred * scale, w = weights.template at<V>(r, i);
-          if constexpr (Kinks) grad = passed(grad, V(normed * w + biases.template at<V>(r, i)), floor);
-          const V product = grad * normed;
-          sum_g += w * grad;
-          sum_gu += w * product;
-          sum_v += centred;
-          if constexpr (Kinks) sum_sign += sign(centred);
-          if constexpr (PerPosition) {
-            const int64_t at = tile.begin + i;
-            store(dweight + at, load<V>(dweight + at) + product);
-            store(dbias + at, load<V>(dbias + at) + grad);
-          } else {
-            for_weight.add(r, product);
-            for_bias.add(r, grad);
-          }
-        }
-        store(p1_row + i, sum_g);
-        store(p2_row + i, sum_gu);
-        store(v_row + i, sum_v);
-        if constexpr (Kinks) store(signs_row + i, load<V>(signs_row + i) + sum_sign);
+    with_widest<Wide>(tile.size(), [&](auto widest) {
+      using V = decltype(widest);
+      const InSlots<V, false, A> means(mean.at(0, tile.begin), tile.size());
+      const InSlots<V, false, A> scales(rstd.at(0, tile.begin), tile.size());
+      const A *mean_row = means.data(), *rstd_row = scales.data();
+      alignas(kVectorBytes) A copies[Kinks ? 4 : 3][kCopyNumbers<A>];
+      // A single row needs no copies where its slots are those of the maps.
+      const bool copied = !PerPosition || tile.size() % kWidth<V> != 0;
+      A* sums_g = copied ? copies[0] : p1.at(0, tile.begin);
+      A* sums_gv = copied ? copies[1] : p2.at(0, tile.begin);
+      A* sums_v = copied ? copies[2] : v.at(0, tile.begin);
+      A* sums_sign = !Kinks ? nullptr : copied ? copies[Kinks ? 3 : 0] : signs.at(0, tile.begin);
+      for_each_slot<V>(tile.size(), [&](int64_t at, int64_t, auto) {
+        for (A* row : {sums_g, sums_gv, sums_v}) store(row + at, splat<V>(0));
+        if constexpr (Kinks) store(sums_sign + at, splat<V>(0));
       });
-      if constexpr (!PerPosition)
-        for (int r = 0; r < R; ++r) {
-          dweight[channel + r] += for_weight.value(r);
-          dbias[channel + r] += for_bias.value(r);
+      each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
+        constexpr int R = rows.value;
+        const Affine<R> weights(weight, channel, tile), biases(bias, channel, tile);
+        const T* dy_block = dy + (block - x);
+        // Whole planes lie one after the other: the next rows come as one run.
+        const int64_t next = tile.size() == stride ? R * stride : 0, pace = tile.size() == stride ? R : 1;
+        RowSum<V> for_weight[R] = {}, for_bias[R] = {};
+        for_paired_slots<V>(tile.size(), [&](auto first, int64_t at, int64_t from, auto again) {
+          if constexpr (first.value && !PerPosition)
+            for (const T* rows_ahead : {block + next, dy_block + next})
+              prefetch_lines<2 * R * kWidth<V> * sizeof(T)>(rows_ahead + pace * from);
+          const V average = load<V>(mean_row + at), scale = load<V>(rstd_row + at);
+          V sum_g = load<V>(sums_g + at), sum_gv = load<V>(sums_gv + at), sum_v = load<V>(sums_v + at);
+          V sum_sign = splat<V>(0);
+          for (int r = 0; r < R; ++r) {
+            V grad = load<V>(dy_block + r * stride + from);
+            const V below = average - load<V>(block + r * stride + from), w = weights.template at<V>(r, from);
+            if constexpr (Kinks) grad = passed(grad, V(biases.template at<V>(r, from) - below * scale * w), floor);
+            const V product = grad * below;
+            sum_g += w * grad;
+            sum_gv -= w * product;
+            sum_v -= below;
+            if constexpr (Kinks) sum_sign -= sign(below);
+            if constexpr (PerPosition) {
+              const int64_t place = tile.begin + from;
+              store(dweight + place, load<V>(dweight + place) - only_new(V(product * scale), again));
+              store(dbias + place, load<V>(dbias + place) + only_new(grad, again));
+            } else {
+              subtract_product(for_weight[r], only_new(product, again), scale);
+              add_to(for_bias[r], only_new(grad, again));
+            }
+          }
+          store(sums_g + at, sum_g);
+          store(sums_gv + at, sum_gv);
+          store(sums_v + at, sum_v);
+          if constexpr (Kinks) store(sums_sign + at, load<V>(sums_sign + at) + sum_sign);
+        });
+        if constexpr (!PerPosition) {
+          add_row_sums(for_weight, dweight + channel);
+          add_row_sums(for_bias, dbias + channel);
         }
+      });
+      for_each_slot<V>(tile.size(), [&](int64_t at, int64_t, auto) {
+        store(sums_gv + at, load<V>(sums_gv + at) * load<V>(rstd_row + at));
+      });
+      if (!copied) return;
+      put_slots<V>(sums_g, tile.size(), p1.at(0, tile.begin));
+      put_slots<V>(sums_gv, tile.size(), p2.at(0, tile.begin));
+      put_slots<V>(sums_v, tile.size(), v.at(0, tile.begin));
+      if constexpr (Kinks) put_slots<V>(sums_sign, tile.size(), signs.at(0, tile.begin));
     });
-    for (A* row : {p1_row, p2_row, v_row, signs_row})
-      if (row != nullptr) restore_order<Wide>(row, tile.size());
   }
 
   // dx = g * rstd - a * (x - mean) - e (+ l1_scale * sign(x - mean) with Kinks). Not Suppressed: rstd is 1 and a is 0
@@ -211,42 +171,112 @@ struct ChannelsFirst {
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                               Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
                                               Map<const A> e, const A* weight, const A* bias, A l1_scale, T* dx) {
-    const InLaneOrder<Wide, A> means(mean.at(0, tile.begin), tile.size());
-    const InLaneOrder<Wide, A> scales(rstd.at(0, tile.begin), tile.size());
-    const InLaneOrder<Wide, A> slopes(a.at(0, tile.begin), tile.size());
-    const InLaneOrder<Wide, A> shifts(e.at(0, tile.begin), tile.size());
-    const A *mean_row = means.data(), *rstd_row = scales.data();
-    const A *a_row = slopes.data(), *e_row = shifts.data(), floor = problem.template floor<A>();
+    const A floor = problem.template floor<A>();
     const int64_t stride = problem.positions();
-    each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
-      constexpr int R = rows.value;
-      const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
-      const T* dy_block = dy + (block - x);
-      T* out = dx + (block - x);
-      for_lanes_writing<Wide, Stream>(out, tile.size(), [=](auto lane, int64_t i) {
-        using V = decltype(lane);
-        prefetch_next<R>(block + i, stride);
-        prefetch_next<R>(dy_block + i, stride);
-        const V average = load<V>(mean_row + i), scale = load<V>(rstd_row + i);
-        const V slope = load<V>(a_row + i), shift = load<V>(e_row + i);
-        for (int r = 0; r < R; ++r) {
-          const V centred = load<V>(block + r * stride + i) - average;
-          V grad = load<V>(dy_block + r * stride + i);
-          if constexpr (Kinks) {
-            const V result = centred * scale * w.template at<V>(r, i) + b.template at<V>(r, i);
-            grad = passed(grad, result, floor);
-          }
-          V result = w.template at<V>(r, i) * grad * scale;
-          if constexpr (Suppressed) result -= slope * centred;
-          result -= shift;
-          if constexpr (Kinks) result += splat<V>(l1_scale) * sign(centred);
-          write<Stream>(out + r * stride + i, result);
-        }
+    with_widest<Wide, Stream>(tile.size(), [&](auto widest) {
+      using Widest = decltype(widest);
+      const InSlots<Widest, Stream, A> means(mean.at(0, tile.begin), tile.size());
+      const InSlots<Widest, Stream, A> scales(rstd.at(0, tile.begin), tile.size());
+      const InSlots<Widest, Stream, A> slopes(a.at(0, tile.begin), tile.size());
+      const InSlots<Widest, Stream, A> shifts(e.at(0, tile.begin), tile.size());
+      const A *mean_row = means.data(), *rstd_row = scales.data(), *a_row = slopes.data(), *e_row = shifts.data();
+      each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
+        constexpr int R = rows.value;
+        const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
+        const T* dy_block = dy + (block - x);
+        T* out = dx + (block - x);
+        const auto body = [=](auto lane, auto slots, int64_t at, int64_t from, auto) {
+          using V = decltype(lane);
+          V average[slots.value], scale[slots.value], slope[slots.value], shift[slots.value];
+          load_slots(mean_row + at, average);
+          load_slots(rstd_row + at, scale);
+          load_slots(a_row + at, slope);
+          load_slots(e_row + at, shift);
+          for (int r = 0; r < R; ++r)
+            for (int s = 0; s < slots.value; ++s) {
+              const int64_t i = from + s * kWidth<V>;
+              const V below = average[s] - load<V>(block + r * stride + i);
+              V grad = load<V>(dy_block + r * stride + i);
+              if constexpr (Kinks) {
+                const V y = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
+                grad = passed(grad, y, floor);
+              }
+              V result = w.template at<V>(r, i) * grad * scale[s] - shift[s];
+              if constexpr (Suppressed) result += slope[s] * below;
+              if constexpr (Kinks) result -= splat<V>(l1_scale) * sign(below);
+              write<Stream>(out + r * stride + i, result);
+            }
+        };
+        for_slots_writing<Widest, Stream>(out, tile.size(), body);
       });
     });
   }
 
  private:
+  // The moments where a position has one number.
+  static void own_mean(const T* x, int64_t count, A* mean, A* m2) {
+    for_lanes<Vec<A>>(count, [=](auto lane, int64_t i) {
+      using V = decltype(lane);
+      store(mean + i, load<V>(x + i));
+      store(m2 + i, splat<V>(0));
+    });
+  }
+
+  // Sums of x and of its squares over the unit's samples and channels, as moments() has them, or of the squares alone.
+  template <bool Mean>
+  static void sum_runs(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> mean, Map<A> m2) {
+    const int64_t stride = problem.positions(), count = tile.size();
+    with_widest<Wide>(count, [&](auto widest) {
+      using V = decltype(widest);
+      alignas(kVectorBytes) A means[kCopyNumbers<A>], squares[kCopyNumbers<A>];
+      for_each_slot<V>(count, [&](int64_t at, int64_t, auto) {
+        for (A* row : {means, squares}) store(row + at, splat<V>(0));
+      });
+      each_run(problem, unit, x, tile, [&](const T* run, int64_t channels, int64_t seen) {
+        const A per_channel = A(1) / channels, per_seen = A(1) / (seen + channels);
+        for_slot_groups<is_pair<V> ? 2 : 4>(slot_count<V>(count), [&](auto slots, int64_t first) {
+          constexpr int S = slots.value;
+          int64_t from[S];
+          V centre[S], sum[S], square[S];
+          for (int s = 0; s < S; ++s) {
+            from[s] = slot_from<V>((first + s) * kWidth<V>, count);
+            centre[s] = sum[s] = square[s] = splat<V>(0);
+          }
+          if (Mean && seen == 0) {
+            for (int64_t c = 0; c < channels; ++c)
+              for (int s = 0; s < S; ++s) centre[s] += load<V>(run + c * stride + from[s]);
+            for (int s = 0; s < S; ++s) centre[s] = centre[s] * splat<V>(per_channel);
+          } else if (Mean) {
+            for (int s = 0; s < S; ++s) centre[s] = load<V>(means + (first + s) * kWidth<V>);
+          }
+          if constexpr (Mean)
+            for (int s = 0; s < S; ++s) centre[s] = finite_or_zero(centre[s]);
+          for (int64_t c = 0; c < channels; ++c) {
+            const T* next = run + (c + channels) * stride + from[0];
+            __builtin_prefetch(next);
+            if constexpr (S * sizeof(V) > 64) __builtin_prefetch(next + 64 / sizeof(T));
+            for (int s = 0; s < S; ++s) {
+              const V below = centre[s] - load<V>(run + c * stride + from[s]);
+              if constexpr (Mean) sum[s] += below;
+              square[s] += below * below;
+            }
+          }
+          for (int s = 0; s < S; ++s) {
+            A *mean_at = means + (first + s) * kWidth<V>, *square_at = squares + (first + s) * kWidth<V>;
+            if constexpr (Mean) {
+              const V drift = sum[s] * splat<V>(per_seen);
+              store(mean_at, (seen == 0 ? centre[s] : load<V>(mean_at)) - drift);
+              square[s] = rectified<V>(square[s] - sum[s] * drift, A(0));  // by rounding it could be below
+            }
+            store(square_at, load<V>(square_at) + square[s]);
+          }
+        });
+      });
+      if constexpr (Mean) put_slots<V>(means, count, mean.at(0, tile.begin));
+      put_slots<V>(squares, count, m2.at(0, tile.begin));
+    });
+  }
+
   // The weights (or biases) of a block: one number per row, or in the (N, F) form one per position. Copied out of the
   // parameter's memory, which for all the compiler knows each store could change.
   template <int R>
@@ -278,6 +308,22 @@ struct ChannelsFirst {
         body(std::integral_constant<int, Rows>{}, x + offset(problem, sample, c, tile.begin), c);
       for (; c < end; ++c) body(std::integral_constant<int, 1>{}, x + offset(problem, sample, c, tile.begin), c);
     }
+  }
+
+  // body(pointer to the run's first row, its channels, channels before it) for runs of channels, no longer than what
+  // was before them.
+  template <class Body>
+  static void each_run(const Problem& problem, const Unit& unit, const T* x, Tile tile, Body&& body) {
+    const int64_t first = unit.group * problem.group_channels(), end = first + problem.group_channels();
+    const int64_t fitting = kRunBytes / (tile.size() * int64_t{sizeof(T)});
+    const int64_t most = fitting < kFirstRun ? kFirstRun : fitting < kLongRun ? fitting : kLongRun;
+    int64_t seen = 0;
+    for (int64_t sample = unit.sample; sample < unit.sample + unit.samples; ++sample)
+      for (int64_t c = first, length; c < end; c += length, seen += length) {
+        const int64_t longest = seen == 0 ? kFirstRun : seen < most ? seen : most;
+        length = longest < end - c ? longest : end - c;
+        body(x + offset(problem, sample, c, tile.begin), length, seen);
+      }
   }
 
   // Streaming stores fill whole cache lines one after the other, so they take one row at a time.

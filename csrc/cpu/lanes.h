@@ -43,63 +43,11 @@ inline void for_lanes_writing(const T* out, int64_t count, Body&& body) {
   for_lanes<V>(count, body, i);
 }
 
-// Count numbers in the order in which values of type V take them: a Pair those of even places of each run first.
-// Other values take them as they lie.
-template <class V, class A>
-class InLaneOrder {
- public:
-  InLaneOrder(const A* numbers, int64_t) : numbers_(numbers) {}
-  const A* data() const { return numbers_; }
-
- private:
-  const A* numbers_;
-};
-
-// Where number i of `count` stands in that order.
+// Where values of type V have number i of `count`: a Pair the numbers of even places of each run first.
 template <class V>
 inline int64_t lane_place(int64_t i, int64_t count) {
   const int64_t width = kWidth<V>, at = i % width;
   return !is_pair<V> || i - at + width > count ? i : i - at + at % 2 * (width / 2) + at / 2;
-}
-
-template <size_t... I>
-inline Pair split(Vec<float> low, Vec<float> high, std::index_sequence<I...>) {
-  return {__builtin_shufflevector(low, high, 2 * I...), __builtin_shufflevector(low, high, (2 * I + 1)...)};
-}
-
-template <>
-class InLaneOrder<Pair, float> {
- public:
-  InLaneOrder(const float* numbers, int64_t count) {
-    for_lanes<Pair>(count, [&](auto lane, int64_t i) {
-      using V = decltype(lane);
-      if constexpr (is_pair<V>) {
-        const Pair run = load<V>(numbers + i);
-        store(numbers_ + i, split(run.even, run.odd, std::make_index_sequence<kLanes<float>>{}));
-      } else {
-        store(numbers_ + i, load<V>(numbers + i));
-      }
-    });
-  }
-  const float* data() const { return numbers_; }
-
- private:
-  alignas(kVectorBytes) float numbers_[kTilePositions];
-};
-
-template <size_t... I>
-inline Pair join(const Pair& v, std::index_sequence<I...>) {
-  constexpr int lanes = sizeof...(I);
-  return {__builtin_shufflevector(v.even, v.odd, (I / 2 + I % 2 * lanes)...),
-          __builtin_shufflevector(v.even, v.odd, (lanes / 2 + I / 2 + I % 2 * lanes)...)};
-}
-
-// Puts numbers in the lane order of V back into their own, in place.
-template <class V, class A>
-inline void restore_order(A* numbers, int64_t count) {
-  if constexpr (is_pair<V>)
-    for (int64_t i = 0; i + kWidth<V> <= count; i += kWidth<V>)
-      store(numbers + i, join(load<V>(numbers + i), std::make_index_sequence<kLanes<float>>{}));
 }
 
 // The lower and the upper lanes of a vector, added.
@@ -124,27 +72,32 @@ inline A lane_sum(Vec<A> v) {
   return two[0] + two[1];
 }
 
-// Neighbouring runs of `Run` lanes of a and of b, added in pairs: a's sums go to even runs, b's to odd ones.
-template <int Run, class V, size_t... I>
+// In every four lanes the sums of two neighbours, those of a and then those of b.
+template <class V, size_t... I>
 inline V pair_sums(V a, V b, std::index_sequence<I...>) {
   constexpr int lanes = sizeof...(I);
-  constexpr auto from = [](int i, int half) {
-    const int run = i / Run, source = run % 2 == 0 ? 0 : lanes;
-    return source + (run / 2 * 2 + half) * Run + i % Run;
-  };
+  constexpr auto from = [](int i, int half) { return (i % 4 < 2 ? 0 : lanes) + i / 4 * 4 + i % 2 * 2 + half; };
   return __builtin_shufflevector(a, b, from(I, 0)...) + __builtin_shufflevector(a, b, from(I, 1)...);
 }
 
-// The lane sums of four vectors at once.
+// The lane sums of four vectors at once, for vectors of four lanes or more.
 template <class A>
-inline void lane_sums(const Vec<A> (&v)[4], A (&sums)[4]) {
-  if constexpr (kLanes<A> >= 4) {
-    constexpr std::make_index_sequence<kLanes<A>> all{};
-    const Vec<A> four = pair_sums<2>(pair_sums<1>(v[0], v[1], all), pair_sums<1>(v[2], v[3], all), all);
-    const auto folded = fold_to<A, 4>(four);
-    __builtin_memcpy(sums, &folded, sizeof(sums));
+inline auto lane_sums(const Vec<A> (&v)[4]) {
+  constexpr std::make_index_sequence<kLanes<A>> all{};
+  return fold_to<A, 4>(pair_sums(pair_sums(v[0], v[1], all), pair_sums(v[2], v[3], all), all));
+}
+
+// out[r] += the lane sum of v[r]
+template <class A, int R>
+inline void add_lane_sums(const Vec<A> (&v)[R], A* out) {
+  if constexpr (R == 4 && kLanes<A> >= 4) {
+    auto sums = lane_sums<A>(v);
+    decltype(sums) before;
+    __builtin_memcpy(&before, out, sizeof(before));
+    sums += before;
+    __builtin_memcpy(out, &sums, sizeof(sums));
   } else {
-    for (int i = 0; i < 4; ++i) sums[i] = lane_sum<A>(v[i]);
+    for (int r = 0; r < R; ++r) out[r] += lane_sum<A>(v[r]);
   }
 }
 
@@ -176,12 +129,8 @@ struct Totals {
   }
   A value(int which) const { return lane_sum<A>(lanes[which]) + tail[which]; }
   void values(A (&out)[Count]) const {
-    if constexpr (Count == 4) {
-      lane_sums<A>(lanes, out);
-      for (int i = 0; i < Count; ++i) out[i] += tail[i];
-    } else {
-      for (int i = 0; i < Count; ++i) out[i] = value(i);
-    }
+    for (int i = 0; i < Count; ++i) out[i] = tail[i];
+    add_lane_sums<A>(lanes, out);
   }
 };
 

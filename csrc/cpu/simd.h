@@ -271,6 +271,12 @@ inline void prefetch_next(const T* p, int64_t stride) {
   for (int r = 0; r < Rows; ++r) __builtin_prefetch(p + (Rows + r) * stride);
 }
 
+// Asks for all lines of the Bytes bytes from p on.
+template <int64_t Bytes, class T>
+inline void prefetch_lines(const T* p) {
+  for (int64_t at = 0; at < Bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + at);
+}
+
 template <class V>
 inline V absolute(V v) {
   return v < splat<V>(0) ? -v : v;
