@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <exception>
 #include <new>
+#include <optional>
 #include <vector>
 
 #include "plan.h"
@@ -105,17 +106,19 @@ PyObject* guarded(Body&& body) {
   return nullptr;
 }
 
-const Kept* plan_for(State& state, PyObject* x, const View& view) {
+// By value: whatever is asked of Python lets other threads run, and change what is kept.
+std::optional<Kept> plan_for(State& state, PyObject* x, const View& view) {
   const Key key(view);
-  if (state.last < state.plans.size() && state.plans[state.last].key == key) return &state.plans[state.last];
+  if (state.last < state.plans.size() && state.plans[state.last].key == key) return state.plans[state.last];
   for (size_t i = 0; i < state.plans.size(); ++i)
-    if (state.plans[i].key == key) return &state.plans[state.last = i];
+    if (state.plans[i].key == key) return state.plans[state.last = i];
   const py::object made = state.prepare(state.norm, state.backend, state.form, py::handle(x));
-  if (made.is_none()) return nullptr;
-  if (state.plans.size() >= kMostPlans) state.plans.clear();
+  if (made.is_none()) return std::nullopt;
+  std::vector<Kept> dropped;  // at the end: what they hold may run anything as it goes
+  if (state.plans.size() >= kMostPlans) dropped.swap(state.plans);
   state.plans.push_back({key, made, made.cast<const Plan*>()});
   state.last = state.plans.size() - 1;
-  return &state.plans.back();
+  return state.plans.back();
 }
 
 bool is_number(PyObject* object) { return PyFloat_CheckExact(object) || PyLong_CheckExact(object); }
@@ -150,14 +153,13 @@ py::object call(State& state, PyObject* const* given, bool with_l1, bool with_st
   Arguments arguments;
   if (!all_plain(given, 4) || !torch::eager() || !torch::view_of(x, arguments.x) || arguments.x.numel == 0)
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
-  const Kept* found = plan_for(state, x, arguments.x);
-  if (found == nullptr || !found->plan->accepts(weight, bias, sigma, state.shaped, !state.form.is_none(), arguments))
+  const std::optional<Kept> kept = plan_for(state, x, arguments.x);
+  if (!kept || !kept->plan->accepts(weight, bias, sigma, state.shaped, !state.form.is_none(), arguments))
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
-  const Kept kept = *found;  // of its own: what runs in between may call again
   if (!differentiates(given))
-    return as_result(kept.plan->forward(x, weight, bias, sigma, arguments, with_l1, with_statistics, with_statistics),
+    return as_result(kept->plan->forward(x, weight, bias, sigma, arguments, with_l1, with_statistics, with_statistics),
                      with_l1, with_statistics);
-  const Pending own{&kept, &arguments, x, with_l1, with_statistics};
+  const Pending own{&*kept, &arguments, x, with_l1, with_statistics};
   pending = &own;
   PyObject* result = PyObject_Vectorcall(apply, given, 4, nullptr);
   pending = nullptr;
@@ -220,8 +222,6 @@ PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t count) {
     if (!all_plain(given + 2, 2) || !torch::eager() || torch::gradients_enabled()) return not_implemented();
     const py::object object = get(ctx, names.plan), needed = get(ctx, names.needs);
     PyObject* const* tensors = PySequence_Fast_ITEMS(saved);
-    const py::object sigma =
-        tensors[3] == Py_None ? get(ctx, names.sigma) : py::reinterpret_borrow<py::object>(tensors[3]);
     if (!all_plain(tensors, kSaved)) return not_implemented();
     const py::object sigma =
         tensors[3] == Py_None ? get(ctx, names.sigma) : py::reinterpret_borrow<py::object>(tensors[3]);

@@ -9,7 +9,6 @@ import threading
 import weakref
 from pathlib import Path
 
-import hypothesis
 import pytest
 import torch
 from caches import forget
@@ -396,7 +395,7 @@ def test_eight_threads():
 
 
 @pytest.mark.parametrize("name", ["DivisiveNorm2d", "LayerNorm"])
-def test_what_a_step_makes(name):
+def test_what_a_step_makes(name, torchs_defaults):
     """Forward: y and the maps. Backward: a gradient each. Nothing is filled, copied or looked at twice."""
     make, shape = LAYERS[name]
     layer, x, dy = make(), torch.randn(shape, requires_grad=True), torch.randn(shape)
@@ -416,6 +415,3 @@ def names_of(profile) -> list[str]:
     inside = {"aten::empty_strided"}
     found = [event.name for event in profile.events() if event.name not in inside and not event.name.startswith("[")]
     return found
-
-
-hypothesis.settings.register_profile("default", hypothesis.settings())
