@@ -75,6 +75,7 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init<py::object, py::object, py::object>())
       .def_property_readonly("geometry", &Plan::geometry)
       .def_property_readonly("backend", &Plan::backend)
+      .def_property_readonly("native", &Plan::native)
       .def("forward", &forward)
       .def("backward", &backward);
   bind_call(m);

@@ -24,7 +24,6 @@ using torch::View;
 
 namespace {
 
-constexpr int kMostDims = 8;
 constexpr int kSaved = 5;          // x, weight, bias, sigma, maps
 constexpr size_t kMostPlans = 32;  // kept by a call: the shapes of text have no end
 
@@ -44,7 +43,7 @@ struct Key {
            device == other.device && contiguous == other.contiguous;
   }
 
-  std::array<int64_t, kMostDims> shape;
+  std::array<int64_t, torch::kMostDims> shape;
   int ndim;
   Dtype dtype;
   int device_type, device;

@@ -6,8 +6,6 @@
 namespace divnorm::torch {
 namespace {
 
-constexpr int kMostDims = 8;  // of a tensor that calls take
-
 // Looked up once and never let go: the interpreter may be gone before this module is.
 struct Torch {
   const DLPackExchangeAPI* api = nullptr;

@@ -17,6 +17,8 @@ namespace py = pybind11;
 // Looks torch up. Throws where it offers no exchange API of a version known here; nothing below may be called then.
 void connect();
 
+constexpr int kMostDims = 8;  // of a view
+
 // A tensor in memory as its sizes and strides say. Only what `view_of` has filled in is one.
 struct View {
   DLTensor raw;

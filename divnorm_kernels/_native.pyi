@@ -33,6 +33,9 @@ class Plan:
     def geometry(self) -> Geometry: ...
     @property
     def backend(self) -> ModuleType: ...
+    @property
+    def native(self) -> bool:
+        """Whether its calls run in the compiled module, which needs no shape of x but the geometry's numbers."""
     def forward(
         self,
         x: Tensor,

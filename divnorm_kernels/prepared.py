@@ -36,10 +36,11 @@ def prepared(norm: Norm, backend: str | None, form: Form | None = None) -> Calla
     with the statistics in one tensor; or NotImplemented. ``form``: of a layer whose x has other shapes than the
     operator's; sigma may have shape (1,) then.
     """
-    return _nothing if module is None else module.Call(norm, backend, form, _plan)
+    return nothing if module is None else module.Call(norm, backend, form, _plan)
 
 
-def _nothing(*arguments: object) -> Any:
+def nothing(*arguments: object) -> Any:
+    """A call that serves none."""
     return NotImplemented
 
 
@@ -54,4 +55,5 @@ def _plan(norm: Norm, backend: str | None, form: Form | None, x: Tensor) -> Any:
         kernels = select(backend, g, x)
     except (TypeError, ValueError, RuntimeError):  # said again where the call goes on
         return None
-    return None if kernels is None or g.numel == 0 else kernels.plan_for(g, x)
+    plan = None if kernels is None or g.numel == 0 else kernels.plan_for(g, x)
+    return plan if own == shape or plan is None or plan.native else None

@@ -302,6 +302,19 @@ def test_layers_are_one_node(name):
         assert f.shape == e.shape
 
 
+def test_a_subclass_with_a_weight_of_its_own_making():
+    class Centred(dk.DivisiveNorm2d):
+        """Its parameter is what weight has beyond one."""
+
+        @property
+        def weight(self):
+            return self._parameters["weight"] + 1
+
+    layer = Centred(4, 3)
+    torch.nn.init.ones_(layer._parameters["weight"])
+    assert torch.equal(layer(X), divisive_norm(X, torch.full((4,), 2.0), torch.zeros(4), window=3))
+
+
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
 def test_copies_of_a_layer(copied):
     layer = dk.DivisiveNorm2d(4, 3)

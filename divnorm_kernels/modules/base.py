@@ -18,7 +18,7 @@ from ..backends import check_name
 from ..checks import check_activation, check_flag, check_number
 from ..functional import normalize
 from ..norm import Norm
-from ..prepared import Form, prepared
+from ..prepared import Form, nothing, prepared
 from ..sharding import distributed
 from .forms import Rows
 from .penalty import Calls
@@ -206,7 +206,7 @@ class NormalizationLayer(nn.Module):
             # a module's own look-up of its parameters takes longer than a small kernel
             parameters, call = self._parameters, self._prepared
             if call is None:
-                call = self._prepared = prepared(self._norm, self._backend, self._form)
+                call = self._prepared = self._prepare()
             with_l1 = self.l1_weight > 0 and self.training
             try:
                 sigma = parameters["sigma"] if self.learn_sigma else self.sigma
@@ -239,6 +239,11 @@ class NormalizationLayer(nn.Module):
                 check_held(x=x)  # where a view of it was refused in other words
                 raise
         return self._followed(y)
+
+    def _prepare(self) -> Callable[..., Any]:
+        if any(hasattr(type(self), name) for name in ("weight", "bias", "sigma")):
+            return nothing  # a subclass that makes its parameters from others
+        return prepared(self._norm, self._backend, self._form)
 
     def _followed(self, y: Tensor) -> Tensor:
         for name in self.followed_by:
