@@ -6,8 +6,6 @@
 namespace divnorm::torch {
 namespace {
 
-constexpr int kMostDims = 8;  // of a tensor that calls take
-
 // Looked up once and never let go: the interpreter may be gone before this module is.
 struct Torch {
   const DLPackExchangeAPI* api = nullptr;
@@ -61,8 +59,6 @@ bool known_dtype(const DLDataType& type, Dtype& dtype) {
     return false;
   return true;
 }
-
-int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 
 // Dimensions from the one that lies last to the one that lies first: `next` gives the one after a dimension.
 template <class Next>

@@ -87,6 +87,21 @@ def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None = None, dmaps: None
 def differentiate_by(apply: Callable[..., Any], /) -> None:
     """Tells the calls the ``apply`` of that function."""
 
+def register_operators(loaded: str, /) -> bool:
+    """Makes the CPU's kernels of the operators torch's, once.
+
+    ``loaded``: a library that has brought torch's into the process. ``False`` where torch has not all that they need.
+    """
+
+def remember(norm: str, backend: str, x: Tensor, plan: Plan, /) -> None:
+    """Tells them the plan for calls with such an ``x``; ``backend`` is empty where none is named."""
+
+def operator_raised(error: Exception, /) -> None:
+    """Tells them what the operator's namesake in Python has raised, in the same thread."""
+
+def operator_calls() -> tuple[int, int]:
+    """How many calls of forward and of backward they have served."""
+
 # Only where the module was built without CUDA.
 
 without_cuda: str
