@@ -62,4 +62,9 @@ void KnownPlans::add(const CallKey& key, const py::object& owner) {
   }
 }
 
+size_t KnownPlans::size() const {
+  const std::shared_lock lock(mutex_);
+  return entries_.size();
+}
+
 }  // namespace divnorm

@@ -33,6 +33,7 @@ class KnownPlans {
   std::shared_ptr<const Plan> find(const CallKey& key) const;
   // With the GIL. `owner` is Python's object of the plan.
   void add(const CallKey& key, const pybind11::object& owner);
+  size_t size() const;
 
  private:
   struct Entry {

@@ -5,10 +5,15 @@
 // next call of this kind is served by. The schemas stand there.
 #include "operators.h"
 
+#include <pybind11/stl.h>
+
 #include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <optional>
+#include <string>
+#include <utility>
 
 #include "known_plans.h"
 #include "shims.h"
@@ -190,8 +195,23 @@ struct Backward {
   }
 };
 
-// What Python raised in the call that this thread is in, until it is on its way.
-thread_local PyObject* raised = nullptr;
+// A call that Python serves. Its texts, norm and backend, do not go by torch's stack: torch's own conversion of a
+// string (ToImpl<std::string>, 2.11 to 2.14) forgets a copy of each.
+struct HandedOver {
+  HandedOver() : outer(std::exchange(latest, this)) {}
+  ~HandedOver() { latest = outer; }
+
+  std::array<std::optional<std::string>, 2> texts;
+  PyObject* raised = nullptr;
+  HandedOver* outer;
+  static thread_local HandedOver* latest;
+  // The one that this thread is in.
+  static HandedOver& here() {
+    if (latest == nullptr) throw std::runtime_error("an operator of the kernels' own was called from outside");
+    return *latest;
+  }
+};
+thread_local HandedOver* HandedOver::latest = nullptr;
 
 // An error of Python's on its way through torch's dispatcher, which passes C++'s on; at the border to Python pybind11,
 // torch's as well as this module's, asks it to raise itself.
@@ -210,26 +230,42 @@ class PythonError : public py::builtin_exception {
   std::shared_ptr<PyObject> error_;
 };
 
-void call_python(const char* operator_name, Value* stack) {
-  const bool done = shims::call(operator_name, stack);
-  if (raised != nullptr) {
-    const py::gil_scoped_acquire acquired;
-    throw PythonError(std::exchange(raised, nullptr));
+template <class Operator>
+void call_python(Value* stack, uint64_t arguments, uint64_t results) {
+  HandedOver own;
+  size_t texts = 0, rest = 0;
+  for (uint64_t i = 0; i < arguments; ++i) {
+    const Slot slot = Operator::kSlots[i];
+    if (slot.kind != Kind::text) {
+      stack[rest++] = stack[i];
+      continue;
+    }
+    if (!slot.optional || stack[i] != 0)
+      own.texts[texts] = shims::text(slot.optional ? shims::held(stack[i]) : stack[i]);
+    ++texts;
+    shims::release(stack[i], slot);
   }
-  if (!done) throw std::runtime_error(std::string(operator_name) + " failed");
+  const bool done = shims::call(Operator::kInPython, stack);
+  if (own.raised != nullptr) {
+    for (uint64_t i = 0; done && i < results; ++i) shims::release(stack[i], {Kind::tensor});
+    const py::gil_scoped_acquire acquired;
+    throw PythonError(own.raised);
+  }
+  if (!done) throw std::runtime_error(std::string(Operator::kInPython) + " failed");
 }
 
+// What it throws, torch's dispatcher passes on: there is no other way for a kernel to fail.
 template <class Operator>
-void kernel(Value* stack, uint64_t arguments, uint64_t) {
-  typename Operator::Results results;
+void kernel(Value* stack, uint64_t arguments, uint64_t results) {
+  typename Operator::Results found;
   bool served = false;
   try {
-    served = Operator::serve(stack, results);
+    served = Operator::serve(stack, found);
   } catch (const std::exception&) {  // no memory, or torch does not answer: said by Python
   }
-  if (!served) return call_python(Operator::kInPython, stack);
+  if (!served) return call_python<Operator>(stack, arguments, results);
   for (uint64_t i = 0; i < arguments; ++i) shims::release(stack[i], Operator::kSlots[i]);
-  for (size_t i = 0; i < results.size(); ++i) stack[i] = reinterpret_cast<Value>(results[i].handed_on());
+  for (size_t i = 0; i < found.size(); ++i) stack[i] = reinterpret_cast<Value>(found[i].handed_on());
 }
 
 bool register_operators(const std::string& loaded) {
@@ -248,8 +284,10 @@ void remember(const std::string& norm, const std::string& backend, const py::obj
 void bind_operators(py::module_& module) {
   module.def("register_operators", &register_operators);
   module.def("operator_raised",
-             [](const py::object& error) { Py_XDECREF(std::exchange(raised, py::object(error).release().ptr())); });
+             [](const py::object& error) { HandedOver::here().raised = py::object(error).release().ptr(); });
+  module.def("operator_texts", [] { return HandedOver::here().texts; });
   module.def("remember", &remember);
+  module.def("operator_plans", [] { return known.size(); });
   module.def("operator_calls", [] { return py::make_tuple(forward_calls.load(), backward_calls.load()); });
 }
 

@@ -96,11 +96,17 @@ def register_operators(loaded: str, /) -> bool:
 def remember(norm: str, backend: str, x: Tensor, plan: Plan, /) -> None:
     """Tells them the plan for calls with such an ``x``; ``backend`` is empty where none is named."""
 
+def operator_texts() -> tuple[str, str | None]:
+    """The norm and the backend of the call that this thread makes of an operator's namesake in Python."""
+
 def operator_raised(error: Exception, /) -> None:
-    """Tells them what the operator's namesake in Python has raised, in the same thread."""
+    """Tells them what that call has raised."""
 
 def operator_calls() -> tuple[int, int]:
     """How many calls of forward and of backward they have served."""
+
+def operator_plans() -> int:
+    """How many plans they know."""
 
 # Only where the module was built without CUDA.
 

@@ -138,13 +138,15 @@ def _remember(x: Tensor, norm: str, backend: str | None) -> None:
         module.remember(norm, backend or "", x, cpu.plan_for(g, x))
 
 
-def _forward_in_python(*arguments):
-    x, *_, norm, _, _, backend = arguments
+def _forward_in_python(x, weight, bias, sigma, sigma_value, with_l1, with_variance):
+    norm, backend = module.operator_texts()
+    arguments = x, weight, bias, sigma, sigma_value, norm, with_l1, with_variance, backend
     return _for_kernel(_forward, arguments, x, norm, backend)
 
 
-def _backward_in_python(*arguments):
-    _, _, x, *_, norm, _, backend = arguments
+def _backward_in_python(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, needs):
+    norm, backend = module.operator_texts()
+    arguments = dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, norm, needs, backend
     return _for_kernel(_backward, arguments, x, norm, backend)
 
 
@@ -167,9 +169,12 @@ for _name, _implementation, _fake in (
     torch.library.register_fake(f"divnorm_kernels::{_name}", _fake, lib=_library)
 torch.library.register_autograd("divnorm_kernels::forward", _autograd, setup_context=_setup_context, lib=_library)
 
+by_kernels = False
+"""Whether the compiled module's kernels take the CPU's calls."""
 if module is not None:
     for _name, _implementation in (("forward", _forward_in_python), ("backward", _backward_in_python)):
-        _library.define(f"{_name}_in_python{_SCHEMAS[_name]}")
+        _schema = _SCHEMAS[_name].replace(" str norm,", "").replace(", str? backend", "")
+        _library.define(f"{_name}_in_python{_schema}")
         _library.impl(f"{_name}_in_python", _implementation, "CompositeExplicitAutograd")
         _library.impl(f"{_name}_in_python", torch.library.fallthrough_kernel, "Autograd")
-    module.register_operators(torch._C.__file__)
+    by_kernels = module.register_operators(torch._C.__file__)
