@@ -1,4 +1,4 @@
-// The compiled module. Only bindings*.*, torch_api.*, plan.* and call.* know Python.
+// The compiled module. Only bindings*.*, torch_api.*, plan.*, known_plans.*, call.* and operators.* know Python.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,6 +8,7 @@
 #include "bindings_problem.h"
 #include "call.h"
 #include "cpu/calls.h"
+#include "operators.h"
 #include "plan.h"
 #ifdef DIVNORM_CUDA
 #include "bindings_cuda.h"
@@ -79,6 +80,7 @@ PYBIND11_MODULE(_native, m) {
       .def("forward", &forward)
       .def("backward", &backward);
   bind_call(m);
+  bind_operators(m);
 #ifdef DIVNORM_CUDA
   m.attr("cuda_archs") = DIVNORM_CUDA;
   bind_cuda(m);

@@ -39,6 +39,13 @@ class Plan {
   bool reads_bias() const { return reads_bias_; }
   // Whether calls of it run in the compiled module from one end to the other.
   bool native() const { return calls_ != nullptr; }
+  // Only of a native one.
+  const Calls& calls() const { return *calls_; }
+  int64_t affine_size() const { return affine_size_; }
+  int64_t groups() const { return groups_; }
+  const std::vector<int64_t>& maps_shape() const { return maps_shape_; }
+  // The dtype of sums and maps.
+  Dtype compute() const;
 
   // Whether these are arguments for the plan, x's view among them already. `shaped`: weight and bias may have any
   // number of dimensions; `of_layer`: a sigma of one number may have one.
@@ -56,7 +63,6 @@ class Plan {
 
  private:
   bool number(PyObject* tensor, const torch::View& x, const void*& address) const;
-  Dtype compute() const;
   pybind11::object make_maps(const torch::View& x, bool with_variance) const;
 
   pybind11::object geometry_, backend_, owner_;

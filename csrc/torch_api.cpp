@@ -60,8 +60,6 @@ bool known_dtype(const DLDataType& type, Dtype& dtype) {
   return true;
 }
 
-int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
-
 // Dimensions from the one that lies last to the one that lies first: `next` gives the one after a dimension.
 template <class Next>
 bool without_gaps(const DLTensor& t, int last, Next next) {

@@ -92,6 +92,27 @@ def backward(
 def differentiate_by(apply: Callable[..., Any], /) -> None:
     """Tells the calls the ``apply`` of that function."""
 
+def register_operators(loaded: str, /) -> bool:
+    """Makes the CPU's kernels of the operators torch's, once.
+
+    ``loaded``: a library that has brought torch's into the process. ``False`` where torch has not all that they need.
+    """
+
+def remember(norm: str, backend: str, x: Tensor, plan: Plan, /) -> None:
+    """Tells them the plan for calls with such an ``x``; ``backend`` is empty where none is named."""
+
+def operator_texts() -> tuple[str, str | None]:
+    """The norm and the backend of the call that this thread makes of an operator's namesake in Python."""
+
+def operator_raised(error: Exception, /) -> None:
+    """Tells them what that call has raised."""
+
+def operator_calls() -> tuple[int, int]:
+    """How many calls of forward and of backward they have served."""
+
+def operator_plans() -> int:
+    """How many plans they know."""
+
 # Only where the module was built without CUDA.
 
 without_cuda: str

@@ -5,6 +5,10 @@ fake tensors and dispatch modes see these, and the dispatcher resolves negated, 
 ``norm`` is `divnorm_kernels.norm.Norm.text`; an absent map or gradient is an empty tensor. ``sigma`` overrules
 ``sigma_value``. ``bias`` is read where an activation stands behind it; elsewhere backward needs no more than
 ``bias_dtype``.
+
+On the CPU the compiled module's kernels take their calls (``csrc/operators.cpp``), and hand over to the functions below
+what is unusual and the first call of a kind. Where torch lacks a C function that they need, or the module is not there,
+these functions serve all calls.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from torch import Tensor
 
 from . import flops
 from .addresses import check_held, check_readable
-from .backends import select
+from .backends import cpu, select
+from .backends.native import module
 from .checks import compute_dtype
 from .fields import Geometry, geometry
 from .layout import dense
@@ -25,15 +30,13 @@ from .norm import parsed
 from .reference import gradients
 
 _library = torch.library.Library("divnorm_kernels", "DEF")
-_library.define(
-    "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? sigma, float sigma_value, str norm, bool with_l1, "
-    "bool with_variance, str? backend) -> (Tensor y, Tensor maps, Tensor l1)"
-)
-_library.define(
-    "backward(Tensor? dy, Tensor? dl1, Tensor x, Tensor maps, Tensor? weight, Tensor? bias, ScalarType? bias_dtype, "
-    "Tensor? sigma, float sigma_value, str norm, bool[] needs, str? backend) "
-    "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dsigma)"
-)
+_SCHEMAS = {
+    "forward": "(Tensor x, Tensor? weight, Tensor? bias, Tensor? sigma, float sigma_value, str norm, bool with_l1, "
+    "bool with_variance, str? backend) -> (Tensor y, Tensor maps, Tensor l1)",
+    "backward": "(Tensor? dy, Tensor? dl1, Tensor x, Tensor maps, Tensor? weight, Tensor? bias, "
+    "ScalarType? bias_dtype, Tensor? sigma, float sigma_value, str norm, bool[] needs, str? backend) "
+    "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dsigma)",
+}
 
 
 def unread_bias(x: Tensor, dtype: torch.dtype, g: Geometry, weight: Tensor | None) -> Tensor:
@@ -128,10 +131,50 @@ def _autograd(ctx: Any, dy: Tensor | None, dmaps: None, dl1: Tensor | None) -> t
     return (*(t if need else None for t, need in zip(found, needs, strict=True)), *(None,) * 5)
 
 
+def _remember(x: Tensor, norm: str, backend: str | None) -> None:
+    """Tells the compiled kernels the plan that calls like this one are served by."""
+    g = _geometry(x, norm)
+    if g.numel > 0 and dense(x) is x and _kernels(backend, g, x) is cpu:
+        module.remember(norm, backend or "", x, cpu.plan_for(g, x))
+
+
+def _forward_in_python(x, weight, bias, sigma, sigma_value, with_l1, with_variance):
+    norm, backend = module.operator_texts()
+    arguments = x, weight, bias, sigma, sigma_value, norm, with_l1, with_variance, backend
+    return _for_kernel(_forward, arguments, x, norm, backend)
+
+
+def _backward_in_python(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, needs):
+    norm, backend = module.operator_texts()
+    arguments = dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, norm, needs, backend
+    return _for_kernel(_backward, arguments, x, norm, backend)
+
+
+def _for_kernel(implementation, arguments, x, norm, backend):
+    try:
+        found = implementation(*arguments)
+        _remember(x, norm, backend)
+    except Exception as error:  # torch's C functions, by which the kernel calls, would lose it
+        module.operator_raised(error)
+        return (torch.empty(0),) * (3 if implementation is _forward else 4)
+    return found
+
+
 for _name, _implementation, _fake in (
     ("forward", _forward, _forward_fake),
     ("backward", _backward, _backward_fake),
 ):
+    _library.define(_name + _SCHEMAS[_name])
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"divnorm_kernels::{_name}", _fake, lib=_library)
 torch.library.register_autograd("divnorm_kernels::forward", _autograd, setup_context=_setup_context, lib=_library)
+
+by_kernels = False
+"""Whether the compiled module's kernels take the CPU's calls."""
+if module is not None:
+    for _name, _implementation in (("forward", _forward_in_python), ("backward", _backward_in_python)):
+        _schema = _SCHEMAS[_name].replace(" str norm,", "").replace(", str? backend", "")
+        _library.define(f"{_name}_in_python{_schema}")
+        _library.impl(f"{_name}_in_python", _implementation, "CompositeExplicitAutograd")
+        _library.impl(f"{_name}_in_python", torch.library.fallthrough_kernel, "Autograd")
+    by_kernels = module.register_operators(torch._C.__file__)

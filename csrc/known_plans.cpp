@@ -1,0 +1,70 @@
+#include "known_plans.h"
+
+#include <algorithm>
+#include <mutex>
+
+namespace divnorm {
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr size_t kMostEntries = 256;  // then all are dropped: the shapes of text have no end
+
+// Keeps Python's object for as long as the plan is in use, by whichever thread.
+std::shared_ptr<const Plan> held_by(const py::object& owner) {
+  PyObject* object = py::object(owner).release().ptr();
+  return {owner.cast<const Plan*>(), [object](const Plan*) {
+            if (!Py_IsInitialized()) return;
+            const py::gil_scoped_acquire acquired;
+            Py_DECREF(object);
+          }};
+}
+
+}  // namespace
+
+CallKey::CallKey(std::string_view norm, std::string_view backend, const torch::View& x)
+    : norm(norm), backend(backend), shape{}, ndim(x.raw.ndim), dtype(x.dtype), contiguous(x.contiguous()) {
+  std::copy(x.raw.shape, x.raw.shape + ndim, shape.begin());
+}
+
+bool CallKey::operator==(const CallKey& other) const {
+  return shape == other.shape && ndim == other.ndim && dtype == other.dtype && contiguous == other.contiguous &&
+         norm == other.norm && backend == other.backend;
+}
+
+size_t CallKey::hash() const {
+  size_t hash = std::hash<std::string_view>{}(norm);
+  const auto mix = [&](size_t value) { hash = (hash ^ value) * 0x9E3779B97F4A7C15u; };
+  mix(std::hash<std::string_view>{}(backend));
+  for (int d = 0; d < ndim; ++d) mix(static_cast<size_t>(shape[d]));
+  mix(static_cast<size_t>(dtype) << 8 | static_cast<size_t>(ndim) << 1 | static_cast<size_t>(contiguous));
+  return hash;
+}
+
+std::shared_ptr<const Plan> KnownPlans::find(const CallKey& key) const {
+  const size_t hash = key.hash();
+  const std::shared_lock lock(mutex_);
+  const auto found = entries_.find(hash);
+  return found != entries_.end() && found->second->key == key ? found->second->plan : nullptr;
+}
+
+void KnownPlans::add(const CallKey& key, const py::object& owner) {
+  auto entry = std::make_unique<Entry>(Entry{std::string(key.norm), std::string(key.backend), key, held_by(owner)});
+  entry->key.norm = entry->norm;
+  entry->key.backend = entry->backend;
+  std::unique_ptr<const Entry> added = std::move(entry);
+  decltype(entries_) dropped;  // outside the lock: what Python does for the last of a plan may come here again
+  {
+    const std::unique_lock lock(mutex_);
+    if (entries_.size() >= kMostEntries) dropped.swap(entries_);
+    std::swap(entries_[key.hash()], added);
+  }
+}
+
+size_t KnownPlans::size() const {
+  const std::shared_lock lock(mutex_);
+  return entries_.size();
+}
+
+}  // namespace divnorm

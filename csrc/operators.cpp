@@ -1,0 +1,294 @@
+// divnorm_kernels::forward and ::backward on the CPU, as kernels of torch's dispatcher: what compiled graphs call.
+//
+// They only ever say yes. Whatever is unusual about a call, and the first one of a kind, goes on to the operator's
+// namesake in Python (divnorm_kernels/ops.py), which knows everything, says what is wrong, and tells the plan that the
+// next call of this kind is served by. The schemas stand there.
+#include "operators.h"
+
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "known_plans.h"
+#include "shims.h"
+
+namespace divnorm {
+
+namespace py = pybind11;
+using shims::Kind;
+using shims::Slot;
+using shims::Tensor;
+using shims::Value;
+using torch::View;
+
+namespace {
+
+// Never destroyed: the interpreter, which plans need, may be gone before this module is.
+KnownPlans& known = *new KnownPlans;
+
+std::atomic<int64_t> forward_calls{0}, backward_calls{0};  // served here
+
+// A parameter of a call on x, absent or as the schemas mean it.
+bool parameter_of(Value given, const View& x, View& view, Parameter& parameter) {
+  if (given == 0) return true;
+  if (!shims::view_of(shims::handle(shims::held(given)), view) || !view.contiguous()) return false;
+  const bool half = x.dtype == Dtype::bfloat16 || x.dtype == Dtype::float16;
+  if (view.dtype != x.dtype && !(half && view.dtype == Dtype::float32)) return false;
+  parameter = {view.data(), view.dtype, view.numel};
+  return true;
+}
+
+bool affine_of(Value given, const View& x, int64_t count, View& view, Parameter& parameter) {
+  return parameter_of(given, x, view, parameter) && (given == 0 || (view.raw.ndim == 1 && view.numel == count));
+}
+
+bool sigma_of(Value given, const View& x, int64_t groups, View& view, Parameter& parameter) {
+  return parameter_of(given, x, view, parameter) &&
+         (given == 0 || view.raw.ndim == 0 || (view.raw.ndim == 1 && view.numel == groups));
+}
+
+// The tensors that both operators take.
+struct Inputs {
+  View x, weight, bias, sigma;
+  Parameter weights, biases, sigmas;
+  double sigma_value;
+};
+
+struct Places {
+  int x, weight, bias, sigma, sigma_value, norm, backend;
+};
+
+// The plan for a call, or null where one of its arguments is unusual.
+std::shared_ptr<const Plan> plan_for(const Value* given, const Places& at, Inputs& inputs) {
+  if (!shims::view_of(shims::handle(given[at.x]), inputs.x) || inputs.x.numel == 0) return nullptr;
+  const Value backend = given[at.backend];
+  const std::shared_ptr<const Plan> plan =
+      known.find({shims::text(given[at.norm]), backend == 0 ? "" : shims::text(shims::held(backend)), inputs.x});
+  if (plan == nullptr) return nullptr;
+  inputs.sigma_value = shims::real(given[at.sigma_value]);
+  const bool fit = affine_of(given[at.weight], inputs.x, plan->affine_size(), inputs.weight, inputs.weights) &&
+                   affine_of(given[at.bias], inputs.x, plan->affine_size(), inputs.bias, inputs.biases) &&
+                   sigma_of(given[at.sigma], inputs.x, plan->groups(), inputs.sigma, inputs.sigmas) &&
+                   !std::isnan(inputs.sigma_value);
+  return fit ? plan : nullptr;
+}
+
+// The address of the next map, where it is there, of those that lie one after the other.
+void* next_map(const Problem& problem, bool present, char*& address) {
+  if (!present) return nullptr;
+  char* here = address;
+  address += problem.map_bytes();
+  return here;
+}
+
+struct Forward {
+  static constexpr Slot kSlots[] = {{Kind::tensor},       {Kind::tensor, true}, {Kind::tensor, true},
+                                    {Kind::tensor, true}, {Kind::number},       {Kind::text},
+                                    {Kind::number},       {Kind::number},       {Kind::text, true}};
+  static constexpr const char* kInPython = "divnorm_kernels::forward_in_python";
+  using Results = std::array<Tensor, 3>;  // y, maps, l1
+
+  static bool serve(const Value* given, Results& results) {
+    Inputs inputs;
+    const std::shared_ptr<const Plan> plan = plan_for(given, {0, 1, 2, 3, 4, 5, 8}, inputs);
+    if (plan == nullptr) return false;
+    const bool with_l1 = given[6] & 1, with_variance = given[7] & 1;
+    const Problem& problem = plan->calls().problem();
+    if (with_variance && !(problem.whole && problem.suppression.present)) return false;
+    std::vector<int64_t> maps_shape = plan->maps_shape();
+    maps_shape[0] += with_variance;
+    Tensor y(inputs.x), maps(maps_shape, plan->compute());
+    Tensor l1(with_l1 ? std::vector<int64_t>{} : std::vector<int64_t>{0}, plan->compute());
+    auto* address = static_cast<char*>(maps.data());
+    ForwardCall call;
+    call.tensors.x = inputs.x.data();
+    call.tensors.weight = inputs.weights;
+    call.tensors.bias = inputs.biases;
+    call.tensors.sigma = inputs.sigmas;
+    call.sigma_value = inputs.sigma_value;
+    call.tensors.y = y.data();
+    call.tensors.mean = next_map(problem, problem.summation.present, address);
+    call.tensors.rstd = next_map(problem, problem.suppression.present, address);
+    call.tensors.variance = next_map(problem, with_variance, address);
+    call.l1 = with_l1 ? l1.data() : nullptr;
+    call.place.threads = shims::threads();
+    plan->calls().forward(call);
+    results = {std::move(y), std::move(maps), std::move(l1)};
+    ++forward_calls;
+    return true;
+  }
+};
+
+struct Backward {
+  static constexpr Slot kSlots[] = {{Kind::tensor, true}, {Kind::tensor, true}, {Kind::tensor},
+                                    {Kind::tensor},       {Kind::tensor, true}, {Kind::tensor, true},
+                                    {Kind::number, true}, {Kind::tensor, true}, {Kind::number},
+                                    {Kind::text},         {Kind::list},         {Kind::text, true}};
+  static constexpr const char* kInPython = "divnorm_kernels::backward_in_python";
+  using Results = std::array<Tensor, 4>;  // dx, dweight, dbias, dsigma
+
+  static bool serve(const Value* given, Results& results) {
+    Inputs inputs;
+    const std::shared_ptr<const Plan> plan = plan_for(given, {2, 4, 5, 7, 8, 9, 11}, inputs);
+    if (plan == nullptr || given[0] == 0) return false;
+    const Problem& problem = plan->calls().problem();
+    const View& x = inputs.x;
+    View dy, dl1, kept;
+    if (!shims::view_of(shims::handle(shims::held(given[0])), dy) || dy.dtype != x.dtype || !dy.lies_as(x))
+      return false;
+    if (given[1] != 0 &&
+        !(shims::view_of(shims::handle(shims::held(given[1])), dl1) && dl1.numel == 1 && dl1.dtype == plan->compute()))
+      return false;
+    if (!shims::view_of(shims::handle(given[3]), kept) || kept.dtype != plan->compute() || !kept.contiguous())
+      return false;
+    const int64_t maps = problem.summation.present + problem.suppression.present;
+    if (kept.numel * torch::bytes_of(kept.dtype) < maps * problem.map_bytes()) return false;
+    const std::vector<Value> needed = shims::list(given[10]);
+    if (needed.size() != 4) return false;
+    const auto needs = [&](int i) { return (needed[i] & 1) != 0; };
+    if ((needs(1) && given[4] == 0) || (needs(3) && given[7] == 0)) return false;
+    // the gradient of a bias whose values nothing reads is as weight's
+    const bool unread = needs(2) && given[5] == 0;
+    if (unread && (given[4] == 0 || given[6] == 0 ||
+                   static_cast<int32_t>(shims::held(given[6])) != shims::code_of(inputs.weight.dtype)))
+      return false;
+    const View& bias = unread ? inputs.weight : inputs.bias;
+
+    Tensor dx(x), nothing;
+    Parameter gradients[3];
+    const auto room = [&](int i, const View& like) {
+      if (!needs(i)) return Tensor({0}, x.dtype);
+      Tensor gradient(like);
+      gradients[i - 1] = {gradient.data(), like.dtype, like.numel};
+      return gradient;
+    };
+    Tensor dweight = room(1, inputs.weight), dbias = room(2, bias), dsigma = room(3, inputs.sigma);
+    if (needs(3) && !problem.suppression.present)  // sigma is not used
+      std::memset(gradients[2].data, 0, inputs.sigma.numel * torch::bytes_of(inputs.sigma.dtype));
+    auto* address = static_cast<char*>(kept.data());
+    BackwardCall call;
+    call.tensors.x = x.data();
+    call.tensors.dy = dy.data();
+    call.tensors.mean = next_map(problem, problem.summation.present, address);
+    call.tensors.rstd = next_map(problem, problem.suppression.present, address);
+    call.tensors.weight = inputs.weights;
+    call.tensors.bias = inputs.biases;
+    call.tensors.sigma = inputs.sigmas;
+    call.sigma_value = inputs.sigma_value;
+    call.dl1 = given[1] == 0 ? nullptr : dl1.data();
+    call.tensors.dx = dx.data();
+    call.tensors.dweight = gradients[0];
+    call.tensors.dbias = gradients[1];
+    call.tensors.dsigma = gradients[2];
+    call.place.threads = shims::threads();
+    plan->calls().backward(call);
+    results = {needs(0) ? std::move(dx) : Tensor({0}, x.dtype), std::move(dweight), std::move(dbias),
+               std::move(dsigma)};
+    ++backward_calls;
+    return true;
+  }
+};
+
+// A call that Python serves. Its texts, norm and backend, do not go by torch's stack: torch's own conversion of a
+// string (ToImpl<std::string>, 2.11 to 2.14) forgets a copy of each.
+struct HandedOver {
+  HandedOver() : outer(std::exchange(latest, this)) {}
+  ~HandedOver() { latest = outer; }
+
+  std::array<std::optional<std::string>, 2> texts;
+  PyObject* raised = nullptr;
+  HandedOver* outer;
+  static thread_local HandedOver* latest;
+  // The one that this thread is in.
+  static HandedOver& here() {
+    if (latest == nullptr) throw std::runtime_error("an operator of the kernels' own was called from outside");
+    return *latest;
+  }
+};
+thread_local HandedOver* HandedOver::latest = nullptr;
+
+// An error of Python's on its way through torch's dispatcher, which passes C++'s on; at the border to Python pybind11,
+// torch's as well as this module's, asks it to raise itself.
+class PythonError : public py::builtin_exception {
+ public:
+  // Takes over the reference. With the GIL.
+  explicit PythonError(PyObject* error)
+      : builtin_exception(py::str(py::handle(error))), error_(error, [](PyObject* object) {
+          const py::gil_scoped_acquire acquired;
+          Py_DECREF(object);
+        }) {}
+
+  void set_error() const override { PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error_.get())), error_.get()); }
+
+ private:
+  std::shared_ptr<PyObject> error_;
+};
+
+template <class Operator>
+void call_python(Value* stack, uint64_t arguments, uint64_t results) {
+  HandedOver own;
+  size_t texts = 0, rest = 0;
+  for (uint64_t i = 0; i < arguments; ++i) {
+    const Slot slot = Operator::kSlots[i];
+    if (slot.kind != Kind::text) {
+      stack[rest++] = stack[i];
+      continue;
+    }
+    if (!slot.optional || stack[i] != 0)
+      own.texts[texts] = shims::text(slot.optional ? shims::held(stack[i]) : stack[i]);
+    ++texts;
+    shims::release(stack[i], slot);
+  }
+  const bool done = shims::call(Operator::kInPython, stack);
+  if (own.raised != nullptr) {
+    for (uint64_t i = 0; done && i < results; ++i) shims::release(stack[i], {Kind::tensor});
+    const py::gil_scoped_acquire acquired;
+    throw PythonError(own.raised);
+  }
+  if (!done) throw std::runtime_error(std::string(Operator::kInPython) + " failed");
+}
+
+// What it throws, torch's dispatcher passes on: there is no other way for a kernel to fail.
+template <class Operator>
+void kernel(Value* stack, uint64_t arguments, uint64_t results) {
+  typename Operator::Results found;
+  bool served = false;
+  try {
+    served = Operator::serve(stack, found);
+  } catch (const std::exception&) {  // no memory, or torch does not answer: said by Python
+  }
+  if (!served) return call_python<Operator>(stack, arguments, results);
+  for (uint64_t i = 0; i < arguments; ++i) shims::release(stack[i], Operator::kSlots[i]);
+  for (size_t i = 0; i < found.size(); ++i) stack[i] = reinterpret_cast<Value>(found[i].handed_on());
+}
+
+bool register_operators(const std::string& loaded) {
+  return shims::connect(loaded.c_str()) && shims::implement("CPU", "forward", kernel<Forward>) &&
+         shims::implement("CPU", "backward", kernel<Backward>);
+}
+
+void remember(const std::string& norm, const std::string& backend, const py::object& x, const py::object& plan) {
+  View view;
+  if (plan.cast<const Plan&>().native() && torch::view_of(x.ptr(), view) && view.on_cpu())
+    known.add({norm, backend, view}, plan);
+}
+
+}  // namespace
+
+void bind_operators(py::module_& module) {
+  module.def("register_operators", &register_operators);
+  module.def("operator_raised",
+             [](const py::object& error) { HandedOver::here().raised = py::object(error).release().ptr(); });
+  module.def("operator_texts", [] { return HandedOver::here().texts; });
+  module.def("remember", &remember);
+  module.def("operator_plans", [] { return known.size(); });
+  module.def("operator_calls", [] { return py::make_tuple(forward_calls.load(), backward_calls.load()); });
+}
+
+}  // namespace divnorm
