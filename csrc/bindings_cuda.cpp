@@ -10,8 +10,6 @@ namespace py = pybind11;
 namespace divnorm {
 namespace {
 
-using cuda::Calls;
-
 cuda::Device device_of(const py::dict& facts) {
   cuda::Device device;
   device.multiprocessors = facts["multiprocessors"].cast<int>();
@@ -58,10 +56,10 @@ py::dict strategy_of(const py::object& geometry, int dtype, bool channels_last, 
   return out;
 }
 
-std::unique_ptr<Calls> make_calls(const py::object& geometry, int dtype, bool channels_last, int device,
-                                  const py::dict& facts, const py::dict& forward, const py::dict& backward) {
-  return std::make_unique<Calls>(problem_of(geometry, dtype, channels_last), device, device_of(facts),
-                                 preferences_of(forward), preferences_of(backward));
+std::unique_ptr<cuda::Calls> make_calls(const py::object& geometry, int dtype, bool channels_last, int device,
+                                        const py::dict& facts, const py::dict& forward, const py::dict& backward) {
+  return std::make_unique<cuda::Calls>(problem_of(geometry, dtype, channels_last), device, device_of(facts),
+                                       preferences_of(forward), preferences_of(backward));
 }
 
 }  // namespace
@@ -77,16 +75,16 @@ void bind_cuda(py::module_& module) {
     return py::make_tuple(found.driver, found.runtime);
   });
   module.def("cuda_strategy", &strategy_of);
-  py::class_<Calls>(module, "CudaCalls", py::module_local())
+  py::class_<cuda::Calls>(module, "CudaCalls", py::module_local())
       .def(py::init(&make_calls))
-      .def_property_readonly("capsule",
-                             [](const Calls& calls) { return capsule_of(static_cast<const divnorm::Calls*>(&calls)); })
+      .def_property_readonly(
+          "capsule", [](const cuda::Calls& calls) { return capsule_of(static_cast<const divnorm::Calls*>(&calls)); })
       .def_property_readonly("scratch_bytes",
-                             [](const Calls& calls) {
+                             [](const cuda::Calls& calls) {
                                return py::make_tuple(calls.scratch_bytes(Direction::forward),
                                                      calls.scratch_bytes(Direction::backward));
                              })
-      .def_property_readonly("strategies", [](const Calls& calls) {
+      .def_property_readonly("strategies", [](const cuda::Calls& calls) {
         return py::make_tuple(calls.strategy(Direction::forward), calls.strategy(Direction::backward));
       });
 }

@@ -14,8 +14,6 @@ namespace divnorm::torch {
 
 namespace py = pybind11;
 
-constexpr int kMostDims = 8;  // of a tensor that calls take
-
 inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 
 // Looks torch up. Throws where it offers no exchange API of a version known here; nothing below may be called then.

@@ -70,7 +70,8 @@ class Norm:
     @property
     def text(self) -> str:
         """As the registered operators carry it; `parsed` is the way back."""
-        return _text(self.window, self.norm_window, self.groups, self.edges, self.over_batch, self.activation)
+        window, norm_window, groups = map(_settled, (self.window, self.norm_window, self.groups))
+        return _text(window, norm_window, groups, self.edges, self.over_batch, self.activation)
 
 
 def norm_of(
@@ -131,6 +132,13 @@ def _check_window(name: str, window: Window) -> None:
             raise ValueError(
                 f'{name}: got {window!r}, expected at most {LARGEST_WINDOW}; "all" covers the whole extent'
             )
+
+
+def _settled(value: Window) -> Window:
+    """``value`` with numbers for numbers: those that a compiler takes for variables, a range makes it settle."""
+    if isinstance(value, tuple):
+        return tuple(_settled(entry) for entry in value)
+    return range(value).stop if _is_int(value) else value
 
 
 def _is_int(value: object) -> bool:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import emulated
 import pytest
 import torch
+from caches import forget
 from functorch.compile import make_boxed_func
 from process import ROOT, run_python
 from test_citizens import LAYERS
@@ -14,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
 from divnorm_kernels import DivisiveNorm2d, divisive_norm, functional
-from divnorm_kernels.backends import KERNELS, cuda, name_of, preference, select, triton
+from divnorm_kernels.backends import KERNELS, cuda, name_of, native, preference, select, triton
 
 FORWARD = torch.ops.divnorm_kernels.forward.default
 BACKWARD = torch.ops.divnorm_kernels.backward.default
@@ -108,7 +109,7 @@ def test_a_call_is_one_node_each_way(name, dynamic):
 @pytest.mark.parametrize("window", [3, "all"])
 @pytest.mark.parametrize("backend", ["cpu", "triton", "cuda"])
 def test_a_named_backend_is_what_runs(backend, window, dynamic, monkeypatch):
-    """In eager and compiled alike: the module's own functions are called."""
+    """In eager and compiled alike: the module's own functions are called, or the compiled module with its plans."""
     x = torch.randn(2, 4, 5, 6, device=emulated.DEVICE if backend == "cuda" else "cpu")
     kernels, called = KERNELS[backend], []
 
@@ -119,11 +120,19 @@ def test_a_named_backend_is_what_runs(backend, window, dynamic, monkeypatch):
     def call(x):
         return divisive_norm(x, window=window, backend=backend)
 
-    spy("forward")
-    spy("backward")
+    for name in ("forward", "backward", "plan_for"):
+        spy(name)
+    before = native.module.operator_calls()
     with emulated.backend() if backend == "cuda" else nullcontext():
+        forget()
         compare(call, call, x, ([], []), dynamic)
-    assert called == ["forward", "backward"] * 2
+    by_operators = [after - b for after, b in zip(native.module.operator_calls(), before, strict=True)]
+    for direction, calls in zip(("forward", "backward"), by_operators, strict=True):
+        if backend == "triton":  # of Python's, twice
+            assert called.count(direction) == 2
+        else:  # compiled
+            assert called.count(direction) + (calls if backend == "cpu" else 0) == 1
+    assert "plan_for" in called  # eager
 
 
 def test_new_sizes_compile_nothing_new():
