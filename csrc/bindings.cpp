@@ -1,4 +1,5 @@
-// The compiled module. Only bindings*.*, torch_api.*, plan.*, known_plans.*, call.* and operators.* know Python.
+// The compiled module. Only bindings*.*, torch_api.*, plan.*, known_plans.*, call.*, operators.* and shims.* know
+// Python.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -73,7 +74,7 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("capsule",
                              [](const CpuCalls& calls) { return capsule_of(static_cast<const Calls*>(&calls)); });
   py::class_<Plan>(m, "Plan")
-      .def(py::init<py::object, py::object, py::object>())
+      .def(py::init<py::object, py::object, py::object, py::object>())
       .def_property_readonly("geometry", &Plan::geometry)
       .def_property_readonly("backend", &Plan::backend)
       .def_property_readonly("native", &Plan::native)

@@ -11,8 +11,9 @@
 #include <array>
 #include <cstddef>
 #include <exception>
+#include <memory>
 #include <new>
-#include <optional>
+#include <utility>
 #include <vector>
 
 #include "plan.h"
@@ -53,7 +54,7 @@ struct Key {
 struct Kept {
   Key key;
   py::object object;
-  const Plan* plan;
+  const Plan* plan;  // null: none serves such an x
 };
 
 struct State {
@@ -106,16 +107,15 @@ PyObject* guarded(Body&& body) {
 }
 
 // By value: whatever is asked of Python lets other threads run, and change what is kept.
-std::optional<Kept> plan_for(State& state, PyObject* x, const View& view) {
+Kept plan_for(State& state, PyObject* x, const View& view) {
   const Key key(view);
   if (state.last < state.plans.size() && state.plans[state.last].key == key) return state.plans[state.last];
   for (size_t i = 0; i < state.plans.size(); ++i)
     if (state.plans[i].key == key) return state.plans[state.last = i];
   const py::object made = state.prepare(state.norm, state.backend, state.form, py::handle(x));
-  if (made.is_none()) return std::nullopt;
   std::vector<Kept> dropped;  // at the end: what they hold may run anything as it goes
   if (state.plans.size() >= kMostPlans) dropped.swap(state.plans);
-  state.plans.push_back({key, made, made.cast<const Plan*>()});
+  state.plans.push_back({key, made, made.is_none() ? nullptr : made.cast<const Plan*>()});
   state.last = state.plans.size() - 1;
   return state.plans.back();
 }
@@ -152,16 +152,17 @@ py::object call(State& state, PyObject* const* given, bool with_l1, bool with_st
   Arguments arguments;
   if (!all_plain(given, 4) || !torch::eager() || !torch::view_of(x, arguments.x) || arguments.x.numel == 0)
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
-  const std::optional<Kept> kept = plan_for(state, x, arguments.x);
-  if (!kept || !kept->plan->accepts(weight, bias, sigma, state.shaped, !state.form.is_none(), arguments))
+  const Kept kept = plan_for(state, x, arguments.x);
+  if (kept.plan == nullptr || !kept.plan->accepts(weight, bias, sigma, state.shaped, !state.form.is_none(), arguments))
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
   if (!differentiates(given))
-    return as_result(kept->plan->forward(x, weight, bias, sigma, arguments, with_l1, with_statistics, with_statistics),
+    return as_result(kept.plan->forward(x, weight, bias, sigma, arguments, with_l1, with_statistics, with_statistics),
                      with_l1, with_statistics);
-  const Pending own{&*kept, &arguments, x, with_l1, with_statistics};
-  pending = &own;
+  const Pending own{&kept, &arguments, x, with_l1, with_statistics};
+  // what runs in between, as an object goes, may be a call too
+  const Pending* outer = std::exchange(pending, &own);
   PyObject* result = PyObject_Vectorcall(apply, given, 4, nullptr);
-  pending = nullptr;
+  pending = outer;
   if (result == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
 }
@@ -193,8 +194,7 @@ py::object get(PyObject* owner, PyObject* name) {
 // forward(ctx, x, weight, bias, sigma) of the autograd function.
 PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&]() -> PyObject* {
-    const Pending* own = pending;
-    pending = nullptr;
+    const Pending* own = std::exchange(pending, nullptr);
     if (own == nullptr || count != 5 || given[1] != own->x) throw std::runtime_error("forward: not called by a Call");
     PyObject *ctx = given[0], *x = given[1], *weight = given[2], *bias = given[3], *sigma = given[4];
     const Plan& plan = *own->kept->plan;
@@ -240,14 +240,16 @@ PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t count) {
 PyObject* make(PyTypeObject* type, PyObject* arguments, PyObject*) {
   PyObject *norm, *backend, *form, *prepare;
   if (!PyArg_ParseTuple(arguments, "OOOO", &norm, &backend, &form, &prepare)) return nullptr;
-  PyObject* self = type->tp_alloc(type, 0);
-  if (self == nullptr) return nullptr;
-  return guarded([&] {
-    auto* own = reinterpret_cast<Call*>(self);
-    own->vectorcall = vectorcall;
+  return guarded([&]() -> PyObject* {
     const auto borrowed = [](PyObject* object) { return py::reinterpret_borrow<py::object>(object); };
     const bool shaped = form != Py_None && py::handle(form).attr("shapes_parameters").cast<bool>();
-    own->state = new State{borrowed(norm), borrowed(backend), borrowed(form), borrowed(prepare), shaped, {}};
+    auto state = std::make_unique<State>(
+        State{borrowed(norm), borrowed(backend), borrowed(form), borrowed(prepare), shaped, {}});
+    PyObject* self = type->tp_alloc(type, 0);
+    if (self == nullptr) throw py::error_already_set();
+    auto* own = reinterpret_cast<Call*>(self);
+    own->vectorcall = vectorcall;
+    own->state = state.release();
     return self;
   });
 }

@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -71,9 +72,15 @@ bool parameter_of(PyObject* tensor, const View& x, View& view, Parameter& parame
   return true;
 }
 
-bool affine_of(PyObject* tensor, const View& x, int64_t count, bool shaped, Parameter& parameter) {
-  View view;
-  return parameter_of(tensor, x, view, parameter) && view.numel == count && (view.raw.ndim == 1 || shaped);
+// Whether a parameter has the trailing shape of x.
+bool trails(const View& parameter, const View& x) {
+  const int before = x.raw.ndim - parameter.raw.ndim;
+  return before >= 0 && std::equal(parameter.raw.shape, parameter.raw.shape + parameter.raw.ndim, x.raw.shape + before);
+}
+
+bool affine_of(PyObject* tensor, const View& x, int64_t count, bool shaped, View& view, Parameter& parameter) {
+  return parameter_of(tensor, x, view, parameter) && view.numel == count &&
+         (view.raw.ndim == 1 || (shaped && trails(view, x)));
 }
 
 bool sigma_of(PyObject* tensor, const View& x, int64_t groups, bool of_layer, Parameter& parameter) {
@@ -85,8 +92,11 @@ bool sigma_of(PyObject* tensor, const View& x, int64_t groups, bool of_layer, Pa
 
 }  // namespace
 
-Plan::Plan(py::object geometry, py::object backend, py::object calls)
-    : geometry_(std::move(geometry)), backend_(std::move(backend)), owner_(std::move(calls)) {
+Plan::Plan(py::object geometry, py::object backend, py::object calls, const py::object& like)
+    : device_(torch::device_of(like.ptr())),
+      geometry_(std::move(geometry)),
+      backend_(std::move(backend)),
+      owner_(std::move(calls)) {
   affine_size_ = geometry_.attr("affine_size").cast<int64_t>();
   groups_ = geometry_.attr("groups").cast<int64_t>();
   reads_bias_ = !geometry_.attr("norm").attr("activation").is_none();
@@ -99,9 +109,13 @@ Dtype Plan::compute() const { return calls_->problem().dtype == Dtype::float64 ?
 bool Plan::accepts(PyObject* weight, PyObject* bias, PyObject* sigma, bool shaped, bool of_layer,
                    Arguments& arguments) const {
   const View& x = arguments.x;
-  if (weight != Py_None && !affine_of(weight, x, affine_size_, shaped, arguments.weight)) return false;
-  // the shape of its gradient is that of weight
-  if (bias != Py_None && !affine_of(bias, x, affine_size_, shaped && weight != Py_None, arguments.bias)) return false;
+  if (x.raw.device.device_type != device_.device_type || x.raw.device.device_id != device_.device_id) return false;
+  View of_weight, of_bias;
+  if (weight != Py_None && !affine_of(weight, x, affine_size_, shaped, of_weight, arguments.weight)) return false;
+  // the shape of bias's gradient is that of weight
+  if (bias != Py_None && !(affine_of(bias, x, affine_size_, shaped, of_bias, arguments.bias) &&
+                           (weight == Py_None ? of_bias.raw.ndim == 1 : of_bias.lies_as(of_weight))))
+    return false;
   if (!PyFloat_CheckExact(sigma) && !PyLong_CheckExact(sigma))
     return sigma_of(sigma, x, groups_, of_layer, arguments.sigma);
   arguments.sigma_value = PyFloat_AsDouble(sigma);
@@ -121,16 +135,9 @@ Results Plan::forward(PyObject* x, PyObject* weight, PyObject* bias, PyObject* s
   }
   const Problem& problem = calls_->problem();
   const View& view = arguments.x;
-  Results results{torch::empty_like(x), py::none(), py::none()};
-  const int64_t bytes = 3 * problem.map_bytes();
-  void* memory;
-  if (!keep_maps && view.on_cpu() && bytes <= kLoose) {
-    memory = loose(bytes);
-  } else {
-    results.maps = make_maps(view, with_variance);
-    memory = torch::data_of(results.maps.ptr());
-  }
-  const Maps maps(problem, memory, with_variance);
+  const bool in_passing = !keep_maps && view.on_cpu() && 3 * problem.map_bytes() <= kLoose;
+  Results results{torch::empty_like(x), in_passing ? py::none() : make_maps(view, with_variance),
+                  with_l1 ? torch::number_beside(x, compute()) : py::none()};
   ForwardCall call;
   call.tensors.x = view.data();
   call.tensors.weight = arguments.weight;
@@ -138,16 +145,16 @@ Results Plan::forward(PyObject* x, PyObject* weight, PyObject* bias, PyObject* s
   call.tensors.sigma = arguments.sigma;
   call.sigma_value = arguments.sigma_value;
   call.tensors.y = torch::data_of(results.y.ptr());
-  call.tensors.mean = maps.mean;
-  call.tensors.rstd = maps.rstd;
-  call.tensors.variance = maps.variance;
-  if (with_l1) {
-    results.l1 = torch::number_beside(x, compute());
-    call.l1 = torch::data_of(results.l1.ptr());
-  }
+  if (with_l1) call.l1 = torch::data_of(results.l1.ptr());
   const torch::Scratch scratch(view, calls_->scratch_bytes(Direction::forward));
   call.place = {view.raw.device.device_id, torch::current_stream(view), view.on_cpu() ? torch::threads() : 1,
                 scratch.data()};
+  // last: what runs in between, as an object goes, may make a call that needs more of it
+  const Maps maps(problem, in_passing ? loose(3 * problem.map_bytes()) : torch::data_of(results.maps.ptr()),
+                  with_variance);
+  call.tensors.mean = maps.mean;
+  call.tensors.rstd = maps.rstd;
+  call.tensors.variance = maps.variance;
   const Released released(view);
   calls_->forward(call);
   return results;

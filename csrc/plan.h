@@ -30,8 +30,8 @@ using Gradients = std::array<pybind11::object, 4>;  // None where not needed
 class Plan {
  public:
   // backend: the module of Python's that it is of; calls: of the compiled module's, or None where the backend's own
-  // functions do the work.
-  Plan(pybind11::object geometry, pybind11::object backend, pybind11::object calls);
+  // functions do the work. `like` is an x of the plan.
+  Plan(pybind11::object geometry, pybind11::object backend, pybind11::object calls, const pybind11::object& like);
 
   const pybind11::object& geometry() const { return geometry_; }
   const pybind11::object& backend() const { return backend_; }
@@ -65,6 +65,7 @@ class Plan {
   bool number(PyObject* tensor, const torch::View& x, const void*& address) const;
   pybind11::object make_maps(const torch::View& x, bool with_variance) const;
 
+  DLDevice device_;
   pybind11::object geometry_, backend_, owner_;
   const Calls* calls_ = nullptr;
   int64_t affine_size_, groups_;

@@ -10,10 +10,11 @@ namespace {
 struct Torch {
   const DLPackExchangeAPI* api = nullptr;
   PyObject *tensor, *parameter;
-  PyObject *is_neg, *storage_of, *storage_bytes, *storage_offset, *requires_grad, *copy, *zero;
+  PyObject *is_neg, *storage_of, *storage_bytes, *storage_offset, *requires_grad, *zero;
   PyObject *empty_like, *zeros_like, *grad_enabled, *num_threads;
   PyObject *dispatch_modes, *function_modes, *transforms, *tracer;
   PyObject *new_empty, *nothing, *dtype, *dtype_keyword, *float32, *float64;
+  PyObject* out_of_memory;
   PyObject *compiler, *compiling, *forward_ad, *level;
 };
 Torch known;
@@ -71,8 +72,10 @@ bool without_gaps(const DLTensor& t, int last, Next next) {
   return true;
 }
 
+// As torch's own would be: code catches it by its type.
 void raise_allocation(void*, const char* kind, const char* message) {
-  PyErr_SetString(PyExc_RuntimeError, (std::string(kind) + ": " + message).c_str());
+  const bool memory = std::string(message).find("out of memory") != std::string::npos;
+  PyErr_SetString(memory ? known.out_of_memory : PyExc_RuntimeError, (std::string(kind) + ": " + message).c_str());
 }
 
 DLManagedTensorVersioned* allocated(const View& like, DLDataType dtype, const int64_t* shape, int ndim) {
@@ -104,7 +107,6 @@ void connect() {
   known.storage_of = kept(tensor.attr("untyped_storage"));
   known.storage_bytes = kept(torch.attr("UntypedStorage").attr("nbytes"));
   known.storage_offset = kept(base.attr("storage_offset"));
-  known.copy = kept(base.attr("copy_"));
   known.zero = kept(base.attr("zero_"));
   known.requires_grad = kept(py::str("requires_grad"));
   known.empty_like = kept(torch.attr("empty_like"));
@@ -121,6 +123,7 @@ void connect() {
   known.dtype_keyword = kept(py::make_tuple("dtype"));
   known.float32 = kept(torch.attr("float32"));
   known.float64 = kept(torch.attr("float64"));
+  known.out_of_memory = kept(torch.attr("OutOfMemoryError"));
   known.compiler = kept(torch.attr("compiler"));
   known.compiling = kept(py::str("_is_compiling_flag"));
   known.forward_ad = kept(py::module_::import("torch.autograd.forward_ad"));
@@ -144,6 +147,12 @@ bool View::lies_as(const View& other) const {
     if (raw.shape[d] != 1 && raw.strides[d] != other.raw.strides[d]) return false;
   }
   return true;
+}
+
+DLDevice device_of(PyObject* tensor) {
+  DLTensor raw;
+  if (known.api->dltensor_from_py_object_no_sync(tensor, &raw) != 0) throw py::error_already_set();
+  return raw.device;
 }
 
 bool view_of(PyObject* tensor, View& view) {
@@ -199,7 +208,10 @@ py::object empty(const View& like, Dtype dtype, const std::vector<int64_t>& shap
       allocated(like, dtype == Dtype::float64 ? DLDataType{kDLFloat, 64, 1} : DLDataType{kDLFloat, 32, 1}, shape.data(),
                 static_cast<int>(shape.size()));
   void* tensor = nullptr;
-  if (known.api->managed_tensor_to_py_object_no_sync(memory, &tensor) != 0) throw py::error_already_set();
+  if (known.api->managed_tensor_to_py_object_no_sync(memory, &tensor) != 0) {
+    memory->deleter(memory);
+    throw py::error_already_set();
+  }
   return py::reinterpret_steal<py::object>(static_cast<PyObject*>(tensor));
 }
 
@@ -214,15 +226,6 @@ void* data_of(PyObject* tensor) {
   DLTensor raw;
   if (known.api->dltensor_from_py_object_no_sync(tensor, &raw) != 0) throw py::error_already_set();
   return static_cast<char*>(raw.data) + raw.byte_offset;
-}
-
-py::object copied(PyObject* source, PyObject* like) {
-  py::object room = empty_like(like);
-  PyObject* arguments[] = {room.ptr(), source};
-  PyObject* done = PyObject_Vectorcall(known.copy, arguments, 2, nullptr);
-  if (done == nullptr) throw py::error_already_set();
-  Py_DECREF(done);
-  return room;
 }
 
 void zero(PyObject* tensor) { called(known.zero, tensor); }

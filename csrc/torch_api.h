@@ -61,8 +61,7 @@ py::object empty(const View& like, Dtype dtype, const std::vector<int64_t>& shap
 // A number on the device of `tensor`, float64 or float32.
 py::object number_beside(PyObject* tensor, Dtype dtype);
 void* data_of(PyObject* tensor);
-// `source` in the memory format of `like`.
-py::object copied(PyObject* source, PyObject* like);
+DLDevice device_of(PyObject* tensor);
 void zero(PyObject* tensor);
 
 // Memory on the device of `like`, for as long as this lives; none for no bytes.

@@ -16,7 +16,7 @@ def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
 def connect() -> None:
-    """Looks up what is needed of torch; to be called first. A RuntimeError says what torch does not offer."""
+    """Looks up what is needed of torch; to be called first. An error says what torch does not offer."""
 
 class CpuCalls:
     """The CPU's forward and backward of a geometry, for tensors of one dtype and memory format."""
@@ -28,7 +28,9 @@ class CpuCalls:
 class Plan:
     """A geometry on tensors of one dtype, memory format and device."""
 
-    def __init__(self, geometry: Geometry, backend: ModuleType, calls: CpuCalls | CudaCalls | None, /) -> None: ...
+    def __init__(
+        self, geometry: Geometry, backend: ModuleType, calls: CpuCalls | CudaCalls | None, like: Tensor, /
+    ) -> None: ...
     @property
     def geometry(self) -> Geometry: ...
     @property
@@ -104,7 +106,7 @@ def remember(norm: str, backend: str, x: Tensor, plan: Plan, /) -> None:
 def operator_texts() -> tuple[str, str | None]:
     """The norm and the backend of the call that this thread makes of an operator's namesake in Python."""
 
-def operator_raised(error: Exception, /) -> None:
+def operator_raised(error: BaseException, /) -> None:
     """Tells them what that call has raised."""
 
 def operator_calls() -> tuple[int, int]:

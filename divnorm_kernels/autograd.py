@@ -70,7 +70,7 @@ def _gradients(
     if dy is not None and dy.layout is not torch.strided:
         dy = dy.to_dense()
     shape, affine_shape = x.shape, None if weight is None else weight.shape
-    if shape != g.input_shape:
+    if shape != g.input_shape or any(t is not None and t.dim() != 1 for t in (weight, bias)):
         x, dy = x.reshape(g.input_shape), None if dy is None else dy.reshape(g.input_shape)
         weight, bias = (None if t is None else t.flatten() for t in (weight, bias))
         dx, dweight, dbias, dsigma = _operators_gradients(ctx, g, backend, dy, dl1, x, weight, bias, sigma, maps)

@@ -154,7 +154,7 @@ def _for_kernel(implementation, arguments, x, norm, backend):
     try:
         found = implementation(*arguments)
         _remember(x, norm, backend)
-    except Exception as error:  # torch's C functions, by which the kernel calls, would lose it
+    except BaseException as error:  # torch's C functions, by which the kernel calls, would lose it
         module.operator_raised(error)
         return (torch.empty(0),) * (3 if implementation is _forward else 4)
     return found

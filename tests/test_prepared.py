@@ -239,6 +239,14 @@ def test_hooks_on_what_is_saved(hook):
         torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-5)
 
 
+def test_maps_come_back_with_gaps():
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: torch.stack([t, t], -1)[..., 0]):
+        leaves, y = graph()
+    dy = torch.randn(SHAPE)
+    for f, e in zip(torch.autograd.grad(y, leaves, dy), expected_gradients(leaves, dy), strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-5)
+
+
 def test_a_saved_input_that_was_changed_is_an_error():
     leaves, y = graph()
     with torch.no_grad():
@@ -428,3 +436,92 @@ def names_of(profile) -> list[str]:
     inside = {"aten::empty_strided"}
     found = [event.name for event in profile.events() if event.name not in inside and not event.name.startswith("[")]
     return found
+
+
+@contextlib.contextmanager
+def whenever_objects_go(function):
+    """Calls ``function`` wherever Python looks for garbage: at any object that is made."""
+    busy = []
+
+    def callback(phase, info):
+        if phase == "start" and not busy:
+            busy.append(True)
+            try:
+                function()
+            finally:
+                busy.clear()
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(callback)
+    gc.set_threshold(1)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(callback)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_calls_in_the_middle_of_calls(requires_grad):
+    """Of more positions, so that what the outer call would keep its maps in is too small for the inner one."""
+    x = torch.randn(SHAPE, requires_grad=requires_grad)
+    large, expected = torch.randn(1, 2, 4000), divisive_norm(x, window=3, return_l1=True)
+    held, inner = [], divisive_norm(large, window=3)
+
+    def between():
+        with torch.no_grad():
+            assert torch.equal(divisive_norm(large, window=3), inner)
+        held.append(bytearray(1000))
+
+    with whenever_objects_go(between):
+        for _ in range(200):
+            found = divisive_norm(x, window=3, return_l1=True)
+            assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+    assert held
+    assert all(not any(b) for b in held), "written into what others have"
+
+
+@pytest.mark.parametrize("row", [(1, 6), (2, 3), (6,)])
+def test_rows_that_look_like_the_operators(row):
+    """Parameters have the row's shape, in first and second derivatives."""
+    layer = dk.LayerNorm(row)
+    x = torch.randn(1, *row[1:] if row == (1, 6) else row, requires_grad=True)
+    inputs = [x, layer.weight, layer.bias]
+    found = torch.autograd.grad(layer(x), inputs, torch.ones_like(x), create_graph=True)
+    expected = torch.autograd.grad(torch.nn.functional.layer_norm(x, row, *inputs[1:]), inputs, torch.ones_like(x))
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_of_another_shape():
+    layer, x = dk.LayerNorm((2, 3)), torch.randn(4, 2, 3, requires_grad=True)
+    layer.bias = torch.nn.Parameter(torch.zeros(6))  # as many numbers
+    layer(x).square().sum().backward()
+    assert layer.bias.grad.shape == (6,)
+    layer, x = dk.LayerNorm(8), torch.randn(4, 16)
+    layer.weight = torch.nn.Parameter(torch.ones(2, 4))
+    for rows in (x[:, :8].contiguous(), x[:, ::2]):
+        with pytest.raises(ValueError, match=r"weight: got shape \(2, 4\), expected \(8,\)"):
+            layer(rows)
+
+
+def test_no_sigma():
+    """Is RMSNorm's alone, and is the smallest that torch's layer takes."""
+    layer, theirs, x = dk.RMSNorm(7, eps=0.1), torch.nn.RMSNorm(7, eps=0.1), torch.randn(4, 7) * 1e-4
+    layer.eps = theirs.eps = None
+    torch.testing.assert_close(layer(x), theirs(x))
+    layer = dk.DivisiveNorm2d(4, 3)
+    layer.sigma = None
+    with pytest.raises(TypeError, match="sigma: got None of type NoneType, expected a float or a Tensor"):
+        layer(X)
+
+
+def test_a_shape_given_as_a_list():
+    layer = dk.LayerNorm(8)
+    layer.normalized_shape, layer.weight, layer.bias = [4], torch.nn.Parameter(torch.ones(4)), None
+    torch.testing.assert_close(layer(torch.ones(2, 4)), torch.zeros(2, 4))
+
+
+def test_recorders_see_nothing_but_the_layer():
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(dk.RMSNorm(4))).graph
+    assert [node.op for node in graph.nodes] == ["placeholder", "call_module", "output"]

@@ -1,4 +1,4 @@
-"""The native CPU backend: hands addresses to the compiled module."""
+"""The native CPU backend: the compiled module's kernels for CPU tensors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def plan_for(g: Geometry, x: Tensor) -> module.Plan:
     calls = g.cache.get(key)
     if calls is None:
         calls = g.cache[key] = module.CpuCalls(g, DTYPES[x.dtype], key[1])
-    return module.Plan(g, sys.modules[__name__], calls)
+    return module.Plan(g, sys.modules[__name__], calls, x)
 
 
 def forward(

@@ -59,7 +59,7 @@ def missing() -> str | None:
 
 
 def _packed(t: Tensor | float | None) -> Tensor | float | None:
-    """A parameter without gaps."""
+    """A parameter, or maps that a hook has handed back, without gaps."""
     return t.contiguous() if isinstance(t, Tensor) else t
 
 
@@ -100,4 +100,4 @@ def backward(
         inputs = (x, weight, bias, sigma)
         return tuple(torch.zeros_like(t) if need else None for t, need in zip(inputs, needs, strict=True))
     dy = None if dy is None else dense(dy, like=x)
-    return plan_for(g, x).backward(dy, dl1, x, maps, _packed(weight), _packed(bias), _packed(sigma), needs)
+    return plan_for(g, x).backward(dy, dl1, x, _packed(maps), _packed(weight), _packed(bias), _packed(sigma), needs)

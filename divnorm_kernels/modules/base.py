@@ -179,7 +179,7 @@ class NormalizationLayer(nn.Module):
     def eps(self, value: float) -> None:
         if self.learn_sigma:
             raise AttributeError("eps: sigma is learned, set layer.sigma")
-        self.sigma = self.initial_sigma = _resolved_sigma(None, value)
+        self.sigma = self.initial_sigma = _resolved_sigma(None, value, self._default_eps)
 
     def _told_by_eps(self) -> bool:
         """Whether torch.nn's layer with the same weight, bias and eps does the same."""
@@ -202,25 +202,9 @@ class NormalizationLayer(nn.Module):
         In a graph that `torch.fx` records the layer is one node, as torch.nn's are.
         """
         x = input
-        if self._form is not None and not torch.compiler.is_dynamo_compiling():
-            # a module's own look-up of its parameters takes longer than a small kernel
-            parameters, call = self._parameters, self._prepared
-            if call is None:
-                call = self._prepared = self._prepare()
-            with_l1 = self.l1_weight > 0 and self.training
-            try:
-                sigma = parameters["sigma"] if self.learn_sigma else self.sigma
-                if sigma is None:
-                    sigma = _LEAST_SIGMA[getattr(x, "dtype", None) == torch.float64]
-                y = call(x, parameters["weight"], parameters["bias"], sigma, with_l1)
-            except KeyError:  # parametrized, or in a replica
-                y = NotImplemented
+        if type(x) is Tensor and self._form is not None and not torch.compiler.is_dynamo_compiling():
+            y = self._at_once(x)
             if y is not NotImplemented:
-                if with_l1:
-                    y, l1, _ = y
-                    self._keep(y, l1)
-                elif self.l1 is not None:  # setting a module's attribute costs as much as a small kernel
-                    self.l1 = None
                 return self._followed(y) if self.followed_by else y
         if type(x) is not Tensor:
             if isinstance(x, Proxy):
@@ -239,6 +223,30 @@ class NormalizationLayer(nn.Module):
                 check_held(x=x)  # where a view of it was refused in other words
                 raise
         return self._followed(y)
+
+    def _at_once(self, x: Tensor) -> Tensor:
+        """`forward` by a prepared call; NotImplemented where it does not serve."""
+        parameters = self._parameters  # a module's own look-up takes longer than a small kernel
+        try:
+            weight, bias = parameters["weight"], parameters["bias"]
+            sigma = parameters["sigma"] if self.learn_sigma else self.sigma
+        except KeyError:  # parametrized, or in a replica
+            return NotImplemented
+        if sigma is None and self._default_eps is None:
+            sigma = _LEAST_SIGMA[x.dtype == torch.float64]
+        call = self._prepared
+        if call is None:
+            call = self._prepared = self._prepare()
+        with_l1 = self.l1_weight > 0 and self.training
+        y = call(x, weight, bias, sigma, with_l1)
+        if y is NotImplemented:
+            return y
+        if with_l1:
+            y, l1, _ = y
+            self._keep(y, l1)
+        elif self.l1 is not None:  # setting a module's attribute costs as much as a small kernel
+            self.l1 = None
+        return y
 
     def _prepare(self) -> Callable[..., Any]:
         if any(hasattr(type(self), name) for name in ("weight", "bias", "sigma")):
@@ -290,9 +298,9 @@ class NormalizationLayer(nn.Module):
         """``(y, statistics)`` of a call; keeps the penalty in ``l1`` where it counts."""
         wants_l1 = self.l1_weight > 0 and self.training
         sigma = self.sigma
-        if self.learn_sigma:
-            sigma = sigma.squeeze(0)
-        elif sigma is None:
+        if isinstance(sigma, Tensor):
+            sigma = sigma.squeeze(0) if sigma.shape == (1,) else sigma
+        elif sigma is None and self._default_eps is None:
             sigma = _LEAST_SIGMA[x.dtype == torch.float64]
         y, l1, statistics = normalize(self.norm, x, weight, bias, sigma, wants_l1, self.backend, with_statistics)
         self._keep(y, l1 if wants_l1 else None)

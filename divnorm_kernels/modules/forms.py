@@ -55,6 +55,9 @@ class Rows:
     """The least number of dimensions before the row."""
     shapes_parameters = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "row", (self.row,) if isinstance(self.row, int) else tuple(self.row))
+
     @property
     def size(self) -> int:
         """The number of elements of a row."""

@@ -1,4 +1,4 @@
-"""The CUDA backend: hands addresses and the current stream to the compiled module's kernels."""
+"""The CUDA backend: the compiled module's kernels for GPU tensors."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def calls_for(g: Geometry, x: Tensor) -> Any:
 
 def plan_for(g: Geometry, x: Tensor) -> Any:
     """The compiled module's plan for calls of ``g`` on such an x."""
-    return module.Plan(g, sys.modules[__name__], calls_for(g, x))
+    return module.Plan(g, sys.modules[__name__], calls_for(g, x), x)
 
 
 def strategies(g: Geometry, x: Tensor) -> tuple[str, str]:

@@ -53,7 +53,7 @@ def description() -> str:
 
 def plan_for(g: Geometry, x: Tensor) -> Any:
     """What a prepared call keeps for calls on such an x: the functions below are what it runs."""
-    return module.Plan(g, sys.modules[__name__], None)
+    return module.Plan(g, sys.modules[__name__], None, x)
 
 
 def _kind(t: Tensor | float | None) -> torch.dtype | tuple[torch.dtype, int] | None:
