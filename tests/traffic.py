@@ -7,6 +7,7 @@ gradients come on top and are counted apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from divnorm_kernels import fields
 from divnorm_kernels.backends import cuda
-from divnorm_kernels.backends.native import parameter
 from divnorm_kernels.checks import compute_dtype
 from divnorm_kernels.norm import Norm
 
@@ -32,21 +32,18 @@ class Moved:
     elsewhere: int
 
 
-def _count(
-    call: Any, arguments: tuple[Any, ...], activations: tuple[Tensor, ...], maps: Tensor
-) -> tuple[int, int, int]:
+def _count(call: Callable[[], None], activations: tuple[Tensor, ...], maps: Tensor) -> tuple[int, int, int]:
     module().forget_traffic()
     for t in (*activations, maps):
         module().watch(t.data_ptr(), t.numel() * t.element_size())
-    call(0, 0, *arguments)
+    call()
     of_activations = sum(sum(module().traffic_of(t.data_ptr())) for t in activations)
     return of_activations, sum(module().traffic_of(maps.data_ptr())), sum(module().traffic_elsewhere())
 
 
 def moved(x: Tensor, **options: Any) -> tuple[Moved, Moved]:
     """Forward and backward of a call with weight, bias, a sigma that learns and l1; inside `emulated.backend`."""
-    options = {"window": 3, "norm_window": "same", "groups": 1, "edges": "valid", "over_batch": False} | options
-    g = fields.geometry(Norm(**options), tuple(x.shape))
+    g = fields.geometry(Norm(**{"window": 3} | options), tuple(x.shape))
     compute, size = compute_dtype(x), x.numel() * x.element_size()
     calls = cuda.calls_for(g, x)
     weight, bias, dweight, dbias = (torch.ones(x.shape[1], dtype=compute) for _ in range(4))
@@ -54,14 +51,19 @@ def moved(x: Tensor, **options: Any) -> tuple[Moved, Moved]:
     y, dy, dx = torch.empty_like(x), torch.randn_like(x), torch.empty_like(x)
     maps = torch.empty(g.kept_shape(False), dtype=compute)
     scratch = [torch.empty(count, dtype=torch.uint8) for count in calls.scratch_bytes]
-    parameters = (*parameter(weight), *parameter(bias), *parameter(sigma), 1, 0.0)
-    forward = (x.data_ptr(), *parameters, y.data_ptr(), maps.data_ptr(), False, l1.data_ptr(), scratch[0].data_ptr())
-    backward = (x.data_ptr(), dy.data_ptr(), maps.data_ptr(), *parameters)
-    backward += (dl1.data_ptr(), dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), dsigma.data_ptr())
-    backward += (scratch[1].data_ptr(),)
+
+    def call(function: Callable[..., None], *more: Tensor) -> None:
+        function(calls, *(t.data_ptr() for t in (x, maps, weight, bias, sigma, *more)))
+
+    def forward() -> None:
+        call(module().forward, y, l1, scratch[0])
+
+    def backward() -> None:
+        call(module().backward, dy, dl1, dx, dweight, dbias, dsigma, scratch[1])
+
     return (
-        Moved(calls.strategies[0], 2 * size, *_count(calls.forward, forward, (x, y), maps)),
-        Moved(calls.strategies[1], 3 * size, *_count(calls.backward, backward, (x, dy, dx), maps)),
+        Moved(calls.strategies[0], 2 * size, *_count(forward, (x, y), maps)),
+        Moved(calls.strategies[1], 3 * size, *_count(backward, (x, dy, dx), maps)),
     )
 
 
