@@ -8,7 +8,7 @@ import torch
 from bench_command import run
 
 import divnorm_kernels as dk
-from bench import models
+from bench import models, overhead
 
 pytestmark = pytest.mark.usefixtures("torchs_defaults")
 
@@ -48,3 +48,16 @@ def test_a_wrong_network_is_not_timed(tmp_path, small_network, monkeypatch):
     assert [(row["norm"], row["times"] is None) for row in rows] == [("BatchNorm2d", True), (models.TORCH, False)]
     assert rows[0]["error"] > 1
     assert "wrong" in output
+
+
+def test_overhead(tmp_path, monkeypatch):
+    """A row for each layer and part, and what is missed is said in words."""
+    monkeypatch.setattr(overhead, "ROUNDS", 3)
+    rows = overhead.measure("features", "cpu")
+    assert len(rows) == len(overhead.CASES["features"].layers) * len(overhead.PARTS)
+    assert all(0 < row["us"][0] <= row["us"][2] for row in rows)
+    slow = [row | {"us": [1e6] * 3} if row["layer"] == "LayerNorm" else row for row in rows]
+    assert any(words.startswith("LayerNorm, forward + backward: ") for words in overhead.missed(slow))
+    overhead.write(tmp_path / "overhead.json", rows, {}, "command")
+    assert json.loads((tmp_path / "overhead.json").read_text())["rows"] == rows
+    assert overhead.table(rows).row_count == 3
