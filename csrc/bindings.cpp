@@ -39,8 +39,8 @@ void use_instruction_set(const std::string& name) {
 py::tuple forward(const Plan& plan, const py::object& x, const py::object& weight, const py::object& bias,
                   const py::object& sigma, bool with_l1, bool with_variance) {
   Arguments arguments;
-  if (!torch::view_of(x.ptr(), arguments.x) ||
-      !plan.accepts(weight.ptr(), bias.ptr(), sigma.ptr(), false, true, arguments))
+  if (!torch::view_of(x.ptr(), arguments.x) || !arguments_of(weight.ptr(), bias.ptr(), sigma.ptr(), arguments) ||
+      !plan.fits(arguments, {false, true}))
     throw std::runtime_error("a plan was called with tensors that it was not made for");
   const Results results =
       plan.forward(x.ptr(), weight.ptr(), bias.ptr(), sigma.ptr(), arguments, with_l1, with_variance, true);
@@ -51,8 +51,8 @@ py::tuple backward(const Plan& plan, const py::object& dy, const py::object& dl1
                    const py::object& maps, const py::object& weight, const py::object& bias, const py::object& sigma,
                    const Needs& needs) {
   Gradients gradients;
-  if (!plan.backward({dy.ptr(), dl1.ptr()}, x.ptr(), maps.ptr(), weight.ptr(), bias.ptr(), Py_None, sigma.ptr(), needs,
-                     gradients))
+  const Saved saved{x.ptr(), weight.ptr(), bias.ptr(), sigma.ptr(), maps.ptr()};
+  if (!plan.backward(dy.ptr(), dl1.ptr(), saved, Py_None, needs, gradients))
     throw std::runtime_error("a plan was called with tensors that it was not made for");
   return py::make_tuple(gradients[0], gradients[1], gradients[2], gradients[3]);
 }

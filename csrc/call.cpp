@@ -8,7 +8,6 @@
 #include <structmember.h>
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <exception>
 #include <memory>
@@ -28,31 +27,8 @@ namespace {
 constexpr int kSaved = 5;          // x, weight, bias, sigma, maps
 constexpr size_t kMostPlans = 32;  // kept by a call: the shapes of text have no end
 
-// What a plan depends on of an x.
-struct Key {
-  explicit Key(const View& x)
-      : shape{},
-        ndim(x.raw.ndim),
-        dtype(x.dtype),
-        device_type(x.raw.device.device_type),
-        device(x.raw.device.device_id),
-        contiguous(x.contiguous()) {
-    std::copy(x.raw.shape, x.raw.shape + ndim, shape.begin());
-  }
-  bool operator==(const Key& other) const {
-    return shape == other.shape && ndim == other.ndim && dtype == other.dtype && device_type == other.device_type &&
-           device == other.device && contiguous == other.contiguous;
-  }
-
-  std::array<int64_t, torch::kMostDims> shape;
-  int ndim;
-  Dtype dtype;
-  int device_type, device;
-  bool contiguous;  // else channels_last
-};
-
 struct Kept {
-  Key key;
+  PlanKey key;
   py::object object;
   const Plan* plan;  // null: none serves such an x
 };
@@ -108,7 +84,7 @@ PyObject* guarded(Body&& body) {
 
 // By value: whatever is asked of Python lets other threads run, and change what is kept.
 Kept plan_for(State& state, PyObject* x, const View& view) {
-  const Key key(view);
+  const PlanKey key(view);
   if (state.last < state.plans.size() && state.plans[state.last].key == key) return state.plans[state.last];
   for (size_t i = 0; i < state.plans.size(); ++i)
     if (state.plans[i].key == key) return state.plans[state.last = i];
@@ -153,7 +129,8 @@ py::object call(State& state, PyObject* const* given, bool with_l1, bool with_st
   if (!all_plain(given, 4) || !torch::eager() || !torch::view_of(x, arguments.x) || arguments.x.numel == 0)
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
   const Kept kept = plan_for(state, x, arguments.x);
-  if (kept.plan == nullptr || !kept.plan->accepts(weight, bias, sigma, state.shaped, !state.form.is_none(), arguments))
+  const Leeway leeway{state.shaped, !state.form.is_none()};
+  if (kept.plan == nullptr || !arguments_of(weight, bias, sigma, arguments) || !kept.plan->fits(arguments, leeway))
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
   if (!differentiates(given))
     return as_result(kept.plan->forward(x, weight, bias, sigma, arguments, with_l1, with_statistics, with_statistics),
@@ -185,12 +162,6 @@ void set(PyObject* owner, PyObject* name, PyObject* value) {
   if (PyObject_SetAttr(owner, name, value) != 0) throw py::error_already_set();
 }
 
-py::object get(PyObject* owner, PyObject* name) {
-  PyObject* value = PyObject_GetAttr(owner, name);
-  if (value == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(value);
-}
-
 // forward(ctx, x, weight, bias, sigma) of the autograd function.
 PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&]() -> PyObject* {
@@ -219,19 +190,18 @@ PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t count) {
       throw std::runtime_error("backward: not called by the function of a Call");
     PyObject *ctx = given[0], *saved = given[1];
     if (!all_plain(given + 2, 2) || !torch::eager() || torch::gradients_enabled()) return not_implemented();
-    const py::object object = get(ctx, names.plan), needed = get(ctx, names.needs);
+    const py::object object = torch::attribute(ctx, names.plan), needed = torch::attribute(ctx, names.needs);
     PyObject* const* tensors = PySequence_Fast_ITEMS(saved);
     if (!all_plain(tensors, kSaved)) return not_implemented();
     const py::object sigma =
-        tensors[3] == Py_None ? get(ctx, names.sigma) : py::reinterpret_borrow<py::object>(tensors[3]);
+        tensors[3] == Py_None ? torch::attribute(ctx, names.sigma) : py::reinterpret_borrow<py::object>(tensors[3]);
     Needs needs;
     for (int i = 0; i < 4; ++i) needs[i] = PySequence_Fast_GET_ITEM(needed.ptr(), i) == Py_True;
     Gradients gradients;
-    const Upstream upstream{given[2], given[3]};
+    const Saved found{tensors[0], tensors[1], tensors[2], sigma.ptr(), tensors[4]};
     // of a bias whose gradient is all that is needed of it
-    const py::object dtype = needs[2] && tensors[2] == Py_None ? get(ctx, names.bias_dtype) : py::none();
-    if (!object.cast<const Plan*>()->backward(upstream, tensors[0], tensors[4], tensors[1], tensors[2], dtype.ptr(),
-                                              sigma.ptr(), needs, gradients))
+    const py::object dtype = needs[2] && tensors[2] == Py_None ? torch::attribute(ctx, names.bias_dtype) : py::none();
+    if (!object.cast<const Plan*>()->backward(given[2], given[3], found, dtype.ptr(), needs, gradients))
       return not_implemented();
     return tuple_of(gradients[0].ptr(), gradients[1].ptr(), gradients[2].ptr(), gradients[3].ptr()).release().ptr();
   });

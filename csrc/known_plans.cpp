@@ -1,6 +1,6 @@
 #include "known_plans.h"
 
-#include <algorithm>
+#include <functional>
 #include <mutex>
 
 namespace divnorm {
@@ -24,22 +24,15 @@ std::shared_ptr<const Plan> held_by(const py::object& owner) {
 }  // namespace
 
 CallKey::CallKey(std::string_view norm, std::string_view backend, const torch::View& x)
-    : norm(norm), backend(backend), shape{}, ndim(x.raw.ndim), dtype(x.dtype), contiguous(x.contiguous()) {
-  std::copy(x.raw.shape, x.raw.shape + ndim, shape.begin());
-}
+    : norm(norm), backend(backend), x(x) {}
 
 bool CallKey::operator==(const CallKey& other) const {
-  return shape == other.shape && ndim == other.ndim && dtype == other.dtype && contiguous == other.contiguous &&
-         norm == other.norm && backend == other.backend;
+  return x == other.x && norm == other.norm && backend == other.backend;
 }
 
 size_t CallKey::hash() const {
-  size_t hash = std::hash<std::string_view>{}(norm);
-  const auto mix = [&](size_t value) { hash = (hash ^ value) * 0x9E3779B97F4A7C15u; };
-  mix(std::hash<std::string_view>{}(backend));
-  for (int d = 0; d < ndim; ++d) mix(static_cast<size_t>(shape[d]));
-  mix(static_cast<size_t>(dtype) << 8 | static_cast<size_t>(ndim) << 1 | static_cast<size_t>(contiguous));
-  return hash;
+  const std::hash<std::string_view> hash;
+  return (x.hash() * 31 + hash(norm)) * 31 + hash(backend);
 }
 
 std::shared_ptr<const Plan> KnownPlans::find(const CallKey& key) const {

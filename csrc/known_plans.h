@@ -2,7 +2,6 @@
 // the GIL, from any thread.
 #pragma once
 
-#include <array>
 #include <memory>
 #include <shared_mutex>
 #include <string>
@@ -21,10 +20,7 @@ struct CallKey {
   size_t hash() const;
 
   std::string_view norm, backend;
-  std::array<int64_t, torch::kMostDims> shape;
-  int ndim;
-  Dtype dtype;
-  bool contiguous;  // else channels_last
+  PlanKey x;
 };
 
 class KnownPlans {

@@ -8,7 +8,6 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -34,57 +33,24 @@ KnownPlans& known = *new KnownPlans;
 
 std::atomic<int64_t> forward_calls{0}, backward_calls{0};  // served here
 
-// A parameter of a call on x, absent or as the schemas mean it.
-bool parameter_of(Value given, const View& x, View& view, Parameter& parameter) {
-  if (given == 0) return true;
-  if (!shims::view_of(shims::handle(shims::held(given)), view) || !view.contiguous()) return false;
-  const bool half = x.dtype == Dtype::bfloat16 || x.dtype == Dtype::float16;
-  if (view.dtype != x.dtype && !(half && view.dtype == Dtype::float32)) return false;
-  parameter = {view.data(), view.dtype, view.numel};
-  return true;
-}
+bool view_of(Value given, View& view) { return shims::view_of(shims::handle(given), view); }
 
-bool affine_of(Value given, const View& x, int64_t count, View& view, Parameter& parameter) {
-  return parameter_of(given, x, view, parameter) && (given == 0 || (view.raw.ndim == 1 && view.numel == count));
-}
-
-bool sigma_of(Value given, const View& x, int64_t groups, View& view, Parameter& parameter) {
-  return parameter_of(given, x, view, parameter) &&
-         (given == 0 || view.raw.ndim == 0 || (view.raw.ndim == 1 && view.numel == groups));
-}
-
-// The tensors that both operators take.
-struct Inputs {
-  View x, weight, bias, sigma;
-  Parameter weights, biases, sigmas;
-  double sigma_value;
-};
+// Of an optional tensor, which may be absent.
+bool view_of_optional(Value given, View& view) { return given == 0 || view_of(shims::held(given), view); }
 
 struct Places {
   int x, weight, bias, sigma, sigma_value, norm, backend;
 };
 
-// The plan for a call, or null where one of its arguments is unusual.
-std::shared_ptr<const Plan> plan_for(const Value* given, const Places& at, Inputs& inputs) {
-  if (!shims::view_of(shims::handle(given[at.x]), inputs.x) || inputs.x.numel == 0) return nullptr;
+// The plan for a call, or null where there is none yet or a tensor is unusual.
+std::shared_ptr<const Plan> plan_for(const Value* given, const Places& at, Arguments& arguments) {
+  if (!view_of(given[at.x], arguments.x) || arguments.x.numel == 0) return nullptr;
+  if (!view_of_optional(given[at.weight], arguments.weight) || !view_of_optional(given[at.bias], arguments.bias) ||
+      !view_of_optional(given[at.sigma], arguments.sigma))
+    return nullptr;
+  arguments.sigma_value = shims::real(given[at.sigma_value]);
   const Value backend = given[at.backend];
-  const std::shared_ptr<const Plan> plan =
-      known.find({shims::text(given[at.norm]), backend == 0 ? "" : shims::text(shims::held(backend)), inputs.x});
-  if (plan == nullptr) return nullptr;
-  inputs.sigma_value = shims::real(given[at.sigma_value]);
-  const bool fit = affine_of(given[at.weight], inputs.x, plan->affine_size(), inputs.weight, inputs.weights) &&
-                   affine_of(given[at.bias], inputs.x, plan->affine_size(), inputs.bias, inputs.biases) &&
-                   sigma_of(given[at.sigma], inputs.x, plan->groups(), inputs.sigma, inputs.sigmas) &&
-                   !std::isnan(inputs.sigma_value);
-  return fit ? plan : nullptr;
-}
-
-// The address of the next map, where it is there, of those that lie one after the other.
-void* next_map(const Problem& problem, bool present, char*& address) {
-  if (!present) return nullptr;
-  char* here = address;
-  address += problem.map_bytes();
-  return here;
+  return known.find({shims::text(given[at.norm]), backend == 0 ? "" : shims::text(shims::held(backend)), arguments.x});
 }
 
 struct Forward {
@@ -95,28 +61,16 @@ struct Forward {
   using Results = std::array<Tensor, 3>;  // y, maps, l1
 
   static bool serve(const Value* given, Results& results) {
-    Inputs inputs;
-    const std::shared_ptr<const Plan> plan = plan_for(given, {0, 1, 2, 3, 4, 5, 8}, inputs);
-    if (plan == nullptr) return false;
+    Arguments arguments;
+    const std::shared_ptr<const Plan> plan = plan_for(given, {0, 1, 2, 3, 4, 5, 8}, arguments);
+    if (plan == nullptr || !plan->fits(arguments, {})) return false;
     const bool with_l1 = given[6] & 1, with_variance = given[7] & 1;
     const Problem& problem = plan->calls().problem();
     if (with_variance && !(problem.whole && problem.suppression.present)) return false;
-    std::vector<int64_t> maps_shape = plan->maps_shape();
-    maps_shape[0] += with_variance;
-    Tensor y(inputs.x), maps(maps_shape, plan->compute());
+    Tensor y(arguments.x), maps(plan->maps_shape(with_variance), plan->compute());
     Tensor l1(with_l1 ? std::vector<int64_t>{} : std::vector<int64_t>{0}, plan->compute());
-    auto* address = static_cast<char*>(maps.data());
-    ForwardCall call;
-    call.tensors.x = inputs.x.data();
-    call.tensors.weight = inputs.weights;
-    call.tensors.bias = inputs.biases;
-    call.tensors.sigma = inputs.sigmas;
-    call.sigma_value = inputs.sigma_value;
-    call.tensors.y = y.data();
-    call.tensors.mean = next_map(problem, problem.summation.present, address);
-    call.tensors.rstd = next_map(problem, problem.suppression.present, address);
-    call.tensors.variance = next_map(problem, with_variance, address);
-    call.l1 = with_l1 ? l1.data() : nullptr;
+    ForwardCall call =
+        plan->forward_call(arguments, y.data(), maps.data(), with_variance, with_l1 ? l1.data() : nullptr);
     call.place.threads = shims::threads();
     plan->calls().forward(call);
     results = {std::move(y), std::move(maps), std::move(l1)};
@@ -134,62 +88,40 @@ struct Backward {
   using Results = std::array<Tensor, 4>;  // dx, dweight, dbias, dsigma
 
   static bool serve(const Value* given, Results& results) {
-    Inputs inputs;
-    const std::shared_ptr<const Plan> plan = plan_for(given, {2, 4, 5, 7, 8, 9, 11}, inputs);
-    if (plan == nullptr || given[0] == 0) return false;
-    const Problem& problem = plan->calls().problem();
-    const View& x = inputs.x;
-    View dy, dl1, kept;
-    if (!shims::view_of(shims::handle(shims::held(given[0])), dy) || dy.dtype != x.dtype || !dy.lies_as(x))
+    Arguments arguments;
+    Upstream upstream;
+    const std::shared_ptr<const Plan> plan = plan_for(given, {2, 4, 5, 7, 8, 9, 11}, arguments);
+    if (plan == nullptr || given[0] == 0 || !view_of_optional(given[0], upstream.dy) ||
+        !view_of_optional(given[1], upstream.dl1) || !view_of(given[3], upstream.maps) ||
+        !plan->fits(arguments, upstream, {}))
       return false;
-    if (given[1] != 0 &&
-        !(shims::view_of(shims::handle(shims::held(given[1])), dl1) && dl1.numel == 1 && dl1.dtype == plan->compute()))
-      return false;
-    if (!shims::view_of(shims::handle(given[3]), kept) || kept.dtype != plan->compute() || !kept.contiguous())
-      return false;
-    const int64_t maps = problem.summation.present + problem.suppression.present;
-    if (kept.numel * torch::bytes_of(kept.dtype) < maps * problem.map_bytes()) return false;
     const std::vector<Value> needed = shims::list(given[10]);
     if (needed.size() != 4) return false;
     const auto needs = [&](int i) { return (needed[i] & 1) != 0; };
-    if ((needs(1) && given[4] == 0) || (needs(3) && given[7] == 0)) return false;
+    if ((needs(1) && !arguments.weight.given()) || (needs(3) && !arguments.sigma.given())) return false;
     // the gradient of a bias whose values nothing reads is as weight's
-    const bool unread = needs(2) && given[5] == 0;
-    if (unread && (given[4] == 0 || given[6] == 0 ||
-                   static_cast<int32_t>(shims::held(given[6])) != shims::code_of(inputs.weight.dtype)))
+    const bool unread = needs(2) && !arguments.bias.given();
+    if (unread && (!arguments.weight.given() || given[6] == 0 ||
+                   static_cast<int32_t>(shims::held(given[6])) != shims::code_of(arguments.weight.dtype)))
       return false;
-    const View& bias = unread ? inputs.weight : inputs.bias;
 
-    Tensor dx(x), nothing;
+    const Dtype dtype = arguments.x.dtype;
+    Tensor dx(arguments.x);
     Parameter gradients[3];
-    const auto room = [&](int i, const View& like) {
-      if (!needs(i)) return Tensor({0}, x.dtype);
+    const auto made = [&](int i, const View& like) {
+      if (!needs(i)) return Tensor({0}, dtype);
       Tensor gradient(like);
       gradients[i - 1] = {gradient.data(), like.dtype, like.numel};
       return gradient;
     };
-    Tensor dweight = room(1, inputs.weight), dbias = room(2, bias), dsigma = room(3, inputs.sigma);
-    if (needs(3) && !problem.suppression.present)  // sigma is not used
-      std::memset(gradients[2].data, 0, inputs.sigma.numel * torch::bytes_of(inputs.sigma.dtype));
-    auto* address = static_cast<char*>(kept.data());
-    BackwardCall call;
-    call.tensors.x = x.data();
-    call.tensors.dy = dy.data();
-    call.tensors.mean = next_map(problem, problem.summation.present, address);
-    call.tensors.rstd = next_map(problem, problem.suppression.present, address);
-    call.tensors.weight = inputs.weights;
-    call.tensors.bias = inputs.biases;
-    call.tensors.sigma = inputs.sigmas;
-    call.sigma_value = inputs.sigma_value;
-    call.dl1 = given[1] == 0 ? nullptr : dl1.data();
-    call.tensors.dx = dx.data();
-    call.tensors.dweight = gradients[0];
-    call.tensors.dbias = gradients[1];
-    call.tensors.dsigma = gradients[2];
+    Tensor dweight = made(1, arguments.weight), dbias = made(2, unread ? arguments.weight : arguments.bias),
+           dsigma = made(3, arguments.sigma);
+    if (needs(3) && !plan->calls().problem().suppression.present)  // sigma is not used
+      std::memset(gradients[2].data, 0, gradients[2].count * bytes_of(gradients[2].dtype));
+    BackwardCall call = plan->backward_call(arguments, upstream, dx.data(), gradients[0], gradients[1], gradients[2]);
     call.place.threads = shims::threads();
     plan->calls().backward(call);
-    results = {needs(0) ? std::move(dx) : Tensor({0}, x.dtype), std::move(dweight), std::move(dbias),
-               std::move(dsigma)};
+    results = {needs(0) ? std::move(dx) : Tensor({0}, dtype), std::move(dweight), std::move(dbias), std::move(dsigma)};
     ++backward_calls;
     return true;
   }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
+#include <utility>
 
 namespace divnorm {
 
@@ -30,23 +30,6 @@ class Released {
   PyThreadState* state_ = nullptr;
 };
 
-// The maps of the fields that are there, mean first, one after the other; last the variance, where it is asked for.
-struct Maps {
-  Maps(const Problem& problem, void* memory, bool with_variance = false) {
-    char* address = static_cast<char*>(memory);
-    const auto next = [&](bool present) -> void* {
-      if (!present) return nullptr;
-      char* here = address;
-      address += problem.map_bytes();
-      return here;
-    };
-    mean = next(problem.summation.present);
-    rstd = next(problem.suppression.present);
-    variance = next(with_variance);
-  }
-  void *mean, *rstd, *variance;
-};
-
 // Memory for maps that nobody keeps.
 void* loose(int64_t bytes) {
   thread_local std::vector<double> memory;
@@ -59,17 +42,15 @@ bool lies_right(const Problem& problem, const View& x) {
   return x.contiguous() && (!problem.channels_last || problem.positions() == 1);
 }
 
-Parameter room_for(const py::object& gradient, const Parameter& parameter) {
-  return gradient.is_none() ? Parameter{} : Parameter{torch::data_of(gradient.ptr()), parameter.dtype, parameter.count};
+Parameter parameter(const View& view) {
+  return view.given() ? Parameter{view.data(), view.dtype, view.numel} : Parameter{};
 }
 
-// A parameter of a call on x, of whatever shape.
-bool parameter_of(PyObject* tensor, const View& x, View& view, Parameter& parameter) {
-  if (!torch::view_of(tensor, view) || !view.contiguous() || !view.beside(x)) return false;
+// Whether a parameter may stand beside x, whatever its shape.
+bool suits(const View& parameter, const View& x) {
   const bool half = x.dtype == Dtype::bfloat16 || x.dtype == Dtype::float16;
-  if (view.dtype != x.dtype && !(half && view.dtype == Dtype::float32)) return false;
-  parameter = {view.data(), view.dtype, view.numel};
-  return true;
+  return parameter.contiguous() && parameter.beside(x) &&
+         (parameter.dtype == x.dtype || (half && parameter.dtype == Dtype::float32));
 }
 
 // Whether a parameter has the trailing shape of x.
@@ -78,19 +59,60 @@ bool trails(const View& parameter, const View& x) {
   return before >= 0 && std::equal(parameter.raw.shape, parameter.raw.shape + parameter.raw.ndim, x.raw.shape + before);
 }
 
-bool affine_of(PyObject* tensor, const View& x, int64_t count, bool shaped, View& view, Parameter& parameter) {
-  return parameter_of(tensor, x, view, parameter) && view.numel == count &&
-         (view.raw.ndim == 1 || (shaped && trails(view, x)));
+bool fits_affine(const View& parameter, const View& x, int64_t count, bool any_rank) {
+  return suits(parameter, x) && parameter.numel == count &&
+         (parameter.raw.ndim == 1 || (any_rank && trails(parameter, x)));
 }
 
-bool sigma_of(PyObject* tensor, const View& x, int64_t groups, bool of_layer, Parameter& parameter) {
-  View view;
-  if (!parameter_of(tensor, x, view, parameter)) return false;
-  if (view.raw.ndim == 0) return true;
-  return view.raw.ndim == 1 && (view.numel == groups || (of_layer && view.numel == 1));
+bool fits_sigma(const View& sigma, const View& x, int64_t groups, bool one_in_a_row) {
+  if (!suits(sigma, x)) return false;
+  return sigma.raw.ndim == 0 || (sigma.raw.ndim == 1 && (sigma.numel == groups || (one_in_a_row && sigma.numel == 1)));
 }
+
+int64_t kept_bytes(const Problem& problem) {
+  return (problem.summation.present + problem.suppression.present) * problem.map_bytes();
+}
+
+Place place_of(const View& x, const torch::Scratch& scratch) {
+  return {x.raw.device.device_id, torch::current_stream(x), x.on_cpu() ? torch::threads() : 1, scratch.data()};
+}
+
+bool view_of_optional(PyObject* given, View& view) { return given == Py_None || torch::view_of(given, view); }
 
 }  // namespace
+
+PlanKey::PlanKey(const View& x)
+    : shape_{},
+      ndim_(x.raw.ndim),
+      dtype_(x.dtype),
+      device_type_(x.raw.device.device_type),
+      device_(x.raw.device.device_id),
+      contiguous_(x.contiguous()) {
+  std::copy(x.raw.shape, x.raw.shape + ndim_, shape_.begin());
+}
+
+bool PlanKey::operator==(const PlanKey& other) const {
+  return shape_ == other.shape_ && ndim_ == other.ndim_ && dtype_ == other.dtype_ &&
+         device_type_ == other.device_type_ && device_ == other.device_ && contiguous_ == other.contiguous_;
+}
+
+size_t PlanKey::hash() const {
+  size_t hash = static_cast<size_t>(dtype_) << 8 | static_cast<size_t>(ndim_) << 1 | static_cast<size_t>(contiguous_);
+  const auto mix = [&](int64_t value) { hash = (hash ^ static_cast<size_t>(value)) * 0x9E3779B97F4A7C15u; };
+  for (int d = 0; d < ndim_; ++d) mix(shape_[d]);
+  mix(device_type_);
+  mix(device_);
+  return hash;
+}
+
+bool arguments_of(PyObject* weight, PyObject* bias, PyObject* sigma, Arguments& arguments) {
+  if (!view_of_optional(weight, arguments.weight) || !view_of_optional(bias, arguments.bias)) return false;
+  if (!PyFloat_CheckExact(sigma) && !PyLong_CheckExact(sigma)) return torch::view_of(sigma, arguments.sigma);
+  arguments.sigma_value = PyFloat_AsDouble(sigma);
+  if (!PyErr_Occurred()) return true;
+  PyErr_Clear();  // an int that no float can hold
+  return false;
+}
 
 Plan::Plan(py::object geometry, py::object backend, py::object calls, const py::object& like)
     : device_(torch::device_of(like.ptr())),
@@ -101,130 +123,134 @@ Plan::Plan(py::object geometry, py::object backend, py::object calls, const py::
   groups_ = geometry_.attr("groups").cast<int64_t>();
   reads_bias_ = !geometry_.attr("norm").attr("activation").is_none();
   for (const py::handle extent : geometry_.attr("maps_shape")) maps_shape_.push_back(extent.cast<int64_t>());
-  if (!owner_.is_none()) calls_ = py::capsule(owner_.attr("capsule")).get_pointer<const Calls>();
+  if (owner_.is_none()) return;
+  calls_ = py::capsule(owner_.attr("capsule")).get_pointer<const Calls>();
+  for (const bool with_variance : {false, true})
+    maps_like_[with_variance] = torch::shaped_like(like.ptr(), compute(), maps_shape(with_variance));
 }
 
-Dtype Plan::compute() const { return calls_->problem().dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32; }
+std::vector<int64_t> Plan::maps_shape(bool with_variance) const {
+  std::vector<int64_t> shape = maps_shape_;
+  shape[0] += with_variance;
+  return shape;
+}
 
-bool Plan::accepts(PyObject* weight, PyObject* bias, PyObject* sigma, bool shaped, bool of_layer,
-                   Arguments& arguments) const {
-  const View& x = arguments.x;
+bool Plan::fits(const Arguments& arguments, Leeway leeway) const {
+  const View &x = arguments.x, &weight = arguments.weight, &bias = arguments.bias;
   if (x.raw.device.device_type != device_.device_type || x.raw.device.device_id != device_.device_id) return false;
-  View of_weight, of_bias;
-  if (weight != Py_None && !affine_of(weight, x, affine_size_, shaped, of_weight, arguments.weight)) return false;
+  if (weight.given() && !fits_affine(weight, x, affine_size_, leeway.any_rank)) return false;
   // the shape of bias's gradient is that of weight
-  if (bias != Py_None && !(affine_of(bias, x, affine_size_, shaped, of_bias, arguments.bias) &&
-                           (weight == Py_None ? of_bias.raw.ndim == 1 : of_bias.lies_as(of_weight))))
+  if (bias.given() && !(fits_affine(bias, x, affine_size_, leeway.any_rank) &&
+                        (weight.given() ? bias.lies_as(weight) : bias.raw.ndim == 1)))
     return false;
-  if (!PyFloat_CheckExact(sigma) && !PyLong_CheckExact(sigma))
-    return sigma_of(sigma, x, groups_, of_layer, arguments.sigma);
-  arguments.sigma_value = PyFloat_AsDouble(sigma);
-  if (PyErr_Occurred()) {
-    PyErr_Clear();  // an int that no float can hold
-    return false;
-  }
+  if (arguments.sigma.given()) return fits_sigma(arguments.sigma, x, groups_, leeway.one_in_a_row);
   return !std::isnan(arguments.sigma_value);
+}
+
+bool Plan::fits(const Arguments& arguments, const Upstream& upstream, Leeway leeway) const {
+  const Problem& problem = calls_->problem();
+  const View &x = arguments.x, &dy = upstream.dy, &dl1 = upstream.dl1, &maps = upstream.maps;
+  if (x.dtype != problem.dtype || x.numel != problem.numel() || !lies_right(problem, x)) return false;
+  if (!fits(arguments, leeway)) return false;
+  if (dy.dtype != x.dtype || !dy.beside(x) || !dy.lies_as(x)) return false;
+  if (dl1.given() && (dl1.numel != 1 || dl1.dtype != compute() || !dl1.beside(x))) return false;
+  return maps.dtype == compute() && maps.contiguous() && maps.beside(x) &&
+         maps.numel * bytes_of(maps.dtype) >= kept_bytes(problem);
+}
+
+// What calls of both directions have; the maps of the fields that are there lie one after the other, mean first.
+template <class Call>
+void Plan::point(Call& call, const Arguments& arguments, void* maps) const {
+  const Problem& problem = calls_->problem();
+  auto* address = static_cast<char*>(maps);
+  call.tensors.x = arguments.x.data();
+  call.tensors.weight = parameter(arguments.weight);
+  call.tensors.bias = parameter(arguments.bias);
+  call.tensors.sigma = parameter(arguments.sigma);
+  call.sigma_value = arguments.sigma_value;
+  if (problem.summation.present) call.tensors.mean = address;
+  if (problem.suppression.present) call.tensors.rstd = address + problem.summation.present * problem.map_bytes();
+}
+
+ForwardCall Plan::forward_call(const Arguments& arguments, void* y, void* maps, bool with_variance, void* l1) const {
+  ForwardCall call;
+  point(call, arguments, maps);
+  call.tensors.y = y;
+  if (with_variance) call.tensors.variance = static_cast<char*>(maps) + kept_bytes(calls_->problem());
+  call.l1 = l1;
+  return call;
+}
+
+BackwardCall Plan::backward_call(const Arguments& arguments, const Upstream& upstream, void* dx, Parameter dweight,
+                                 Parameter dbias, Parameter dsigma) const {
+  BackwardCall call;
+  point(call, arguments, upstream.maps.data());
+  call.tensors.dy = upstream.dy.data();
+  if (upstream.dl1.given()) call.dl1 = upstream.dl1.data();
+  call.tensors.dx = dx;
+  call.tensors.dweight = dweight;
+  call.tensors.dbias = dbias;
+  call.tensors.dsigma = dsigma;
+  return call;
 }
 
 Results Plan::forward(PyObject* x, PyObject* weight, PyObject* bias, PyObject* sigma, const Arguments& arguments,
                       bool with_l1, bool with_variance, bool keep_maps) const {
-  if (calls_ == nullptr) {
+  if (!native()) {
     const py::tuple found = backend_.attr("forward")(geometry_, py::handle(x), py::handle(weight), py::handle(bias),
                                                      py::handle(sigma), with_l1, with_variance);
     return {found[0], found[1], found[2]};
   }
-  const Problem& problem = calls_->problem();
   const View& view = arguments.x;
-  const bool in_passing = !keep_maps && view.on_cpu() && 3 * problem.map_bytes() <= kLoose;
-  Results results{torch::empty_like(x), in_passing ? py::none() : make_maps(view, with_variance),
+  const int64_t most_bytes = 3 * calls_->problem().map_bytes();
+  const bool in_passing = !keep_maps && view.on_cpu() && most_bytes <= kLoose;
+  Results results{torch::empty_like(x), in_passing ? py::none() : torch::empty_like(maps_like_[with_variance].ptr()),
                   with_l1 ? torch::number_beside(x, compute()) : py::none()};
-  ForwardCall call;
-  call.tensors.x = view.data();
-  call.tensors.weight = arguments.weight;
-  call.tensors.bias = arguments.bias;
-  call.tensors.sigma = arguments.sigma;
-  call.sigma_value = arguments.sigma_value;
-  call.tensors.y = torch::data_of(results.y.ptr());
-  if (with_l1) call.l1 = torch::data_of(results.l1.ptr());
+  void* l1 = with_l1 ? torch::data_of(results.l1.ptr()) : nullptr;
   const torch::Scratch scratch(view, calls_->scratch_bytes(Direction::forward));
-  call.place = {view.raw.device.device_id, torch::current_stream(view), view.on_cpu() ? torch::threads() : 1,
-                scratch.data()};
+  const Place place = place_of(view, scratch);
   // last: what runs in between, as an object goes, may make a call that needs more of it
-  const Maps maps(problem, in_passing ? loose(3 * problem.map_bytes()) : torch::data_of(results.maps.ptr()),
-                  with_variance);
-  call.tensors.mean = maps.mean;
-  call.tensors.rstd = maps.rstd;
-  call.tensors.variance = maps.variance;
+  void* maps = in_passing ? loose(most_bytes) : torch::data_of(results.maps.ptr());
+  ForwardCall call = forward_call(arguments, torch::data_of(results.y.ptr()), maps, with_variance, l1);
+  call.place = place;
   const Released released(view);
   calls_->forward(call);
   return results;
 }
 
-py::object Plan::make_maps(const View& x, bool with_variance) const {
-  std::vector<int64_t> shape = maps_shape_;
-  shape[0] += with_variance;
-  return torch::empty(x, compute(), shape);
-}
-
-bool Plan::number(PyObject* tensor, const View& x, const void*& address) const {
-  View view;
-  if (!torch::view_of(tensor, view) || view.numel != 1 || view.dtype != compute() || !view.beside(x)) return false;
-  address = view.data();
-  return true;
-}
-
-bool Plan::backward(Upstream upstream, PyObject* x, PyObject* maps, PyObject* weight, PyObject* bias,
-                    PyObject* bias_dtype, PyObject* sigma, Needs needs, Gradients& gradients) const {
-  if (calls_ == nullptr) return false;
-  const Problem& problem = calls_->problem();
+bool Plan::backward(PyObject* dy, PyObject* dl1, const Saved& saved, PyObject* bias_dtype, Needs needs,
+                    Gradients& gradients) const {
+  if (!native()) return false;
   Arguments arguments;
-  View kept, dy;
-  if (!torch::view_of(x, arguments.x) || arguments.x.dtype != problem.dtype || arguments.x.numel != problem.numel() ||
-      !lies_right(problem, arguments.x))
-    return false;
-  if (!accepts(weight, bias, sigma, true, true, arguments)) return false;
-  if (!torch::view_of(maps, kept) || kept.dtype != compute() || !kept.contiguous() || !kept.beside(arguments.x) ||
-      kept.numel * (compute() == Dtype::float64 ? 8 : 4) <
-          (problem.summation.present + problem.suppression.present) * problem.map_bytes())
-    return false;
-  BackwardCall call;
-  py::object turned;
-  if (upstream.dy == Py_None) {
-    turned = torch::zeros_like(x);
-    call.tensors.dy = torch::data_of(turned.ptr());
-  } else {
-    if (!torch::view_of(upstream.dy, dy) || dy.dtype != problem.dtype || !dy.beside(arguments.x)) return false;
-    if (!dy.lies_as(arguments.x)) return false;
-    call.tensors.dy = dy.data();
+  Upstream upstream;
+  py::object zero;
+  if (dy == Py_None) {
+    zero = torch::zeros_like(saved.x);
+    dy = zero.ptr();
   }
-  if (upstream.dl1 != Py_None && !number(upstream.dl1, arguments.x, call.dl1)) return false;
-  Parameter bias_like = arguments.bias;
-  PyObject* bias_room = bias;
-  if (needs[2] && bias == Py_None) {
-    if (weight == Py_None) return false;
-    if (torch::dtype_of(weight).ptr() != bias_dtype) return false;
-    bias_room = weight;
-    bias_like = arguments.weight;
+  if (!torch::view_of(saved.x, arguments.x) || !arguments_of(saved.weight, saved.bias, saved.sigma, arguments) ||
+      !torch::view_of(dy, upstream.dy) || !view_of_optional(dl1, upstream.dl1) ||
+      !torch::view_of(saved.maps, upstream.maps) || !fits(arguments, upstream, {true, true}))
+    return false;
+  View bias = arguments.bias;
+  PyObject* like_bias = saved.bias;
+  if (needs[2] && !bias.given()) {
+    if (saved.weight == Py_None || torch::dtype_of(saved.weight).ptr() != bias_dtype) return false;
+    bias = arguments.weight;
+    like_bias = saved.weight;
   }
-  const auto room = [](bool needed, PyObject* like) { return needed ? torch::empty_like(like) : py::none(); };
-  const py::object dx = torch::empty_like(x);
-  gradients = {needs[0] ? dx : py::none(), room(needs[1], weight), room(needs[2], bias_room), room(needs[3], sigma)};
-  const Maps both(problem, kept.data());
-  call.tensors.x = arguments.x.data();
-  call.tensors.mean = both.mean;
-  call.tensors.rstd = both.rstd;
-  call.tensors.weight = arguments.weight;
-  call.tensors.bias = arguments.bias;
-  call.tensors.sigma = arguments.sigma;
-  call.sigma_value = arguments.sigma_value;
-  call.tensors.dx = torch::data_of(dx.ptr());
-  call.tensors.dweight = room_for(gradients[1], arguments.weight);
-  call.tensors.dbias = room_for(gradients[2], bias_like);
-  call.tensors.dsigma = room_for(gradients[3], arguments.sigma);
-  if (needs[3] && !problem.suppression.present) torch::zero(gradients[3].ptr());  // sigma is not used
+  const auto made = [](bool needed, PyObject* like) { return needed ? torch::empty_like(like) : py::none(); };
+  const auto room = [](const py::object& gradient, const View& like) {
+    return gradient.is_none() ? Parameter{} : Parameter{torch::data_of(gradient.ptr()), like.dtype, like.numel};
+  };
+  const py::object dx = torch::empty_like(saved.x);
+  gradients = {needs[0] ? dx : py::none(), made(needs[1], saved.weight), made(needs[2], like_bias),
+               made(needs[3], saved.sigma)};
+  if (needs[3] && !calls_->problem().suppression.present) torch::zero(gradients[3].ptr());  // sigma is not used
   const torch::Scratch scratch(arguments.x, calls_->scratch_bytes(Direction::backward));
-  call.place = {arguments.x.raw.device.device_id, torch::current_stream(arguments.x),
-                arguments.x.on_cpu() ? torch::threads() : 1, scratch.data()};
+  BackwardCall call = backward_call(arguments, upstream, torch::data_of(dx.ptr()), room(gradients[1], arguments.weight),
+                                    room(gradients[2], bias), room(gradients[3], arguments.sigma));
+  call.place = place_of(arguments.x, scratch);
   const Released released(arguments.x);
   calls_->backward(call);
   return true;

@@ -9,23 +9,49 @@
 
 namespace divnorm {
 
-// The tensors of a call that were found fit for it, by their addresses.
+// What a call is given. Absent tensors have no address.
 struct Arguments {
-  torch::View x;
-  Parameter weight, bias, sigma;
+  torch::View x, weight, bias, sigma;
   double sigma_value = 0;  // where sigma is a number
+};
+
+// What backward is given beside them.
+struct Upstream {
+  torch::View dy, dl1, maps;  // dl1 absent: zero
+};
+
+// The shapes of parameters, beside those of the operator, that a call takes.
+struct Leeway {
+  bool any_rank = false;      // of weight and bias: any trailing shape of x with as many numbers
+  bool one_in_a_row = false;  // of sigma: (1,)
 };
 
 struct Results {
   pybind11::object y, maps, l1;  // l1 is None where it was not wanted
 };
 
-struct Upstream {
-  PyObject *dy, *dl1;  // None: zero
-};
-
 using Needs = std::array<bool, 4>;                  // of the gradients of x, weight, bias and sigma
 using Gradients = std::array<pybind11::object, 4>;  // None where not needed
+
+// Tensors of Python's that backward takes.
+struct Saved {
+  PyObject *x, *weight, *bias, *sigma, *maps;
+};
+
+// What a plan depends on of an x.
+class PlanKey {
+ public:
+  explicit PlanKey(const torch::View& x);
+  bool operator==(const PlanKey& other) const;
+  size_t hash() const;
+
+ private:
+  std::array<int64_t, torch::kMostDims> shape_;
+  int ndim_;
+  Dtype dtype_;
+  int device_type_, device_;
+  bool contiguous_;  // else channels_last
+};
 
 class Plan {
  public:
@@ -37,33 +63,37 @@ class Plan {
   const pybind11::object& backend() const { return backend_; }
   // Whether backward reads the values of the bias.
   bool reads_bias() const { return reads_bias_; }
-  // Whether calls of it run in the compiled module from one end to the other.
+  // Whether calls of it run in the compiled module from one end to the other. All of the following but `forward` and
+  // `backward` asks for one that do.
   bool native() const { return calls_ != nullptr; }
-  // Only of a native one.
   const Calls& calls() const { return *calls_; }
-  int64_t affine_size() const { return affine_size_; }
-  int64_t groups() const { return groups_; }
-  const std::vector<int64_t>& maps_shape() const { return maps_shape_; }
+  std::vector<int64_t> maps_shape(bool with_variance) const;
   // The dtype of sums and maps.
-  Dtype compute() const;
+  Dtype compute() const { return compute_dtype(calls_->problem().dtype); }
 
-  // Whether these are arguments for the plan, x's view among them already. `shaped`: weight and bias may have any
-  // number of dimensions; `of_layer`: a sigma of one number may have one.
-  bool accepts(PyObject* weight, PyObject* bias, PyObject* sigma, bool shaped, bool of_layer,
-               Arguments& arguments) const;
+  // Whether these are arguments for a plan, native or not, whose key is that of x.
+  bool fits(const Arguments& arguments, Leeway leeway) const;
+  // Whether they are, whatever x is, and with them what comes back to them.
+  bool fits(const Arguments& arguments, const Upstream& upstream, Leeway leeway) const;
+  // Calls on what fits, but for their place. Gradients without an address are not wanted.
+  ForwardCall forward_call(const Arguments& arguments, void* y, void* maps, bool with_variance, void* l1) const;
+  BackwardCall backward_call(const Arguments& arguments, const Upstream& upstream, void* dx, Parameter dweight,
+                             Parameter dbias, Parameter dsigma) const;
 
-  // With `keep_maps` they are a tensor; None is returned in their place where nobody asks for them.
+  // Of arguments that fit, whose tensors of Python's stand beside them. With `keep_maps` the maps are a tensor; None is
+  // returned in their place where nobody asks for them.
   Results forward(PyObject* x, PyObject* weight, PyObject* bias, PyObject* sigma, const Arguments& arguments,
                   bool with_l1, bool with_variance, bool keep_maps) const;
 
-  // Whether gradients could be computed: not where a tensor is none for the plan. `bias` may be None where its
-  // gradient is needed and its values are not: then it is of weight's shape and of `bias_dtype`.
-  bool backward(Upstream upstream, PyObject* x, PyObject* maps, PyObject* weight, PyObject* bias, PyObject* bias_dtype,
-                PyObject* sigma, Needs needs, Gradients& gradients) const;
+  // Whether gradients could be computed: not where a tensor is none for the plan. `dy` and `dl1` may be None: zero. Of
+  // the saved, sigma may be a number, and bias None where its gradient is needed and its values are not: then the
+  // gradient is of weight's shape and of `bias_dtype`.
+  bool backward(PyObject* dy, PyObject* dl1, const Saved& saved, PyObject* bias_dtype, Needs needs,
+                Gradients& gradients) const;
 
  private:
-  bool number(PyObject* tensor, const torch::View& x, const void*& address) const;
-  pybind11::object make_maps(const torch::View& x, bool with_variance) const;
+  template <class Call>
+  void point(Call& call, const Arguments& arguments, void* maps) const;
 
   DLDevice device_;
   pybind11::object geometry_, backend_, owner_;
@@ -71,6 +101,10 @@ class Plan {
   int64_t affine_size_, groups_;
   bool reads_bias_;
   std::vector<int64_t> maps_shape_;
+  std::array<pybind11::object, 2> maps_like_;  // by whether the variance is among them
 };
+
+// Fills in the views of what Python gave; false where one of them is neither absent nor readable.
+bool arguments_of(PyObject* weight, PyObject* bias, PyObject* sigma, Arguments& arguments);
 
 }  // namespace divnorm

@@ -8,6 +8,11 @@ namespace divnorm {
 
 enum class Dtype : int { float64 = 0, float32 = 1, bfloat16 = 2, float16 = 3 };
 
+constexpr int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+
+// That of sums, statistics and maps.
+constexpr Dtype compute_dtype(Dtype dtype) { return dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32; }
+
 enum class Direction { forward, backward };
 
 constexpr int kAxes = 3;  // spatial axes, outermost first; where there are fewer, those in the middle have extent 1
@@ -41,7 +46,8 @@ struct Problem {
   int64_t numel() const { return batch * channels * positions(); }
   int64_t map_batch() const { return over_batch ? 1 : batch; }
   int64_t map_rows() const { return map_batch() * groups; }
-  int64_t map_bytes() const { return map_rows() * (whole ? 1 : positions()) * (dtype == Dtype::float64 ? 8 : 4); }
+  Dtype compute() const { return compute_dtype(dtype); }
+  int64_t map_bytes() const { return map_rows() * (whole ? 1 : positions()) * bytes_of(compute()); }
   // Below it y ends; a NaN, below which nothing is, where y has no end.
   template <class A>
   A floor() const {

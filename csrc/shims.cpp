@@ -183,7 +183,7 @@ bool view_of(Handle tensor, View& view) {
   // where nothing lies between the numbers, the last of them is the numel-th
   if (!view.contiguous() && !view.channels_last()) return false;
   if (f.storage_offset(tensor, &offset) != 0 || f.storage_bytes(tensor, &bytes) != 0) return false;
-  if ((offset + view.numel) * torch::bytes_of(view.dtype) > bytes) return false;
+  if ((offset + view.numel) * bytes_of(view.dtype) > bytes) return false;
   const void* data;
   if (f.data_to_read(tensor, &data) != 0) return false;
   view.raw.data = const_cast<void*>(data);

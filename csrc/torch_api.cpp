@@ -1,5 +1,7 @@
 #include "torch_api.h"
 
+#include <pybind11/stl.h>
+
 #include <stdexcept>
 #include <string>
 
@@ -38,12 +40,6 @@ int64_t number(const py::object& object) {
   const int64_t value = PyLong_AsLongLong(object.ptr());
   if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
   return value;
-}
-
-py::object attribute(PyObject* owner, PyObject* name) {
-  PyObject* value = PyObject_GetAttr(owner, name);
-  if (value == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(value);
 }
 
 bool known_dtype(const DLDataType& type, Dtype& dtype) {
@@ -91,6 +87,12 @@ DLManagedTensorVersioned* allocated(const View& like, DLDataType dtype, const in
 }
 
 }  // namespace
+
+py::object attribute(PyObject* owner, PyObject* name) {
+  PyObject* value = PyObject_GetAttr(owner, name);
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
 
 void connect() {
   const py::object torch = py::module_::import("torch"), c = torch.attr("_C"), tensor = torch.attr("Tensor");
@@ -203,16 +205,8 @@ py::object empty_like(PyObject* tensor) { return called(known.empty_like, tensor
 
 py::object zeros_like(PyObject* tensor) { return called(known.zeros_like, tensor); }
 
-py::object empty(const View& like, Dtype dtype, const std::vector<int64_t>& shape) {
-  DLManagedTensorVersioned* memory =
-      allocated(like, dtype == Dtype::float64 ? DLDataType{kDLFloat, 64, 1} : DLDataType{kDLFloat, 32, 1}, shape.data(),
-                static_cast<int>(shape.size()));
-  void* tensor = nullptr;
-  if (known.api->managed_tensor_to_py_object_no_sync(memory, &tensor) != 0) {
-    memory->deleter(memory);
-    throw py::error_already_set();
-  }
-  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(tensor));
+py::object shaped_like(PyObject* tensor, Dtype dtype, const std::vector<int64_t>& shape) {
+  return number_beside(tensor, dtype).attr("expand")(py::cast(shape));
 }
 
 py::object number_beside(PyObject* tensor, Dtype dtype) {

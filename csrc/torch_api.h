@@ -14,19 +14,18 @@ namespace divnorm::torch {
 
 namespace py = pybind11;
 
-inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
-
 // Looks torch up. Throws where it offers no exchange API of a version known here; nothing below may be called then.
 void connect();
 
 constexpr int kMostDims = 8;  // of a view
 
-// A tensor in memory as its sizes and strides say. Only what `view_of` has filled in is one.
+// A tensor in memory as its sizes and strides say, where `view_of` has filled it in; until then an absent one.
 struct View {
-  DLTensor raw;
-  Dtype dtype;
-  int64_t numel;
+  DLTensor raw{};
+  Dtype dtype{};
+  int64_t numel = 0;
 
+  bool given() const { return raw.data != nullptr; }
   void* data() const { return static_cast<char*>(raw.data) + raw.byte_offset; }
   bool on_cpu() const { return raw.device.device_type == kDLCPU; }
   bool beside(const View& other) const {
@@ -48,6 +47,7 @@ bool plain(PyObject* tensor);
 bool eager();
 bool gradients_enabled();
 bool requires_grad(PyObject* tensor);
+py::object attribute(PyObject* owner, PyObject* name);
 py::object dtype_of(PyObject* tensor);
 int threads();
 // Those of a GPU; 0 elsewhere.
@@ -55,9 +55,8 @@ uintptr_t current_stream(const View& view);
 
 py::object empty_like(PyObject* tensor);
 py::object zeros_like(PyObject* tensor);
-// A tensor on the device of `like` that no user sees: its memory is torch's, but what torch.Tensor.resize_ and the like
-// would change is not.
-py::object empty(const View& like, Dtype dtype, const std::vector<int64_t>& shape);
+// A tensor of this shape on the device of `tensor`, of one number in memory: what `empty_like` of it gives is dense.
+py::object shaped_like(PyObject* tensor, Dtype dtype, const std::vector<int64_t>& shape);
 // A number on the device of `tensor`, float64 or float32.
 py::object number_beside(PyObject* tensor, Dtype dtype);
 void* data_of(PyObject* tensor);

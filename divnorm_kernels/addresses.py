@@ -1,4 +1,4 @@
-"""Whether the address of a tensor may be read: decided here, once for all backends, before any kernel is called.
+"""Whether the address of a tensor may be read, before Python calls a kernel; for prepared calls, see torch_api.h.
 
 Not every tensor lies in memory as its sizes say: it may be a view that negates, a zero that was never written, a
 wrapper without a storage of its own, or its storage may have been freed. The dispatcher resolves the former kinds on

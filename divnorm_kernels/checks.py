@@ -48,6 +48,18 @@ def check_sigma(sigma: object, g: Geometry, x: Tensor) -> None:
     _check_parameter("sigma", sigma, x)
 
 
+def check_running(name: str, t: Tensor | None, channels: int, x: Tensor) -> None:
+    """Raises unless ``t`` is ``None`` or a running statistic of as many ``channels``, beside ``x``."""
+    if t is None:
+        return
+    if t.shape != (channels,):
+        raise ValueError(f"{name}: got shape {tuple(t.shape)}, expected ({channels},), one per channel of x")
+    if not t.is_floating_point():
+        raise TypeError(f"{name}: got dtype {t.dtype}, expected a floating one")
+    if t.device != x.device:
+        raise ValueError(f"{name}: got device {t.device}, expected that of x, {x.device}")
+
+
 def check_number(name: str, value: object, expected: str) -> None:
     """Raises unless ``value`` is a float, not NaN, or an int that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, (float, int)):
@@ -56,6 +68,13 @@ def check_number(name: str, value: object, expected: str) -> None:
         raise ValueError(f"{name}: got an int of {value.bit_length()} bits, expected {expected}")
     if not value <= math.inf:  # a compiler that takes value for a variable knows no isnan
         raise ValueError(f"{name}: got nan, expected {expected}")
+
+
+def check_at_least_zero(name: str, value: object, kind: str) -> None:
+    """Raises unless ``value``, which a message calls a ``kind``, is a number of at least 0."""
+    check_number(name, value, f"{kind} of at least 0")
+    if value < 0:
+        raise ValueError(f"{name}: got {value}, expected {kind} of at least 0")
 
 
 def check_flag(name: str, value: object) -> None:

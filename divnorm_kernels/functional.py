@@ -111,15 +111,17 @@ def normalize(
     with_l1: bool,
     backend: str | None,
     with_statistics: bool = False,
+    call: Callable[..., Any] | None = None,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
     """`divisive_norm` by a `Norm`: ``(y, l1, statistics)``, the latter two where asked for.
 
     ``statistics``, of whole fields, is mean and biased variance, each one number a row, of shape (N, groups, 1, ...)
-    or over the batch (1, groups, 1, ...). They have no gradient.
+    or over the batch (1, groups, 1, ...). They have no gradient. ``call``: the prepared one, where the caller holds it.
     """
     check_name(backend)
     if not torch.compiler.is_dynamo_compiling():
-        found = prepared(norm, backend)(x, weight, bias, sigma, with_l1, with_statistics)
+        call = prepared(norm, backend) if call is None else call
+        found = call(x, weight, bias, sigma, with_l1, with_statistics)
         if found is not NotImplemented:
             y, l1, maps = found if with_l1 or with_statistics else (found, None, None)
             return y, l1, (maps[0], maps[-1]) if with_statistics else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from json import dumps, loads
 
@@ -95,7 +95,14 @@ def norm_of(
 @lru_cache(maxsize=256)
 def parsed(text: str) -> Norm:
     """The `Norm` that was written."""
-    return Norm(**loads(text))
+    try:
+        options = loads(text)
+        names = {field.name for field in fields(Norm)}
+        if not (isinstance(options, dict) and options.keys() <= names and "window" in options):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"norm: got {text!r}, expected the text of a Norm") from None
+    return Norm(**options)
 
 
 _kept = lru_cache(maxsize=256, typed=True)(Norm)

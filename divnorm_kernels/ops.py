@@ -23,7 +23,7 @@ from . import flops
 from .addresses import check_held, check_readable
 from .backends import cpu, select
 from .backends.native import module
-from .checks import compute_dtype
+from .checks import check_activation, check_affine, check_sigma, compute_dtype
 from .fields import Geometry, geometry
 from .layout import dense
 from .norm import parsed
@@ -68,6 +68,17 @@ def _geometry(x: Tensor, norm: str) -> Geometry:
     return geometry(parsed(norm), tuple(x.shape))
 
 
+def _checked(x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | None, norm: str) -> Geometry:
+    """The geometry of a call whose tensors are the operator's."""
+    check_activation(x)
+    g = _geometry(x, norm)
+    check_affine("weight", weight, g, x)
+    check_affine("bias", bias, g, x)
+    if sigma is not None:
+        check_sigma(sigma, g, x)
+    return g
+
+
 def _kernels(backend: str | None, g: Geometry, x: Tensor) -> ModuleType:
     kernels = select(backend, g, x)
     if kernels is None:
@@ -77,7 +88,7 @@ def _kernels(backend: str | None, g: Geometry, x: Tensor) -> ModuleType:
 
 def _forward(x, weight, bias, sigma, sigma_value, norm, with_l1, with_variance, backend):
     check_readable(x=x, weight=weight, bias=bias, sigma=sigma)
-    g = _geometry(x, norm)
+    g = _checked(x, weight, bias, sigma, norm)
     sigma = sigma_value if sigma is None else sigma
     y, maps, l1 = _kernels(backend, g, x).forward(g, x, weight, bias, sigma, with_l1, with_variance)
     return y, maps, l1 if with_l1 else maps.new_empty(0)
@@ -85,7 +96,7 @@ def _forward(x, weight, bias, sigma, sigma_value, norm, with_l1, with_variance, 
 
 def _backward(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, norm, needs, backend):
     check_readable(dy=dy, dl1=dl1, x=x, maps=maps, weight=weight, bias=bias, sigma=sigma)
-    g = _geometry(x, norm)
+    g = _checked(x, weight, bias, sigma, norm)
     if bias is None and needs[2]:
         bias = unread_bias(x, bias_dtype, g, weight)
     sigma = sigma_value if sigma is None else sigma
@@ -95,7 +106,7 @@ def _backward(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, no
 
 def _forward_fake(x, weight, bias, sigma, sigma_value, norm, with_l1, with_variance, backend):
     compute = compute_dtype(x)
-    maps = x.new_empty(_geometry(x, norm).kept_shape(with_variance), dtype=compute)
+    maps = x.new_empty(_checked(x, weight, bias, sigma, norm).kept_shape(with_variance), dtype=compute)
     return torch.empty_like(dense(x)), maps, x.new_empty(() if with_l1 else (0,), dtype=compute)
 
 

@@ -12,10 +12,7 @@ std::atomic<const CpuKernels*>& in_use() {
   return kernels;
 }
 
-size_t bytes_of(const Problem& problem) {
-  const size_t each = problem.dtype == Dtype::float64 ? 8 : problem.dtype == Dtype::float32 ? 4 : 2;
-  return static_cast<size_t>(problem.numel()) * each;
-}
+size_t bytes_of(const Problem& problem) { return static_cast<size_t>(problem.numel() * bytes_of(problem.dtype)); }
 
 }  // namespace
 

@@ -25,6 +25,22 @@ Launch launch_of(const Strategy& strategy) {
   return {strategy.blocks, strategy.cluster, strategy.threads, strategy.arguments.shared.bytes};
 }
 
+// What calls of both directions have.
+template <class Given>
+Call common(const Given& given) {
+  Call call;
+  call.tensors.x = given.tensors.x;
+  call.tensors.weight = given.tensors.weight;
+  call.tensors.bias = given.tensors.bias;
+  call.tensors.sigma = given.tensors.sigma;
+  call.tensors.sigma_value = given.sigma_value;
+  call.tensors.mean = const_cast<void*>(given.tensors.mean);
+  call.tensors.rstd = const_cast<void*>(given.tensors.rstd);
+  call.scratch = given.place.scratch;
+  call.stream = {given.place.device, given.place.stream};
+  return call;
+}
+
 void* within(const Call& call, int64_t offset) { return static_cast<unsigned char*>(call.scratch) + offset; }
 
 }  // namespace
@@ -66,41 +82,21 @@ Strategy Calls::prepared(Direction direction, int device, const Device& facts, c
 }
 
 void Calls::forward(const ForwardCall& call) const {
-  const ForwardTensors& t = call.tensors;
-  Call own;
-  own.tensors.x = t.x;
-  own.tensors.out = t.y;
-  own.tensors.weight = t.weight;
-  own.tensors.bias = t.bias;
-  own.tensors.sigma = t.sigma;
-  own.tensors.sigma_value = call.sigma_value;
-  own.tensors.mean = t.mean;
-  own.tensors.rstd = t.rstd;
-  own.tensors.variance = t.variance;
+  Call own = common(call);
+  own.tensors.out = call.tensors.y;
+  own.tensors.variance = call.tensors.variance;
   own.l1 = call.l1;
-  own.scratch = call.place.scratch;
-  own.stream = {call.place.device, call.place.stream};
   run(Direction::forward, own);
 }
 
 void Calls::backward(const BackwardCall& call) const {
-  const BackwardTensors& t = call.tensors;
-  Call own;
-  own.tensors.x = t.x;
-  own.tensors.dy = t.dy;
-  own.tensors.out = t.dx;
-  own.tensors.weight = t.weight;
-  own.tensors.bias = t.bias;
-  own.tensors.sigma = t.sigma;
-  own.tensors.sigma_value = call.sigma_value;
-  own.tensors.mean = const_cast<void*>(t.mean);
-  own.tensors.rstd = const_cast<void*>(t.rstd);
+  Call own = common(call);
+  own.tensors.dy = call.tensors.dy;
+  own.tensors.out = call.tensors.dx;
   own.tensors.dl1 = call.dl1;
-  own.dweight = t.dweight;
-  own.dbias = t.dbias;
-  own.dsigma = t.dsigma;
-  own.scratch = call.place.scratch;
-  own.stream = {call.place.device, call.place.stream};
+  own.dweight = call.tensors.dweight;
+  own.dbias = call.tensors.dbias;
+  own.dsigma = call.tensors.dsigma;
   run(Direction::backward, own);
 }
 
@@ -148,8 +144,7 @@ void Calls::finish(Direction direction, const Call& call) const {
   if (direction == Direction::forward) {
     if (call.l1 != nullptr) {
       const double share = 1.0 / static_cast<double>(problem_.numel());
-      const Dtype sums = problem_.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
-      add({within(call, scratch.l1), scratch.l1_slots, 1, 1, 0, share, {}, {call.l1, sums, 1}});
+      add({within(call, scratch.l1), scratch.l1_slots, 1, 1, 0, share, {}, {call.l1, problem_.compute(), 1}});
     }
   } else {
     const int64_t size = problem_.affine_size();
@@ -165,7 +160,7 @@ void Calls::finish(Direction direction, const Call& call) const {
     }
   }
   if (all.count == 0) return;
-  const int each = problem_.dtype == Dtype::float64 ? 8 : 4;
+  const int each = static_cast<int>(bytes_of(problem_.compute()));
   const int threads = static_cast<int>(std::min<int64_t>(rows * kFinishColumns, kFinishThreads));  // a warp to a row
   start({columns / kFinishColumns, 1, threads, threads * each}, call.stream, kernels_.finish, all);
 }

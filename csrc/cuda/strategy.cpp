@@ -14,7 +14,6 @@ constexpr int kMostBlocks = 32;
 constexpr int kBlockOverhead = 1024;  // of shared memory, what the driver keeps of every block
 
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-int element_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 int64_t pitch_of(int64_t positions) { return round_up(positions, kPitchNumbers); }
 int64_t power_of_two_below(int64_t number) { return int64_t{1} << (log2_up(number + 1) - 1); }
 
@@ -51,8 +50,8 @@ class Chooser {
       : p_(preferences),
         device_(device),
         backward_(direction == Direction::backward),
-        element_(element_size(problem.dtype)),
-        sum_(problem.dtype == Dtype::float64 ? 8 : 4),
+        element_(static_cast<int>(bytes_of(problem.dtype))),
+        sum_(static_cast<int>(bytes_of(problem.compute()))),
         shape_(shape_of(problem, direction)) {}
 
   Strategy choose(const ClustersAtOnce& at_once) const {

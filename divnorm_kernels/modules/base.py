@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..addresses import check_held
 from ..backends import check_name
-from ..checks import check_activation, check_flag, check_number
+from ..checks import check_activation, check_at_least_zero, check_flag, check_number
 from ..functional import normalize
 from ..norm import Norm
 from ..prepared import Form, nothing, prepared
@@ -53,9 +53,7 @@ def _resolved_sigma(sigma: float | None, eps: float | None, default_eps: float |
     eps = default_eps if eps is None else eps
     if eps is None:
         return None
-    check_number("eps", eps, "a float of at least 0")
-    if eps < 0:
-        raise ValueError(f"eps: got {eps}, expected a float of at least 0")
+    check_at_least_zero("eps", eps, "a float")
     return float(eps) ** 0.5
 
 
@@ -116,15 +114,12 @@ class NormalizationLayer(nn.Module):
         nn.Module.__init__(self)  # of torch.nn's layers, which some are, the names and no more
         sigma = _resolved_sigma(sigma, eps, self._default_eps)
         check_flag("learn_sigma", learn_sigma)
-        check_number("l1_weight", l1_weight, "a number of at least 0")
-        if l1_weight < 0:
-            raise ValueError(f"l1_weight: got {l1_weight}, expected a number of at least 0")
         check_name(backend)
         if learn_sigma and sigma is None:
             raise ValueError("sigma: got None with learn_sigma=True, expected a float to start from")
         self.initial_sigma, self.learn_sigma = sigma, learn_sigma
         self._norm, self._form, self._backend = replace(norm, activation=activation), form, backend
-        self.l1_weight = float(l1_weight)
+        self.l1_weight = l1_weight
         factory = {"device": device, "dtype": dtype}
         self.register_parameter("weight", nn.Parameter(torch.empty(affine_shape, **factory)) if weight else None)
         self.register_parameter("bias", nn.Parameter(torch.empty(affine_shape, **factory)) if bias else None)
@@ -161,6 +156,16 @@ class NormalizationLayer(nn.Module):
     def backend(self, backend: str | None) -> None:
         check_name(backend)
         self._backend, self._prepared = backend, None
+
+    @property
+    def l1_weight(self) -> float:
+        """The coefficient of the penalty."""
+        return self._l1_weight
+
+    @l1_weight.setter
+    def l1_weight(self, value: float) -> None:
+        check_at_least_zero("l1_weight", value, "a number")
+        self._l1_weight = float(value)
 
     @property
     def eps(self) -> float | None:
@@ -234,10 +239,8 @@ class NormalizationLayer(nn.Module):
             return NotImplemented
         if sigma is None and self._default_eps is None:
             sigma = _LEAST_SIGMA[x.dtype == torch.float64]
-        call = self._prepared
-        if call is None:
-            call = self._prepared = self._prepare()
-        with_l1 = self.l1_weight > 0 and self.training
+        call = self._prepared_call()
+        with_l1 = self._l1_weight > 0 and self.training
         y = call(x, weight, bias, sigma, with_l1)
         if y is NotImplemented:
             return y
@@ -248,10 +251,12 @@ class NormalizationLayer(nn.Module):
             self.l1 = None
         return y
 
-    def _prepare(self) -> Callable[..., Any]:
-        if any(hasattr(type(self), name) for name in ("weight", "bias", "sigma")):
-            return nothing  # a subclass that makes its parameters from others
-        return prepared(self._norm, self._backend, self._form)
+    def _prepared_call(self) -> Callable[..., Any]:
+        if self._prepared is None:
+            # a subclass may make its parameters from others
+            own = not any(hasattr(type(self), name) for name in ("weight", "bias", "sigma"))
+            self._prepared = prepared(self._norm, self._backend, self._form) if own else nothing
+        return self._prepared
 
     def _followed(self, y: Tensor) -> Tensor:
         for name in self.followed_by:
@@ -302,7 +307,12 @@ class NormalizationLayer(nn.Module):
             sigma = sigma.squeeze(0) if sigma.shape == (1,) else sigma
         elif sigma is None and self._default_eps is None:
             sigma = _LEAST_SIGMA[x.dtype == torch.float64]
-        y, l1, statistics = normalize(self.norm, x, weight, bias, sigma, wants_l1, self.backend, with_statistics)
+        call = None
+        if self._form is None and not torch.compiler.is_dynamo_compiling():
+            call = self._prepared_call()
+        y, l1, statistics = normalize(
+            self._norm, x, weight, bias, sigma, wants_l1, self._backend, with_statistics, call
+        )
         self._keep(y, l1 if wants_l1 else None)
         return y, statistics
 
@@ -320,7 +330,11 @@ class NormalizationLayer(nn.Module):
 
     def _options_repr(self) -> list[tuple[str, Any, Any]]:
         return [
-            ("sigma", self.initial_sigma, None if self._default_eps is None else self._default_eps**0.5),
+            (
+                "sigma",
+                self.initial_sigma if self.learn_sigma else self.sigma,
+                None if self._default_eps is None else self._default_eps**0.5,
+            ),
             ("learn_sigma", self.learn_sigma, False),
             ("l1_weight", self.l1_weight, 0.0),
             ("activation", self.activation, None),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from ..addresses import check_held
-from ..checks import check_activation, check_flag, check_size, compute_dtype
+from ..checks import check_activation, check_flag, check_running, check_size, compute_dtype
 from ..norm import Norm
 from ..sharding import distributed, held_here, on_shards
 from .base import NormalizationLayer, Options, Statistics, listed, of_norm
@@ -95,7 +95,10 @@ class _RunningNorm(NormalizationLayer):
 
     def _check_held(self, x: Tensor) -> None:
         """Of what goes to torch's functions, which do not look."""
-        check_held(running_mean=self.running_mean, running_var=self.running_var)
+        running = {"running_mean": self.running_mean, "running_var": self.running_var}
+        for name, t in running.items():
+            check_running(name, t, self.num_features, x)
+        check_held(**running)
         if not self._takes_own_statistics() or self._across_processes():
             check_held(x=x, weight=self.weight, bias=self.bias)
 

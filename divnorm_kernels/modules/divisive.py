@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..checks import check_flag, check_size
+from ..checks import check_flag
 from ..fields import geometry
 from ..norm import Norm, Window
 from ..sharding import by_rows
@@ -61,17 +61,16 @@ class DivisiveNorm(NormalizationLayer):
         dtype: torch.dtype | None = None,
         **options: Unpack[Options],
     ) -> None:
-        check_size("num_channels", num_channels)
+        norm, form = Norm(window, norm_window, groups, edges), Images(self._dims, num_channels)
         check_flag("affine", affine)
         check_flag("bias", bias)
-        norm = Norm(window, norm_window, groups, edges)
         # on an input with one position, for the checks of a geometry
         entries = next((len(field) for field in (window, norm_window) if isinstance(field, tuple | list)), None)
         dims = entries if entries is not None and entries + 2 in self._dims else max(self._dims[0] - 2, 1)
         geometry(norm, (1, num_channels, *[1] * dims))
         super().__init__(
             norm,
-            Images(self._dims, num_channels),
+            form,
             (num_channels,),
             weight=affine,
             bias=affine and bias,
@@ -225,12 +224,10 @@ class DivisiveNormFeatures(NormalizationLayer):
         dtype: torch.dtype | None = None,
         **options: Unpack[Options],
     ) -> None:
-        check_size("num_features", num_features)
+        norm, form = Norm(window, norm_window, edges=edges), Rows((num_features,), "num_features", leading=1)
         check_flag("affine", affine)
         check_flag("bias", bias)
-        norm = Norm(window, norm_window, edges=edges)
         geometry(norm, (1, num_features))
-        form = Rows((num_features,), ", num_features last", leading=1)
         super().__init__(
             norm,
             form,

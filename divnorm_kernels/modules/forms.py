@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from ..checks import check_size
 
 _OPERATORS_DIMS = 5
 """The most dimensions that the operator takes."""
@@ -16,6 +19,9 @@ class Images:
     dims: tuple[int, ...]
     channels: int
     shapes_parameters = False
+
+    def __post_init__(self) -> None:
+        check_size("num_channels", self.channels)
 
     def __call__(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """``shape``; a ValueError where it is none of these."""
@@ -35,6 +41,9 @@ class Channels:
     channels: int
     shapes_parameters = False
 
+    def __post_init__(self) -> None:
+        check_size("num_channels", self.channels)
+
     def __call__(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The operator's form of ``shape``; a ValueError where it is none of these."""
         if len(shape) < 2 or shape[1] != self.channels:
@@ -49,14 +58,19 @@ class Rows:
     """(..., *row), whose rows are samples of features to the operator."""
 
     row: tuple[int, ...]
-    what: str = ""
-    """What ``row`` is to the layer, for messages."""
+    name: str = "normalized_shape"
+    """Of ``row``, to the layer."""
     leading: int = 0
     """The least number of dimensions before the row."""
     shapes_parameters = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "row", (self.row,) if isinstance(self.row, int) else tuple(self.row))
+        row = tuple(self.row) if isinstance(self.row, Sequence) else (self.row,)
+        if not row:
+            raise ValueError(f"{self.name}: got (), expected at least one dimension")
+        for size in row:
+            check_size(self.name, size)
+        object.__setattr__(self, "row", row)
 
     @property
     def size(self) -> int:
@@ -67,6 +81,6 @@ class Rows:
         """``(N, F)``; a ValueError where ``shape`` does not end in a row."""
         dims = len(self.row)
         if len(shape) < dims + self.leading or tuple(shape[-dims:]) != self.row:
-            expected = f"(..., {', '.join(map(str, self.row))}){self.what}"
+            expected = f"(..., {', '.join(map(str, self.row))}), {self.name} last"
             raise ValueError(f"x: got shape {tuple(shape)}, expected {expected}")
         return (math.prod(shape[:-dims]), self.size)

@@ -32,17 +32,13 @@ class _Trailing(NormalizationLayer):
         dtype: torch.dtype | None,
         **options: Unpack[Options],
     ) -> None:
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-        if not shape:
-            raise ValueError("normalized_shape: got (), expected at least one dimension")
-        for size in shape:
-            check_size("normalized_shape", size)
+        form = Rows(normalized_shape)
         check_flag("elementwise_affine", elementwise_affine)
         check_flag("bias", bias)
         super().__init__(
             Norm("all" if self._subtracts_mean else None, "all"),
-            Rows(shape),
-            shape,
+            form,
+            form.row,
             weight=elementwise_affine,
             bias=elementwise_affine and bias,
             eps=eps,
@@ -190,15 +186,14 @@ class GroupNorm(NormalizationLayer, nn.GroupNorm):
         **options: Unpack[Options],
     ) -> None:
         check_size("num_groups", num_groups)
-        check_size("num_channels", num_channels)
+        norm, form = Norm("all", groups=num_groups), Channels(num_channels)
         check_flag("affine", affine)
         check_flag("bias", bias)
         if num_channels % num_groups:
             raise ValueError(f"num_groups: got {num_groups}, expected a divisor of the {num_channels} channels")
-        norm = Norm("all", groups=num_groups)
         super().__init__(
             norm,
-            Channels(num_channels),
+            form,
             (num_channels,),
             weight=affine,
             bias=affine and bias,
