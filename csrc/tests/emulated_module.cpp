@@ -19,8 +19,7 @@ void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
 template <class Tensors>
 void fill(const divnorm::Problem& problem, Tensors& tensors, uintptr_t x, uintptr_t maps, uintptr_t weight,
           uintptr_t bias, uintptr_t sigma) {
-  const divnorm::Dtype sums =
-      problem.dtype == divnorm::Dtype::float64 ? divnorm::Dtype::float64 : divnorm::Dtype::float32;
+  const divnorm::Dtype sums = problem.compute();
   tensors.x = at(x);
   tensors.mean = at(maps);
   tensors.rstd = at(maps + problem.map_bytes());
