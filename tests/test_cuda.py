@@ -31,7 +31,7 @@ def on_device(call: Call) -> Call:
     return call.to(DEVICE)
 
 
-SINGLE = {"blocks": 2}
+SINGLE = {"blocks": 2, "cluster": 1}
 CLUSTER = {"blocks": 42, "threads": 64, "bytes_per_thread": 32, "slice_channels": 2, "stretch_bytes": 8}
 """4.4 KB for a block."""
 TWO_PASS = {"cluster": 0, "staged_threads": 64, "tile_bytes": 2048, "tile_positions": 32, "row_positions": 100}
@@ -272,11 +272,19 @@ def test_choices_for_an_h200(channels_last):
                     assert found["name"] == "cluster-resident", (shape, dtype, direction)
                 assert found["shared_bytes"] <= HOPPER.block_shared_bytes
                 assert found["cluster"] <= 16
-    assert chosen((64, 16, 32, 32), half, "forward", channels_last=channels_last)["name"] == "single-block"
+    assert chosen((512, 16, 32, 32), half, "forward", channels_last=channels_last)["name"] == "single-block"
     assert chosen((1, 64, 1000, 1000), half, "forward", channels_last=channels_last)["name"] == "two-pass"
     ampere = table.Device((8, 0), 108, 40 << 20, 164 << 10, 163 << 10)
     assert chosen((64, 256, 56, 56), half, "forward", ampere, channels_last)["name"] == "two-pass"
     assert chosen((64, 16, 32, 32), half, "forward", ampere, channels_last)["name"] == "single-block"
+
+
+@pytest.mark.parametrize(("shape", "cluster"), [((64, 16, 32, 32), 4), ((64, 2048, 7, 7), 4), ((16, 16, 32, 32), 16)])
+def test_clusters_fill_the_device(shape, cluster):
+    """A row that one block would hold is shared by several where the batch alone leaves multiprocessors idle."""
+    found = chosen(shape, torch.bfloat16, "forward")
+    assert found["cluster"] == cluster
+    assert chosen((8 * shape[0], *shape[1:]), torch.bfloat16, "forward")["cluster"] < cluster
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="only the emulated device counts")

@@ -1,6 +1,7 @@
 // What the kernels' blocks have in common: their shared memory, and the end of a block's work.
 #pragma once
 
+#include "finish.h"
 #include "pixels.h"
 #include "planes.h"
 
@@ -35,7 +36,7 @@ struct Memory {
   T *x, *dy;
   A *partial, *owned, *reduction, *totals;
   int pitch;
-  Local<A> local;  // slope and offset lie where the partial statistics did
+  Local<A> local;  // of forward all of it, of backward slope and offset lie where the partial statistics did
   Affine<A> affine;
 };
 
@@ -48,8 +49,9 @@ __device__ void fill(A* to, int count, A value) {
 template <class A, class Maps>
 __device__ void fetch(const Maps& maps, int map, bool present, A neutral, const Tile& tile, A* to) {
   if (!present) return fill(to, tile.positions, neutral);
+  if (maps.saved.step == 0) return fill(to, tile.positions, maps.anywhere(map, 0));
   for (int p = device::thread(); p < tile.positions; p += device::threads())
-    to[p] = maps.anywhere(map, maps.saved.step * (tile.position + p));
+    to[p] = maps.anywhere(map, tile.position + p);
 }
 
 // Zero sums for the gradients of weight and bias.

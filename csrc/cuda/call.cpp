@@ -1,7 +1,8 @@
 #include "call.h"
 
-#include <algorithm>
 #include <stdexcept>
+
+#include "sums.h"
 
 namespace divnorm::cuda {
 namespace {
@@ -63,7 +64,8 @@ Calls::Calls(const Problem& problem, int device, const Device& facts, const Pref
     : problem_(checked(problem)),
       kernels_(kernels_for(problem_.dtype)),
       forward_(prepared(Direction::forward, device, facts, forward)),
-      backward_(prepared(Direction::backward, device, facts, backward)) {}
+      backward_(prepared(Direction::backward, device, facts, backward)),
+      early_(facts.clusters) {}
 
 // The strategy of the table, with smaller or fewer clusters where the device cannot hold its own.
 Strategy Calls::prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const {
@@ -117,52 +119,57 @@ void Calls::run(Direction direction, const Call& call) const {
     if (call.dsigma.data != nullptr && problem_.suppression.present)
       arguments.partials.dsigma = within(call, scratch.dsigma);
   }
+  const FinishArguments sums = sums_of(direction, call);
+  SumsRoom room;
+  for (int i = 0; i < sums.count; ++i) room.add(sums.reduction[i]);
+  arguments.partials.counters = sums.counters;
+  arguments.partials.counter_count = static_cast<int>(room.counters());
   naming(direction, strategy, [&] {
+    Launch launch = launch_of(strategy);
     if (!strategy.resident) {
-      arguments.staged.counters = static_cast<int*>(within(call, scratch.counters));
+      auto* counters = static_cast<int*>(within(call, scratch.counters));
+      arguments.staged.counters = counters;
       arguments.staged.maps = scratch.maps < 0 ? nullptr : within(call, scratch.maps);
       arguments.staged.merged = scratch.merged < 0 ? nullptr : within(call, scratch.merged);
-      clear(arguments.staged.counters, scratch.counter_bytes, call.stream);
+      start({ceil_div(scratch.counter_count, kFinishThreads), 1, kFinishThreads, 0}, call.stream, kernels_.clear,
+            {counters, scratch.counter_count});
+      launch.early = early_;
     }
-    start(launch_of(strategy), call.stream, kernel_of(kernels_, direction, strategy.resident, problem_.channels_last),
-          arguments);
-    finish(direction, call);
+    start(launch, call.stream, kernel_of(kernels_, direction, strategy.resident, problem_.channels_last), arguments);
+    if (sums.count == 0) return;
+    const int bytes = room.threads * static_cast<int>(bytes_of(problem_.compute()));
+    start({room.blocks, 1, room.threads, bytes, early_}, call.stream, kernels_.finish, sums);
   });
 }
 
-void Calls::finish(Direction direction, const Call& call) const {
+// The sums over what a call's blocks leave.
+FinishArguments Calls::sums_of(Direction direction, const Call& call) const {
   const Strategy& strategy = of(direction);
   const Scratch& scratch = strategy.scratch;
-  const Shape& shape = strategy.arguments.shape;
   FinishArguments all;
-  int64_t columns = 0, rows = 1;
-  const auto add = [&](Reduction reduction) {
-    columns += (reduction.columns + kFinishColumns - 1) / kFinishColumns * kFinishColumns;
-    rows = std::max(rows, reduction.rows);
-    all.reduction[all.count++] = reduction;
-  };
+  all.slices = within(call, scratch.slices);
+  all.counters = static_cast<int*>(within(call, scratch.slice_counters));
+  const auto add = [&](const Reduction& reduction) { all.reduction[all.count++] = cut(reduction); };
   if (direction == Direction::forward) {
     if (call.l1 != nullptr) {
       const double share = 1.0 / static_cast<double>(problem_.numel());
       add({within(call, scratch.l1), scratch.l1_slots, 1, 1, 0, share, {}, {call.l1, problem_.compute(), 1}});
     }
-  } else {
-    const int64_t size = problem_.affine_size();
-    if (call.dweight.data != nullptr)
-      add({within(call, scratch.dweight), scratch.affine_slots, size, size, 1, 1.0, {}, call.dweight});
-    if (call.dbias.data != nullptr)
-      add({within(call, scratch.dbias), scratch.affine_slots, size, size, 1, 1.0, {}, call.dbias});
-    if (call.dsigma.data != nullptr && problem_.suppression.present) {
-      const int64_t sigmas = call.dsigma.count, slots = scratch.sigma_slots;
-      // Of whole fields the sums have sigma in them.
-      add({within(call, scratch.dsigma), sigmas == 1 ? slots * shape.groups : slots, sigmas, 1, slots, -1.0,
-           shape.whole ? Parameter{} : call.tensors.sigma, call.dsigma});
-    }
+    return all;
   }
-  if (all.count == 0) return;
-  const int each = static_cast<int>(bytes_of(problem_.compute()));
-  const int threads = static_cast<int>(std::min<int64_t>(rows * kFinishColumns, kFinishThreads));  // a warp to a row
-  start({columns / kFinishColumns, 1, threads, threads * each}, call.stream, kernels_.finish, all);
+  const int64_t size = problem_.affine_size();
+  if (call.dweight.data != nullptr)
+    add({within(call, scratch.dweight), scratch.affine_slots, size, size, 1, 1.0, {}, call.dweight});
+  if (call.dbias.data != nullptr)
+    add({within(call, scratch.dbias), scratch.affine_slots, size, size, 1, 1.0, {}, call.dbias});
+  if (call.dsigma.data != nullptr && problem_.suppression.present) {
+    const Shape& shape = strategy.arguments.shape;
+    const int64_t sigmas = call.dsigma.count, slots = scratch.sigma_slots;
+    // Of whole fields the sums have sigma in them.
+    add({within(call, scratch.dsigma), sigmas == 1 ? slots * shape.groups : slots, sigmas, 1, slots, -1.0,
+         shape.whole ? Parameter{} : call.tensors.sigma, call.dsigma});
+  }
+  return all;
 }
 
 }  // namespace divnorm::cuda

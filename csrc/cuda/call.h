@@ -30,13 +30,14 @@ class Calls : public divnorm::Calls {
   void run(Direction direction, const Call& call) const;
   const Strategy& of(Direction direction) const { return direction == Direction::forward ? forward_ : backward_; }
   Strategy prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const;
-  void finish(Direction direction, const Call& call) const;
+  FinishArguments sums_of(Direction direction, const Call& call) const;
   template <class Body>
   void naming(Direction direction, const Strategy& strategy, Body&& body) const;
 
   Problem problem_;
   const KernelSet& kernels_;
   Strategy forward_, backward_;
+  bool early_;  // whether the device starts launches early, as those of clusters do
 };
 
 }  // namespace divnorm::cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "../problem.h"
 
@@ -16,6 +17,7 @@ namespace divnorm::cuda::device {
 
 constexpr int kWarp = 32;
 constexpr unsigned kEveryLane = 0xffffffffu;
+constexpr unsigned kRest = 40;  // nanoseconds, of who waits
 
 __device__ inline int thread() { return static_cast<int>(threadIdx.x); }
 __device__ inline int threads() { return static_cast<int>(blockDim.x); }
@@ -78,24 +80,71 @@ __device__ inline A shuffle_xor(A value, int mask) {
   return __shfl_xor_sync(kEveryLane, value, mask);
 }
 
+// How long the second-level cache should keep what an access touches: as usual, longer than other lines because it will
+// be read again, or shorter because it is done with. The latter two hold a policy of the hardware's.
+struct AsUsual {};
+class Again {
+ public:
+  __device__ Again() { asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy)); }
+  uint64_t policy;
+};
+class NoMore {
+ public:
+  __device__ NoMore() { asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy)); }
+  uint64_t policy;
+};
+
 // Global memory.
 template <class V>
 __device__ inline V load(const V* address) {
   return *address;
 }
 template <class V>
-__device__ inline void store(V* address, V value) {
+__device__ inline void store(V* address, V value, AsUsual = {}) {
   *address = value;
+}
+template <class V>
+__device__ inline void store(V* address, V value, NoMore cached) {
+  constexpr int kWords = sizeof(V) / 4;
+  if constexpr (kWords == 0) {
+    *address = value;
+  } else {
+    uint32_t words[kWords];
+    memcpy(words, &value, sizeof value);
+    if constexpr (kWords == 4)
+      asm volatile("st.global.L2::cache_hint.v4.b32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(address), "r"(words[0]),
+                   "r"(words[1]), "r"(words[2]), "r"(words[3]), "l"(cached.policy)
+                   : "memory");
+    else if constexpr (kWords == 2)
+      asm volatile("st.global.L2::cache_hint.v2.b32 [%0], {%1, %2}, %3;" ::"l"(address), "r"(words[0]), "r"(words[1]),
+                   "l"(cached.policy)
+                   : "memory");
+    else
+      asm volatile("st.global.L2::cache_hint.b32 [%0], %1, %2;" ::"l"(address), "r"(words[0]), "l"(cached.policy)
+                   : "memory");
+  }
 }
 
 // Global to shared memory without a register in between; complete after copies_done() and a barrier.
 template <int Bytes>
-__device__ inline void copy_async(void* shared, const void* global) {
+__device__ inline void copy_async(void* shared, const void* global, AsUsual) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   if constexpr (Bytes == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(Bytes) : "memory");
+}
+template <int Bytes, class Cached>
+__device__ inline void copy_async(void* shared, const void* global, Cached cached) {
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  if constexpr (Bytes == 16)
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
+                 "l"(cached.policy)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(Bytes),
+                 "l"(cached.policy)
+                 : "memory");
 }
 __device__ inline void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
@@ -106,10 +155,30 @@ __device__ inline int take_ticket(int* counter) { return atomicAdd(counter, 1); 
 __device__ inline void signal(int* counter) {
   asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(counter) : "memory");
 }
+// Looks without an acquire, which would empty the first-level cache that its neighbours work from, and rests between.
 __device__ inline void wait_for(int* counter, int count) {
   int seen;
-  do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-  while (seen < count);
+  while (true) {
+    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    if (seen >= count) break;
+    __nanosleep(kRest);
+  }
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
+// As signal; how many had said so before, whose writes are seen.
+__device__ inline int arrive(int* counter) {
+  int before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
+
+// Waits until the launch before this one has ended and what it wrote is there; of one that was not started early, that
+// is so from the start (CUDA programming guide, "Programmatic Dependent Launch").
+__device__ inline void wait_for_launch_before() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 __device__ inline float from_bits(uint32_t bits) { return __uint_as_float(bits); }

@@ -6,31 +6,77 @@
 
 namespace divnorm::cuda {
 
-// A block sums kFinishColumns columns; its warps share the rows.
+// Sets the counters of the sums that follow to zero.
+__device__ inline void clear_counters(const Partials& partials) {
+  if (device::block() != 0) return;
+  for (int i = device::thread(); i < partials.counter_count; i += device::threads())
+    device::store(partials.counters + i, 0);
+}
+
+// source[row * step] over rows first, first + workers, ... below end, kLoadsTogether of them under way at once.
+template <class A>
+__device__ A sum_of_rows(const A* source, int64_t first, int64_t end, int64_t workers, int64_t step) {
+  A sum = 0;
+  int64_t row = first;
+  for (; row + (kLoadsTogether - 1) * workers < end; row += kLoadsTogether * workers) {
+    A number[kLoadsTogether];
+#pragma unroll
+    for (int i = 0; i < kLoadsTogether; ++i) number[i] = device::load(source + (row + i * workers) * step);
+#pragma unroll
+    for (int i = 0; i < kLoadsTogether; ++i) sum += number[i];
+  }
+  for (; row < end; row += workers) sum += device::load(source + row * step);
+  return sum;
+}
+
+// Rows begin..end of a column, summed by a block: a warp's lanes take the columns of a set, and where these are fewer
+// the next rows as well. The first lanes of the first warp receive the sums.
+template <class A>
+__device__ A sum_of_column(const A* column, bool present, int columns, int64_t begin, int64_t end, int64_t step) {
+  const int thread = device::thread(), lane = thread % device::kWarp, warps = device::threads() / device::kWarp;
+  const int rows = device::kWarp / columns, row = thread / device::kWarp * rows + lane / columns;
+  A sum = present ? sum_of_rows(column, begin + row, end, int64_t{warps} * rows, step) : A(0);
+  for (int m = device::kWarp / 2; m >= columns; m /= 2) sum += device::shuffle_xor(sum, m);
+  A* sums = reinterpret_cast<A*>(device::shared_memory());
+  device::sync_block();  // the last ones have been read
+  sums[thread] = sum;
+  device::sync_block();
+  if (thread < columns)
+    for (int w = 1; w < warps; ++w) sum += sums[w * device::kWarp + lane];
+  return sum;
+}
+
+// A block sums a slice of the rows of a set of columns; the last one of a set sums the slices.
 template <class A>
 __global__ void __launch_bounds__(kFinishThreads) finish(const __grid_constant__ FinishArguments args) {
   static_assert(kFinishColumns == device::kWarp, "a lane takes a column");
-  int64_t first = device::block() * kFinishColumns;
+  device::wait_for_launch_before();
+  int64_t index = device::block(), first_set = 0;
   int which = 0;
-  const auto padded = [&](int i) {
-    return (args.reduction[i].columns + kFinishColumns - 1) / kFinishColumns * kFinishColumns;
-  };
-  while (first >= padded(which)) first -= padded(which++);
-  const Reduction& r = args.reduction[which];
-  const int lane = device::thread() % device::kWarp, warp = device::thread() / device::kWarp;
-  const int warps = device::threads() / device::kWarp;
-  const int64_t column = first + lane;
-  A sum = 0;
-  if (column < r.columns) {
-    const A* source = static_cast<const A*>(r.source) + column * r.column_step;
-#pragma unroll 4
-    for (int64_t row = warp; row < r.rows; row += warps) sum += device::load(source + row * r.row_step);
+  const auto blocks = [&](int i) { return args.reduction[i].sets * args.reduction[i].slices; };
+  while (index >= blocks(which)) {
+    first_set += args.reduction[which].sets;
+    index -= blocks(which++);
   }
-  A* sums = reinterpret_cast<A*>(device::shared_memory());
-  sums[device::thread()] = sum;
-  device::sync_block();
-  if (warp != 0 || column >= r.columns) return;
-  for (int w = 1; w < warps; ++w) sum += sums[w * device::kWarp + lane];
+  const Reduction& r = args.reduction[which];
+  const int64_t set = index / r.slices, slice = index % r.slices, each = (r.rows + r.slices - 1) / r.slices;
+  const int lane = device::thread() % r.block_columns;
+  const int64_t column = set * r.block_columns + lane;
+  const bool present = column < r.columns, first = device::thread() < r.block_columns;
+  const int64_t begin = slice * each, end = begin + each < r.rows ? begin + each : r.rows;
+  A sum = sum_of_column(static_cast<const A*>(r.source) + column * r.column_step, present, r.block_columns, begin, end,
+                        r.row_step);
+  if (r.slices > 1) {
+    A* const slices = static_cast<A*>(args.slices) + (device::block() - slice) * kFinishColumns + lane;
+    if (first) device::store(slices + slice * kFinishColumns, sum);
+    device::sync_block();
+    int* const all = reinterpret_cast<int*>(device::shared_memory());
+    if (device::thread() == 0) *all = device::arrive(args.counters + first_set + set);
+    device::sync_block();
+    if (*all != r.slices - 1) return;
+    sum = sum_of_column(slices, true, r.block_columns, 0, r.slices, kFinishColumns);
+  }
+  if (!first || !present) return;
   if (r.sigma.data != nullptr) sum *= read<A>(r.sigma, column);
   write<A>(r.result, column, sum * static_cast<A>(r.factor));
 }

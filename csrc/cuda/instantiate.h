@@ -1,6 +1,7 @@
 // All kernels of a dtype; included by the kernels_*.cu alone.
 #pragma once
 
+#include "clear.h"
 #include "finish.h"
 #include "kernels.h"
 #include "resident.h"
@@ -14,7 +15,8 @@ KernelSet instantiated() {
           {resident_backward<T, false>, resident_backward<T, true>},
           {staged_forward<T, false>, staged_forward<T, true>},
           {staged_backward<T, false>, staged_backward<T, true>},
-          finish<Acc<T>>};
+          finish<Acc<T>>,
+          clear<T>};
 }
 
 }  // namespace divnorm::cuda

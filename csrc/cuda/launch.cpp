@@ -16,6 +16,12 @@ void check(cudaError_t status, const char* call) {
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(status) + ", " + cudaGetErrorString(status));
 }
 
+// What a device answers that cannot hold a cluster: partitioned ones and new ones differ in it.
+bool refuses(cudaError_t status) {
+  return status == cudaErrorInvalidClusterSize || status == cudaErrorInvalidConfiguration ||
+         status == cudaErrorInvalidValue || status == cudaErrorNotSupported || status == cudaErrorLaunchOutOfResources;
+}
+
 // Makes a device current for as long as this lives.
 class Current {
  public:
@@ -40,21 +46,28 @@ class Current {
 class Config {
  public:
   Config(const Launch& launch, Stream stream) {
-    cluster_.id = cudaLaunchAttributeClusterDimension;
-    cluster_.val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
     config_.gridDim = dim3(static_cast<unsigned>(launch.blocks));
     config_.blockDim = dim3(static_cast<unsigned>(launch.threads));
     config_.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
     config_.stream = reinterpret_cast<cudaStream_t>(stream.handle);
-    config_.attrs = &cluster_;
-    config_.numAttrs = launch.cluster > 1 ? 1 : 0;
+    config_.attrs = attributes_;
+    if (launch.cluster > 1) {
+      cudaLaunchAttribute& attribute = attributes_[config_.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
+    }
+    if (launch.early) {
+      cudaLaunchAttribute& attribute = attributes_[config_.numAttrs++];
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
   }
   Config(const Config&) = delete;
   Config& operator=(const Config&) = delete;
   const cudaLaunchConfig_t* get() const { return &config_; }
 
  private:
-  cudaLaunchAttribute cluster_ = {};
+  cudaLaunchAttribute attributes_[2] = {};
   cudaLaunchConfig_t config_ = {};
 };
 
@@ -94,7 +107,7 @@ int64_t clusters_at_once(int device, const Launch& launch, Kernel kernel) {
   int clusters = 0;
   if (launch.cluster > 1) {
     const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, function, Config(launch, {device, 0}).get());
-    if (status == cudaErrorInvalidClusterSize) {
+    if (refuses(status)) {
       cudaGetLastError();  // an answer, not a failure
       return 0;
     }
@@ -116,10 +129,8 @@ void start(const Launch& launch, Stream stream, FinishKernel kernel, const Finis
   start(launch, stream, reinterpret_cast<const void*>(kernel), &arguments);
 }
 
-void clear(void* memory, int64_t bytes, Stream stream) {
-  const Current current(stream.device);
-  check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), reinterpret_cast<cudaStream_t>(stream.handle)),
-        "cudaMemsetAsync");
+void start(const Launch& launch, Stream stream, ClearKernel kernel, const ClearArguments& arguments) {
+  start(launch, stream, reinterpret_cast<const void*>(kernel), &arguments);
 }
 
 }  // namespace divnorm::cuda

@@ -11,6 +11,8 @@ namespace divnorm::cuda {
 struct Launch {
   int64_t blocks = 0;
   int cluster = 1, threads = 0, shared_bytes = 0;
+  // Whether it may begin before the launch in front of it has ended, for which its kernel then waits.
+  bool early = false;
 };
 
 struct Stream {
@@ -33,7 +35,6 @@ int64_t clusters_at_once(int device, const Launch& launch, Kernel kernel);
 
 void start(const Launch& launch, Stream stream, Kernel kernel, const Arguments& arguments);
 void start(const Launch& launch, Stream stream, FinishKernel kernel, const FinishArguments& arguments);
-
-void clear(void* memory, int64_t bytes, Stream stream);
+void start(const Launch& launch, Stream stream, ClearKernel kernel, const ClearArguments& arguments);
 
 }  // namespace divnorm::cuda

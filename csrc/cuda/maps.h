@@ -161,27 +161,32 @@ struct SavedMaps {
   int step;     // from one position to the next
 };
 
-// The maps of a row in shared memory of a cluster: block p >> shift keeps position p. A thread reads and writes what
-// its block keeps, and may read the others'.
+// The maps of a row in shared memory of a cluster: block p / owned keeps position p. A thread reads and writes what its
+// block keeps, and may read the others'.
 template <class A>
 struct OwnedMaps {
   A* base;
-  int shift, stride;
-  int blocks;
+  int owned, begin;  // positions of a block, and the first of this one
+  Divider by_owned;
   SavedMaps<A> saved;
 
-  __device__ A* here(int map, int p) const { return base + map * stride + (p & ((1 << shift) - 1)); }
-  __device__ A load(int map, int p) const { return *here(map, p); }
-  __device__ void store(int map, int p, A value) const { *here(map, p) = value; }
-  __device__ A anywhere(int map, int p) const { return blocks == 1 ? load(map, p) : elsewhere(map, p); }
+  __device__ bool here(int p) const { return static_cast<unsigned>(p - begin) < static_cast<unsigned>(owned); }
+  __device__ A load(int map, int p) const { return base[map * owned + p - begin]; }
+  __device__ void store(int map, int p, A value) const { base[map * owned + p - begin] = value; }
+  __device__ A anywhere(int map, int p) const { return here(p) ? load(map, p) : elsewhere(map, p); }
   __device__ A elsewhere(int map, int p) const {
-    const A* address = here(map, p);
-    return *device::in_block(address, p >> shift);
+    const int block = quotient(by_owned, p);
+    const A* address = base + map * owned + p - block * owned;
+    return *device::in_block(address, block);
+  }
+  __device__ void store_anywhere(int map, int p, A value) const {
+    const int block = quotient(by_owned, p);
+    *device::in_block(base + map * owned + p - block * owned, block) = value;
   }
   // Of positions first, first + step, ... up to last.
   __device__ A sum(int map, int first, int last, int step) const {
     A sum = 0;
-    if (blocks == 1) {
+    if (here(first) && here(last)) {
 #pragma unroll 4
       for (int p = first; p <= last; p += step) sum += load(map, p);
     } else {
@@ -202,9 +207,7 @@ struct ClusterMaps {
   const OwnedMaps<A>& owned;
 
   __device__ A load(int map, int p) const { return owned.anywhere(map, p); }
-  __device__ void store(int map, int p, A value) const {
-    *device::in_block(owned.here(map, p), p >> owned.shift) = value;
-  }
+  __device__ void store(int map, int p, A value) const { owned.store_anywhere(map, p, value); }
   __device__ void save(int map, int p, A value) const {
     store(map, p, value);
     owned.saved.store(map == forward_map::mean, p, value);

@@ -110,6 +110,8 @@ struct Tensors {
 // Partial sums of the parameters' gradients and of l1, one row per slot; null: not wanted.
 struct Partials {
   void *dweight = nullptr, *dbias = nullptr, *dsigma = nullptr, *l1 = nullptr;
+  int* counters = nullptr;  // what the sums over them count with: set to zero for them
+  int counter_count = 0;
 };
 
 // A cluster of blocks holds a row (a group of a sample): rank r the channels of slice r % channel_blocks and the
@@ -117,9 +119,9 @@ struct Partials {
 struct Resident {
   int channel_blocks = 1, position_blocks = 1, blocks = 1;  // the third is the product
   int tile_channels = 1, tile_positions = 1;
-  Slices slices;         // a block keeps the statistics of each
-  int owner_shift = 0;   // block p >> owner_shift of the cluster keeps the maps' position p
-  int owned_stride = 1;  // from one of its maps to the next
+  Slices slices;  // a block keeps the statistics of each
+  int owned = 1;  // positions of the maps that each block keeps for its cluster, one block after the other
+  Divider by_owned;
   int parts = 1;
 };
 
@@ -185,15 +187,28 @@ struct Reduction {
   double factor = 1;
   Parameter sigma;  // where it is there, the column's is one more factor
   Parameter result;
+  int block_columns = 1;  // a power of two, at most those of a warp: its other lanes take rows
+  int64_t sets = 0;       // of block_columns columns each
+  int slices = 1;         // blocks that share the rows of a set
 };
 
 constexpr int kMostReductions = 3;
 constexpr int kFinishThreads = 256;
-constexpr int kFinishColumns = 32;  // of a block
+constexpr int kFinishColumns = 32;                 // of a block, at most
+constexpr int kLoadsTogether = 8;                  // of a thread
+constexpr int kMostSlices = 64;                    // their sums are one more set of rows
+constexpr int kLoadsOfSlice = 2 * kLoadsTogether;  // of a thread, from where on another block takes part
 
 struct FinishArguments {
   Reduction reduction[kMostReductions];
   int count = 0;
+  void* slices = nullptr;   // kFinishColumns sums of every block
+  int* counters = nullptr;  // of each set, how many of its slices are done; zero before the launch
+};
+
+struct ClearArguments {
+  int* numbers = nullptr;
+  int64_t count = 0;
 };
 
 }  // namespace divnorm::cuda

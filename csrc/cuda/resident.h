@@ -17,8 +17,8 @@ struct Place {
     part = static_cast<int>(cluster % r.parts);
     channel_slice = rank % r.channel_blocks;
     position_slice = rank / r.channel_blocks;
-    owned_begin = rank << r.owner_shift;
-    owned_end = clamped(args.shape.positions, 0, (rank + 1) << r.owner_shift);
+    owned_begin = clamped(rank * r.owned, 0, args.shape.positions);
+    owned_end = clamped(owned_begin + r.owned, 0, args.shape.positions);
   }
   __device__ Tile tile(const Arguments& args, int64_t sample) const {
     const Resident& r = args.resident;
@@ -35,16 +35,17 @@ struct Place {
 template <class A>
 class PartialsOf {
  public:
-  __device__ PartialsOf(const Resident& r, const A* partial, int p)
-      : here_(partial + p % r.tile_positions), blocks_(r.blocks), first_(p / r.tile_positions * r.channel_blocks) {}
+  __device__ PartialsOf(const Resident& r, int rank, const A* partial, int p)
+      : here_(partial + p % r.tile_positions), rank_(rank), first_(p / r.tile_positions * r.channel_blocks) {}
   // Number `at` of those of the block with channel slice `slice`.
   __device__ A load(int slice, int at) const {
-    return blocks_ == 1 ? here_[at] : *device::in_block(here_ + at, first_ + slice);
+    const int block = first_ + slice;
+    return block == rank_ ? here_[at] : *device::in_block(here_ + at, block);
   }
 
  private:
   const A* here_;
-  int blocks_, first_;
+  int rank_, first_;
 };
 
 // Runs all passes over the maps; every block of the cluster sees the result. field(maps) is what ends a field.
@@ -97,6 +98,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
   const Place place(args);
   const Memory<T> memory(args);
   const int n = shape.group_channels;
+  clear_counters(args.partials);
   {
     const Tile tile = place.tile(args, 0);
     load_affine(shape, args.tensors, place.group, tile.channel, tile.channels, tile.position, tile.positions,
@@ -109,13 +111,13 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     copy_in(tile, args.tensors.x, memory.x);
     device::copies_done();
     device::sync_block();
-    const OwnedMaps<A> maps{memory.owned, r.owner_shift, r.owned_stride, r.blocks,
+    const OwnedMaps<A> maps{memory.owned, r.owned, place.owned_begin, r.by_owned,
                             SavedMaps<A>(shape, args.tensors, sample * shape.groups + place.group)};
     if (shape.statistics) {
       Work<T, ChannelsLast>::moments(tile, memory.x, shape.summation.present, r.slices, memory.partial, memory.pitch);
       device::sync_cluster_shared(r.blocks);
       for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
-        const PartialsOf<A> partials(r, memory.partial, p);
+        const PartialsOf<A> partials(r, place.rank, memory.partial, p);
         const auto whole = Moments<A>::merged(r.channel_blocks, r.slices.count, [&](int block, int slice) {
           const int channels = clamped(n - block * r.tile_channels, 0, r.tile_channels);
           return Moments<A>{static_cast<A>(slice_channels(channels, slice, r.slices)),
@@ -161,6 +163,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
   const Place place(args);
   const Memory<T> memory(args);
   const int n = shape.group_channels;
+  clear_counters(args.partials);
   {
     const Tile tile = place.tile(args, 0);
     load_affine(shape, args.tensors, place.group, tile.channel, tile.channels, tile.position, tile.positions,
@@ -175,7 +178,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     const Tile tile = place.tile(args, sample);
     copy_in(tile, args.tensors.x, memory.x);
     copy_in(tile, args.tensors.dy, memory.dy);
-    const OwnedMaps<A> maps{memory.owned, r.owner_shift, r.owned_stride, r.blocks,
+    const OwnedMaps<A> maps{memory.owned, r.owned, place.owned_begin, r.by_owned,
                             SavedMaps<A>(shape, args.tensors, sample * shape.groups + place.group)};
     const int saved_end = place.owned_end < shape.map_positions ? place.owned_end : shape.map_positions;
     for (int p = place.owned_begin + device::thread(); p < saved_end; p += device::threads()) {
@@ -194,7 +197,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
       A all_scale = 0, all_shift = 0;
       for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
         A scale = 0, shift = 0, centred = 0;
-        const PartialsOf<A> partials(r, memory.partial, p);
+        const PartialsOf<A> partials(r, place.rank, memory.partial, p);
         for (int block = 0; block < r.channel_blocks; ++block)
           for (int slice = 0; slice < r.slices.count; ++slice) {
             scale += partials.load(block, slice * memory.pitch);

@@ -23,7 +23,7 @@ __device__ void forward_statistics(const Arguments& args, const Memory<T>& memor
   for (int64_t sample = at.samples.begin; sample < at.samples.end; ++sample)
     for (int channel = 0; channel < shape.group_channels; channel += s.tile_channels) {
       const Tile tile = tile_at(shape, sample, at.group, channel, s.tile_channels, at.position, at.positions);
-      copy_in(tile, args.tensors.x, memory.x);
+      copy_in(tile, args.tensors.x, memory.x, device::Again());
       device::copies_done();
       device::sync_block();
       Work<T, ChannelsLast>::moments(tile, memory.x, shape.summation.present, slices, memory.partial, pitch);
@@ -73,8 +73,8 @@ __device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T>& me
     const auto maps = maps_of_row<A>(args, kBackwardScratchMaps, row_of(shape, sample, at.group));
     for (int channel = 0; channel < shape.group_channels; channel += s.tile_channels) {
       const Tile tile = tile_at(shape, sample, at.group, channel, s.tile_channels, at.position, at.positions);
-      copy_in(tile, args.tensors.x, memory.x);
-      copy_in(tile, args.tensors.dy, memory.dy);
+      copy_in(tile, args.tensors.x, memory.x, device::Again());
+      copy_in(tile, args.tensors.dy, memory.dy, device::Again());
       if (channel == 0) {
         fetch(maps, backward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
         fetch(maps, backward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
@@ -230,14 +230,14 @@ __device__ void forward_apply(const Arguments& args, const Memory<T>& memory, co
     if (sample > at.samples.begin) device::sync_block();  // the last result is out
     const Tile tile = at.tile(args, sample);
     const auto maps = maps_of_row<A>(args, kForwardScratchMaps, row_of(shape, sample, at.group));
-    copy_in(tile, args.tensors.x, memory.x);
+    copy_in(tile, args.tensors.x, memory.x, device::NoMore());
     fetch(maps, forward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
     fetch(maps, forward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
     device::copies_done();
     device::sync_block();
     l1 += Work<T, ChannelsLast>::normalize(tile, memory.x, memory.local, memory.affine, args.partials.l1 != nullptr);
     device::sync_block();
-    copy_out(tile, memory.x, args.tensors.out);
+    copy_out(tile, memory.x, args.tensors.out, device::NoMore());
   }
   const Stage& stage = args.staged.stage[item.stage];
   store_sum(args.partials.l1, static_cast<int64_t>(item.chunk) * stage.items + item.index, l1, memory.reduction);
@@ -258,8 +258,8 @@ __device__ void backward_apply(const Arguments& args, const Memory<T>& memory, c
     if (sample > at.samples.begin) device::sync_block();  // the last result is out
     const Tile tile = at.tile(args, sample);
     const auto maps = maps_of_row<A>(args, kBackwardScratchMaps, row_of(shape, sample, at.group));
-    copy_in(tile, args.tensors.x, memory.x);
-    copy_in(tile, args.tensors.dy, memory.dy);
+    copy_in(tile, args.tensors.x, memory.x, device::NoMore());
+    copy_in(tile, args.tensors.dy, memory.dy, device::NoMore());
     fetch(maps, backward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
     fetch(maps, backward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
     fetch(maps, backward_map::slope, shape.suppression.present, A(0), tile, memory.local.slope);
@@ -268,7 +268,7 @@ __device__ void backward_apply(const Arguments& args, const Memory<T>& memory, c
     device::sync_block();
     Work<T, ChannelsLast>::differentiate(tile, memory.x, memory.dy, memory.local, memory.affine, l1);
     device::sync_block();
-    copy_out(tile, memory.x, args.tensors.out);
+    copy_out(tile, memory.x, args.tensors.out, device::NoMore());
   }
   store_gradients(shape, args.partials, at.slot, at.group, whole, sharers, memory.affine);
 }
@@ -278,6 +278,8 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
     staged_forward(const __grid_constant__ Arguments args) {
   using A = Acc<T>;
   const Shape& shape = args.shape;
+  device::wait_for_launch_before();
+  clear_counters(args.partials);
   const Item item = Item::next(args.staged);
   if (item.stage < 0) return;
   item.wait(args.staged);
@@ -302,6 +304,8 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
     staged_backward(const __grid_constant__ Arguments args) {
   using A = Acc<T>;
   const Shape& shape = args.shape;
+  device::wait_for_launch_before();
+  clear_counters(args.partials);
   const Item item = Item::next(args.staged);
   if (item.stage < 0) return;
   item.wait(args.staged);

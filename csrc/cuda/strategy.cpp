@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <stdexcept>
+
+#include "sums.h"
 
 namespace divnorm::cuda {
 namespace {
@@ -12,6 +15,7 @@ constexpr int kWarpThreads = 32;
 constexpr int kPitchNumbers = 8;  // maps of a tile start at multiples of this
 constexpr int kMostBlocks = 32;
 constexpr int kBlockOverhead = 1024;  // of shared memory, what the driver keeps of every block
+constexpr double kFull = 0.9;         // of the blocks that the table wants at once: a device that has these is full
 
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 int64_t pitch_of(int64_t positions) { return round_up(positions, kPitchNumbers); }
@@ -55,27 +59,38 @@ class Chooser {
         shape_(shape_of(problem, direction)) {}
 
   Strategy choose(const ClustersAtOnce& at_once) const {
-    Strategy chosen = staged();
-    if (shape_.over_batch) return chosen;
-    const int most = device_.clusters ? p_.cluster : std::min(p_.cluster, 1);
+    if (shape_.over_batch) return staged();
     // As many blocks to a multiprocessor as the table wants; where a row is too large for that, a whole one.
-    for (const int limit : {device_.shared_bytes / p_.blocks - kBlockOverhead, device_.block_shared_bytes})
-      for (int blocks = 1; blocks <= most; blocks *= 2)
-        for (int64_t by_channels = channel_slices(blocks); by_channels >= 1; by_channels /= 2) {
-          if (by_channels < channel_slices(blocks) && stretch(by_channels, blocks) < p_.stretch_bytes) break;
-          Strategy tried = resident(blocks, by_channels);
-          if (tried.cluster > most || tried.arguments.shared.bytes > std::min(limit, device_.block_shared_bytes))
-            continue;
-          int64_t clusters = clusters_with_room(tried);
-          if (at_once) clusters = std::min(clusters, at_once(tried));
-          if (clusters < 1) continue;
-          share_out(tried, clusters);
-          return tried;
-        }
-    return chosen;
+    for (const int limit : {device_.shared_bytes / p_.blocks - kBlockOverhead, device_.block_shared_bytes}) {
+      std::optional<Strategy> found = clusters_of(std::min(limit, device_.block_shared_bytes), at_once);
+      if (found) return *found;
+    }
+    return staged();
   }
 
  private:
+  // Of the clusters whose blocks keep within the limit of shared memory, the smallest that fills the device; where none
+  // does, the one of most blocks.
+  std::optional<Strategy> clusters_of(int limit, const ClustersAtOnce& at_once) const {
+    const int most = device_.clusters ? p_.cluster : std::min(p_.cluster, 1);
+    std::optional<Strategy> best;
+    for (int blocks = 1; blocks <= most; blocks *= 2)
+      for (int64_t by_channels = channel_slices(blocks); by_channels >= 1; by_channels /= 2) {
+        if (by_channels < channel_slices(blocks) && stretch(by_channels, blocks) < p_.stretch_bytes) break;
+        Strategy tried = resident(blocks, by_channels, limit);
+        if (tried.cluster > most || tried.arguments.shared.bytes > limit) continue;
+        int64_t clusters = clusters_with_room(tried);
+        if (at_once) clusters = std::min(clusters, at_once(tried));
+        if (clusters < 1) continue;
+        share_out(tried, clusters);
+        if (best && tried.blocks <= best->blocks) break;
+        best = tried;
+        if (static_cast<double>(tried.blocks) >= kFull * device_.multiprocessors * p_.blocks) return best;
+        break;
+      }
+    return best;
+  }
+
   int statistics() const { return backward_ ? kBackwardStatistics : kForwardStatistics; }
   int64_t affine_size() const { return shape_.per_position ? shape_.positions : shape_.channels; }
 
@@ -90,8 +105,9 @@ class Chooser {
     SharedLayout at;
     at.x = plan.add(tile);
     at.dy = backward_ ? plan.add(shape_.channels_last ? std::max(tile, in_sums) : tile) : -1;
-    at.local = plan.add(2 * pitch * sum_);
-    at.partial = plan.add(statistics() * slices * pitch * sum_);
+    const int64_t local = 2 * pitch * sum_, partial = statistics() * slices * pitch * sum_;
+    at.partial = plan.add(backward_ ? partial : std::max(local, partial));
+    at.local = backward_ ? plan.add(local) : at.partial;  // forward has used the statistics by then
     at.owned = plan.add(owned * sum_);
     at.weight = plan.add(affine * sum_);
     at.bias = backward_ && !shape_.relu ? -1 : plan.add(affine * sum_);  // backward: the ReLU's slope depends on it
@@ -104,13 +120,12 @@ class Chooser {
     return at;
   }
 
-  // Slices of the channels that give every thread of the statistics a word of the positions. Where threads take more
-  // at once some have none: more slices would take memory that the row needs.
-  Slices slices(int64_t channels, int64_t positions, int threads) const {
-    if (shape_.channels_last) return {};
-    const int64_t vector = std::max(1, kWordBytes / element_), vectors = ceil_div(positions, vector);
-    const int64_t count = std::clamp<int64_t>(threads / vectors, 1, channels);
-    return {static_cast<int>(count), divider(count)};
+  // Slices of the channels, so many that every thread of the statistics has positions to sum.
+  int64_t slices(int64_t channels, int64_t positions, int threads) const {
+    if (shape_.channels_last) return 1;
+    int64_t vector = std::max(1, kColumnBytes / element_);  // as with_vectors() chooses it
+    while (positions % vector != 0) vector /= 2;
+    return std::clamp<int64_t>(threads / (positions / vector), 1, channels);
   }
 
   // Positions of a slice: whole accesses of the widest kind where the image has them.
@@ -134,8 +149,9 @@ class Chooser {
     return slices;
   }
 
-  // A cluster of at most `blocks` blocks, without its share of the samples.
-  Strategy resident(int blocks, int64_t by_channels) const {
+  // A cluster of at most `blocks` blocks, without its share of the samples; with fewer slices than threads could use
+  // where they would take the shared memory over the limit.
+  Strategy resident(int blocks, int64_t by_channels, int limit) const {
     Strategy chosen;
     chosen.resident = true;
     chosen.arguments.shape = shape_;
@@ -146,17 +162,21 @@ class Chooser {
     r.channel_blocks = static_cast<int>(ceil_div(n, r.tile_channels));
     r.position_blocks = static_cast<int>(ceil_div(positions, r.tile_positions));
     r.blocks = r.channel_blocks * r.position_blocks;
-    r.owner_shift = log2_up(r.blocks == 1 ? kMostPositions : ceil_div(positions, r.blocks));
-    r.owned_stride = static_cast<int>(std::min<int64_t>(positions, int64_t{1} << r.owner_shift));
+    r.owned = static_cast<int>(ceil_div(positions, r.blocks));
+    r.by_owned = divider(r.owned);
     const int64_t tile = int64_t{r.tile_channels} * r.tile_positions * element_;
     chosen.blocks = chosen.cluster = r.blocks;
     chosen.threads = static_cast<int>(
         std::clamp<int64_t>(round_up(ceil_div(tile, p_.bytes_per_thread), kWarpThreads), kWarpThreads, p_.threads));
-    r.slices = slices(r.tile_channels, r.tile_positions, chosen.threads);
-    choose_kinds(chosen.arguments.shape, r.owned_stride, chosen.threads, r.blocks, p_.window_rounds);
+    choose_kinds(chosen.arguments.shape, r.owned, chosen.threads, r.blocks, p_.window_rounds);
     const int64_t maps = kSavedMaps + (backward_ ? kBackwardScratchMaps : kForwardScratchMaps);
     SharedLayout& shared = chosen.arguments.shared;
-    shared = layout(r.tile_channels, r.tile_positions, r.slices.count, maps * r.owned_stride, chosen.threads);
+    int64_t count = 2 * slices(r.tile_channels, r.tile_positions, chosen.threads);
+    do {
+      count = ceil_div(count, 2);
+      shared = layout(r.tile_channels, r.tile_positions, count, maps * r.owned, chosen.threads);
+    } while (shared.bytes > limit && count > 1);
+    r.slices = {static_cast<int>(count), divider(count)};
     return chosen;
   }
 
@@ -195,7 +215,8 @@ class Chooser {
     s.tile_positions = static_cast<int>(aligned_positions(std::clamp<int64_t>(
         elements / n, std::min<int64_t>(shortest, positions), std::min<int64_t>(p_.tile_positions, positions))));
     s.tile_channels = static_cast<int>(std::clamp<int64_t>(elements / s.tile_positions, 1, n));
-    s.slices = slices(s.tile_channels, s.tile_positions, chosen.threads);
+    const int64_t slice_count = slices(s.tile_channels, s.tile_positions, chosen.threads);
+    s.slices = {static_cast<int>(slice_count), divider(slice_count)};
     const int64_t tiles = ceil_div(positions, s.tile_positions), channel_tiles = ceil_div(n, s.tile_channels);
     const int64_t wanted_items = int64_t{device_.multiprocessors} * p_.items;
 
@@ -213,9 +234,9 @@ class Chooser {
                               : s.chunk_samples;
     s.unit_samples = ceil_div(s.chunk_samples, units);
     s.units = static_cast<int>(ceil_div(s.chunk_samples, s.unit_samples));
-    // The features' gradients are summed over samples: a slot each would be as large as x.
+    // The gradients' partial sums have a slot for each span: no more of them than there is work to share out.
     const int64_t spans =
-        shape_.per_position ? std::clamp<int64_t>(wanted_items / tiles, 1, s.chunk_samples) : s.chunk_samples;
+        std::clamp<int64_t>(wanted_items / (tiles * channel_tiles * shape_.groups), 1, s.chunk_samples);
     s.span_samples = ceil_div(s.chunk_samples, spans);
     s.spans = static_cast<int>(ceil_div(s.chunk_samples, s.span_samples));
 
@@ -228,7 +249,7 @@ class Chooser {
                  p_.window_rounds);
     int64_t all_items = 0;
     const auto add = [&](StageKind kind, int64_t items, int lag, int first_pass = 0, int end_pass = 0) {
-      s.stage[s.stages++] = {kind, static_cast<int>(items), s.chunks > 1 ? lag : 0, first_pass, end_pass};
+      s.stage[s.stages++] = {kind, static_cast<int>(items), lag, first_pass, end_pass};
       all_items += items;
     };
     if (two_passes) {
@@ -243,6 +264,11 @@ class Chooser {
         for (int i = 0; i < shape_.pass_count; ++i) add(StageKind::passes, rows_of_chunk * s.row_items, 1, i, i + 1);
     }
     add(StageKind::apply, s.spans * shape_.groups * channel_tiles * tiles, 2);
+    // A lag of as many items as are at work at once: whoever waits for a stage finds it done.
+    const int64_t at_work = int64_t{device_.multiprocessors} * blocks_for(kStagedBlocks, element_);
+    const auto lag =
+        static_cast<int>(s.chunks > 1 ? std::clamp<int64_t>(ceil_div(at_work, all_items), 1, s.chunks) : 0);
+    for (int i = 0; i < s.stages; ++i) s.stage[i].lag *= lag;
     const int steps = s.chunks + s.stage[s.stages - 1].lag;
     chosen.blocks = all_items * steps;
     s.items = static_cast<int>(std::min<int64_t>(all_items, std::numeric_limits<int>::max()));
@@ -253,8 +279,8 @@ class Chooser {
 
     Scratch& scratch = chosen.scratch;
     ScratchPlan plan;
-    scratch.counter_bytes = (1 + int64_t{s.stages} * s.chunks) * static_cast<int64_t>(sizeof(int));
-    scratch.counters = plan.add(scratch.counter_bytes);
+    scratch.counter_count = 1 + int64_t{s.stages} * s.chunks;
+    scratch.counters = plan.add(scratch.counter_count * static_cast<int64_t>(sizeof(int)));
     if (two_passes)
       scratch.maps =
           plan.add((backward_ ? kBackwardScratchMaps : kForwardScratchMaps) * s.map_rows * shape_.map_positions * sum_);
@@ -279,6 +305,22 @@ class Chooser {
     } else {
       scratch.l1 = plan.add(scratch.l1_slots * sum_);
     }
+    SumsRoom room;
+    const auto add = [&](int64_t rows, int64_t columns) {
+      Reduction reduction;
+      reduction.rows = rows;
+      reduction.columns = columns;
+      room.add(cut(reduction));
+    };
+    if (backward_) {
+      for (int i = 0; i < 2; ++i) add(scratch.affine_slots, affine_size());
+      add(scratch.sigma_slots, shape_.groups);      // a sigma for each group,
+      add(scratch.sigma_slots * shape_.groups, 1);  // or one for all
+    } else {
+      add(scratch.l1_slots, 1);
+    }
+    scratch.slices = plan.add(room.blocks * kFinishColumns * sum_);
+    scratch.slice_counters = plan.add(room.sets * static_cast<int64_t>(sizeof(int)));
     scratch.bytes = plan.bytes();
   }
 

@@ -41,30 +41,72 @@ __device__ inline Tile tile_at(const Shape& shape, int64_t sample, int group, in
   return tile;
 }
 
+// This thread's runs of Bytes of a tile, one after the other.
+template <int Bytes>
+class Runs {
+ public:
+  __device__ Runs(int rows, int row_bytes, int64_t pitch_bytes)
+      : shared_(device::thread() * Bytes), end_(rows * row_bytes), row_bytes_(row_bytes) {
+    const int step = device::threads() * Bytes;
+    if (end_ == 0) return;
+    const int rows_on = step / row_bytes;
+    bytes_on_ = step - rows_on * row_bytes;
+    to_next_ = rows_on * pitch_bytes + bytes_on_;
+    to_next_row_ = pitch_bytes - row_bytes;
+    in_row_ = shared_ % row_bytes;
+    global_ = shared_ / row_bytes * pitch_bytes + in_row_;
+  }
+  __device__ bool more() const { return shared_ < end_; }
+  // Where the run lies in the tile and in global memory, in bytes from its start.
+  __device__ int shared() const { return shared_; }
+  __device__ int64_t global() const { return global_; }
+  __device__ void next() {
+    shared_ += device::threads() * Bytes;
+    global_ += to_next_;
+    in_row_ += bytes_on_;
+    if (in_row_ >= row_bytes_) {
+      in_row_ -= row_bytes_;
+      global_ += to_next_row_;
+    }
+  }
+
+ private:
+  int shared_, end_, row_bytes_, bytes_on_ = 0, in_row_ = 0;
+  int64_t global_ = 0, to_next_ = 0, to_next_row_ = 0;
+};
+
 // Calls body(in shared memory, in global memory) for every run of Bytes of the tile, both as addresses of bytes.
 template <int Bytes, class Body>
 __device__ void for_each_run(unsigned char* tile, unsigned char* global, int rows, int row_bytes, int64_t pitch_bytes,
                              Body&& body) {
-  const int first = device::thread() * Bytes, step = device::threads() * Bytes;
   if (rows == 1) {
+    const int step = device::threads() * Bytes;
 #pragma unroll 4
-    for (int i = first; i < row_bytes; i += step) body(tile + i, global + i);
+    for (int i = device::thread() * Bytes; i < row_bytes; i += step) body(tile + i, global + i);
     return;
   }
-  if (row_bytes == 0) return;
-  const int rows_on = step / row_bytes, bytes_on = step - rows_on * row_bytes;
-  const int64_t to_next = rows_on * pitch_bytes + bytes_on, to_next_row = pitch_bytes - row_bytes;
-  int in_row = first % row_bytes;
-  global += first / row_bytes * pitch_bytes + in_row;
 #pragma unroll 2
-  for (int i = first; i < rows * row_bytes; i += step) {
-    body(tile + i, global);
-    global += to_next;
-    in_row += bytes_on;
-    if (in_row >= row_bytes) {
-      in_row -= row_bytes;
-      global += to_next_row;
+  for (Runs<Bytes> runs(rows, row_bytes, pitch_bytes); runs.more(); runs.next())
+    body(tile + runs.shared(), global + runs.global());
+}
+
+// Numbers narrower than a word into shared memory, kLoadsTogether of a thread under way at once: they go through
+// registers.
+template <class T>
+__device__ void copy_narrow(T* tile, const T* global, int rows, int row_bytes, int64_t pitch_bytes) {
+  for (Runs<sizeof(T)> runs(rows, row_bytes, pitch_bytes); runs.more();) {
+    T numbers[kLoadsTogether];
+    int to[kLoadsTogether];
+#pragma unroll
+    for (int i = 0; i < kLoadsTogether; ++i) {
+      to[i] = runs.more() ? runs.shared() / static_cast<int>(sizeof(T)) : -1;
+      if (to[i] < 0) continue;
+      numbers[i] = device::load(global + runs.global() / static_cast<int>(sizeof(T)));
+      runs.next();
     }
+#pragma unroll
+    for (int i = 0; i < kLoadsTogether; ++i)
+      if (to[i] >= 0) tile[to[i]] = numbers[i];
   }
 }
 
@@ -76,50 +118,52 @@ __device__ void with_access(const Tile& tile, const T* global, Body&& body) {
                             (tile.rows > 1 ? static_cast<uint64_t>(tile.pitch) * sizeof(T) : 0);
   if (together % 16 == 0)
     body(std::integral_constant<int, 16>());
+  else if (together % 8 == 0)
+    body(std::integral_constant<int, 8>());
   else if (together % 4 == 0)
     body(std::integral_constant<int, 4>());
   else
     body(std::integral_constant<int, sizeof(T)>());
 }
 
-template <class T>
-__device__ void copy_in(const Tile& tile, const void* tensor, T* to) {
+template <class T, class Cached = device::AsUsual>
+__device__ void copy_in(const Tile& tile, const void* tensor, T* to, Cached cached = {}) {
   const T* global = static_cast<const T*>(tensor);
+  const int row_bytes = tile.row * static_cast<int>(sizeof(T));
+  const int64_t pitch_bytes = tile.pitch * static_cast<int64_t>(sizeof(T));
   with_access(tile, global, [&](auto bytes) {
     constexpr int kBytes = decltype(bytes)::value;
-    for_each_run<kBytes>(reinterpret_cast<unsigned char*>(to),
-                         reinterpret_cast<unsigned char*>(const_cast<T*>(global + tile.first)), tile.rows,
-                         tile.row * static_cast<int>(sizeof(T)), tile.pitch * static_cast<int64_t>(sizeof(T)),
-                         [](unsigned char* shared, const unsigned char* from) {
-                           if constexpr (kBytes >= kWordBytes)
-                             device::copy_async<kBytes>(shared, from);
-                           else
-                             *reinterpret_cast<T*>(shared) = device::load(reinterpret_cast<const T*>(from));
-                         });
+    if constexpr (kBytes < kWordBytes)
+      copy_narrow(to, global + tile.first, tile.rows, row_bytes, pitch_bytes);
+    else
+      for_each_run<kBytes>(
+          reinterpret_cast<unsigned char*>(to), reinterpret_cast<unsigned char*>(const_cast<T*>(global + tile.first)),
+          tile.rows, row_bytes, pitch_bytes,
+          [&](unsigned char* shared, const unsigned char* from) { device::copy_async<kBytes>(shared, from, cached); });
   });
 }
 
-template <class T>
-__device__ void copy_out(const Tile& tile, const T* from, void* tensor) {
+template <class T, class Cached = device::AsUsual>
+__device__ void copy_out(const Tile& tile, const T* from, void* tensor, Cached cached = {}) {
   T* global = static_cast<T*>(tensor);
   with_access(tile, global, [&](auto bytes) {
     using Run = Pack<unsigned char, decltype(bytes)::value>;
-    for_each_run<sizeof(Run)>(reinterpret_cast<unsigned char*>(const_cast<T*>(from)),
-                              reinterpret_cast<unsigned char*>(global + tile.first), tile.rows,
-                              tile.row * static_cast<int>(sizeof(T)), tile.pitch * static_cast<int64_t>(sizeof(T)),
-                              [](const unsigned char* shared, unsigned char* to) {
-                                device::store(reinterpret_cast<Run*>(to), *reinterpret_cast<const Run*>(shared));
-                              });
+    for_each_run<sizeof(Run)>(
+        reinterpret_cast<unsigned char*>(const_cast<T*>(from)), reinterpret_cast<unsigned char*>(global + tile.first),
+        tile.rows, tile.row * static_cast<int>(sizeof(T)), tile.pitch * static_cast<int64_t>(sizeof(T)),
+        [&](const unsigned char* shared, unsigned char* to) {
+          device::store(reinterpret_cast<Run*>(to), *reinterpret_cast<const Run*>(shared), cached);
+        });
   });
 }
 
 // Calls body(Count as a constant) with the numbers of Bytes together where `length` is a multiple of them, else with
-// those of a word, else with one.
+// half as many, and so on.
 template <class T, int Bytes, class Body>
 __device__ void with_vectors(int length, Body&& body) {
   constexpr int kSize = sizeof(T), kMost = Bytes < kSize ? 1 : Bytes / kSize;
   if constexpr (kMost > 1) {
-    if (length % kMost != 0) return with_vectors<T, (Bytes > kWordBytes ? kWordBytes : 0)>(length, body);
+    if (length % kMost != 0) return with_vectors<T, Bytes / 2>(length, body);
   }
   body(std::integral_constant<int, kMost>());
 }

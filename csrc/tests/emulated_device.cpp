@@ -65,6 +65,7 @@ struct Thread {
   device::Self self;
   Cluster* cluster;
   int barriers = 0;              // met, left out or not
+  bool early = false;            // has to wait for the launch before
   bool wrote_elsewhere = false;  // to another block since the last barrier that waits for that
   int block_rounds = 0, cluster_rounds = 0, shuffles = 0;
   Block& block() const { return *cluster->blocks[self.rank]; }
@@ -248,12 +249,18 @@ static emulation::Traffic& traffic_at(const void* address) {
   --found;
   return at < found->first + found->second.bytes ? found->second.traffic : elsewhere;
 }
-void count_read(const void* address, int bytes) { traffic_at(address).read += bytes; }
-void count_write(const void* address, int bytes) { traffic_at(address).written += bytes; }
+static emulation::Traffic& touched(const void* address) {
+  if (current->early) throw std::logic_error("global memory is touched before the launch before has ended");
+  return traffic_at(address);
+}
+void count_read(const void* address, int bytes) { touched(address).read += bytes; }
+void count_write(const void* address, int bytes) { touched(address).written += bytes; }
 #endif
 
 int take_ticket(int* counter) { return (*counter)++; }
 void signal(int* counter) { ++*counter; }
+int arrive(int* counter) { return (*counter)++; }
+void wait_for_launch_before() { current->early = false; }
 void wait_for(int* counter, int count) {
   if (*counter >= count) return;
   std::fprintf(stderr, "an item waits for one of a higher number: %d of %d are done\n", *counter, count);
@@ -292,14 +299,17 @@ uint16_t bfloat16_of(float value) {
 
 namespace emulation {
 
-void run(int64_t blocks, int cluster, int threads, int shared_bytes, const std::function<void()>& kernel) {
+void run(int64_t blocks, int cluster, int threads, int shared_bytes, bool early, const std::function<void()>& kernel) {
   if (blocks % cluster != 0 || threads % device::kWarp != 0) throw std::logic_error("a grid of broken clusters");
   ++launches;
   for (int64_t first = 0; first < blocks; first += cluster) {
     Cluster together(cluster, threads, shared_bytes);
     std::vector<Thread> all;
     for (int rank = 0; rank < cluster; ++rank)
-      for (int t = 0; t < threads; ++t) all.push_back({{t, threads, rank, first + rank}, &together});
+      for (int t = 0; t < threads; ++t) {
+        all.push_back({{t, threads, rank, first + rank}, &together});
+        all.back().early = early;
+      }
     run_together(all, kernel);
   }
 }

@@ -50,18 +50,22 @@ inline float shuffle_xor(float value, int mask) {
 void count_read(const void* address, int bytes);
 void count_write(const void* address, int bytes);
 
+struct AsUsual {};
+struct Again {};
+struct NoMore {};
+
 template <class V>
 V load(const V* address) {
   count_read(address, sizeof(V));
   return *address;
 }
-template <class V>
-void store(V* address, V value) {
+template <class V, class Cached = AsUsual>
+void store(V* address, V value, Cached = {}) {
   count_write(address, sizeof(V));
   *address = value;
 }
-template <int Bytes>
-void copy_async(void* shared, const void* global) {
+template <int Bytes, class Cached>
+void copy_async(void* shared, const void* global, Cached) {
   count_read(global, Bytes);
   std::memcpy(shared, global, Bytes);
 }
@@ -70,6 +74,8 @@ inline void copies_done() {}
 int take_ticket(int* counter);
 void signal(int* counter);
 void wait_for(int* counter, int count);  // of work that must be done by then
+int arrive(int* counter);
+void wait_for_launch_before();
 
 inline float from_bits(uint32_t bits) {
   float value;
@@ -95,8 +101,9 @@ namespace divnorm::cuda::emulation {
 // The blocks of the largest cluster that the device can hold, and how many clusters it can hold at once.
 inline int largest_cluster = 16, most_clusters = 1 << 16;
 
-// Runs a grid of clusters of `cluster` blocks.
-void run(int64_t blocks, int cluster, int threads, int shared_bytes, const std::function<void()>& kernel);
+// Runs a grid of clusters of `cluster` blocks. early: its threads may not touch global memory before they have waited
+// for the launch before.
+void run(int64_t blocks, int cluster, int threads, int shared_bytes, bool early, const std::function<void()>& kernel);
 
 // Counts bytes read and written from here on: of each tensor that is watched, and of everything else together.
 struct Traffic {
