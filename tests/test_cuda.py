@@ -279,6 +279,19 @@ def test_choices_for_an_h200(channels_last):
     assert chosen((64, 16, 32, 32), half, "forward", ampere, channels_last)["name"] == "single-block"
 
 
+@pytest.mark.parametrize("shape", [(70, 40, 12, 12), (600, 3, 5, 5)], ids=["columns", "few columns"])
+def test_sums_over_many_partial_sums(shape):
+    """Several blocks share the rows of a set of columns, and the last one adds up what they have."""
+    call = case(shape, {"window": 3}, torch.float32)
+    with backend(**TWO_PASS):
+        check(on_cuda, call)
+        first, again = evaluate(on_cuda, call), evaluate(on_cuda, call)
+        row = table.row_for(TINY, "backward", 4)
+        cut = module().cuda_strategy(geometry_of(call), native.DTYPES[torch.float32], False, True, TINY.facts(), row)
+    assert cut["slots"] > 256
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
 @pytest.mark.parametrize(("shape", "cluster"), [((64, 16, 32, 32), 4), ((64, 2048, 7, 7), 4), ((16, 16, 32, 32), 16)])
 def test_clusters_fill_the_device(shape, cluster):
     """A row that one block would hold is shared by several where the batch alone leaves multiprocessors idle."""

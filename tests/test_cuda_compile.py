@@ -95,6 +95,31 @@ def test_clusters_exchange_sums_through_shared_memory(instructions):
             assert "UCGABAR" in code, name
 
 
+def test_sums_have_eight_loads_under_way(instructions):
+    """A load that waits for the sum of those before takes the whole way to the cache for each."""
+    found = {name: code for name, code in instructions.items() if "6finishI" in name}
+    assert len({re.search(r"finishI(\w)E", name)[1] for name in found}) == 2  # float and double
+    for name, code in found.items():
+        most = max(len(re.findall(r"\bLDG\b", part)) for part in re.split(r"\b[FD]ADD\b", code))
+        assert most >= 8, name
+
+
+def test_who_waits_rests_and_leaves_the_cache_alone(instructions):
+    for name, code in instructions.items():
+        found = kernel_of(name)
+        if found and found[0].startswith("staged"):
+            poll = re.search(r"LDG\.E\.STRONG\.GPU(?:(?!LDG\.E\.STRONG).)*?NANOSLEEP", code, re.DOTALL)
+            assert poll, name
+            assert "CCTL.IVALL" not in poll[0], name
+
+
+def test_launches_that_start_early_wait(instructions):
+    for name, code in instructions.items():
+        found = kernel_of(name)
+        waits = "6finishI" in name or (found and found[0].startswith("staged"))
+        assert ("ACQBULK" in code) == bool(waits), name
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_errors_name_the_kernel_and_the_shape():
     """What the CUDA runtime says where there is no driver comes back as an exception."""

@@ -23,12 +23,39 @@ OLDER = """
 """
 
 
-@pytest.mark.skipif(not (shutil.which("nvcc") and shutil.which("ptxas")), reason="needs nvcc and ptxas")
-def test_older_compilers_get_instructions_that_they_know(tmp_path):
-    source, ptx = tmp_path / "kernels.cu", tmp_path / "kernels.ptx"
+@pytest.fixture(scope="module")
+def ptx(tmp_path_factory):
+    """The kernels of bfloat16 as an older compiler would write them."""
+    if not (shutil.which("nvcc") and shutil.which("ptxas")):
+        pytest.skip("needs nvcc and ptxas")
+    folder = tmp_path_factory.mktemp("kernels")
+    source, ptx = folder / "kernels.cu", folder / "kernels.ptx"
     source.write_text(OLDER)
     run("nvcc", "-std=c++17", "-ptx", "-arch=compute_90", "-I", ROOT / "csrc", source, "-o", ptx)
-    text, replaced = re.subn(r"^\.version .*$", ".version 8.5", ptx.read_text(), flags=re.MULTILINE)
+    return ptx.read_text()
+
+
+def test_two_passes_tell_the_cache_what_to_keep(ptx):
+    """The first asks it to keep what it reads; the second to drop what it reads and writes."""
+    bodies = dict(
+        re.findall(r"^\.visible \.entry \S*?\d((?:staged|resident)_\w+?)I\S*\((.*?)^}", ptx, re.DOTALL | re.MULTILINE)
+    )
+    assert len(bodies) == 4
+    for name, body in bodies.items():
+        copies = re.findall(r"cp\.async\.c[ag]\.shared\.global(\.L2::cache_hint)? ", body)
+        hinted = {hint for hint in copies}
+        assert hinted == ({".L2::cache_hint"} if name.startswith("staged") else {""}), name
+        for policy in (
+            "createpolicy.fractional.L2::evict_last",
+            "createpolicy.fractional.L2::evict_first",
+            "st.global.L2::cache_hint.v4",
+        ):
+            assert (policy in body) == name.startswith("staged"), (name, policy)
+
+
+def test_older_compilers_get_instructions_that_they_know(tmp_path, ptx):
+    text, replaced = re.subn(r"^\.version .*$", ".version 8.5", ptx, flags=re.MULTILINE)
+    ptx = tmp_path / "kernels.ptx"
     assert replaced == 1
     assert "barrier.cluster.arrive" in text
     ptx.write_text(text)

@@ -49,9 +49,10 @@ __device__ void fill(A* to, int count, A value) {
 template <class A, class Maps>
 __device__ void fetch(const Maps& maps, int map, bool present, A neutral, const Tile& tile, A* to) {
   if (!present) return fill(to, tile.positions, neutral);
-  if (maps.saved.step == 0) return fill(to, tile.positions, maps.anywhere(map, 0));
+  if constexpr (Maps::kElsewhere)
+    if (maps.saved.step == 0) return fill(to, tile.positions, maps.anywhere(map, 0));
   for (int p = device::thread(); p < tile.positions; p += device::threads())
-    to[p] = maps.anywhere(map, tile.position + p);
+    to[p] = maps.anywhere(map, maps.saved.step * (tile.position + p));
 }
 
 // Zero sums for the gradients of weight and bias.

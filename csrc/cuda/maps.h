@@ -165,6 +165,7 @@ struct SavedMaps {
 // block keeps, and may read the others'.
 template <class A>
 struct OwnedMaps {
+  static constexpr bool kElsewhere = true;  // a number may take a way through the cluster
   A* base;
   int owned, begin;  // positions of a block, and the first of this one
   Divider by_owned;
@@ -217,6 +218,7 @@ struct ClusterMaps {
 // The maps of a row in global memory; mean and rstd lie in the results themselves.
 template <class A>
 struct GlobalMaps {
+  static constexpr bool kElsewhere = false;
   A* base;
   int64_t stride;  // from one map to the next
   int scratch;     // maps that are not results

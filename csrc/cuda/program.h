@@ -11,7 +11,7 @@ namespace divnorm::cuda {
 // What the kernels are compiled for: the most threads of a block, and blocks of a multiprocessor that registers are
 // left for (in double precision half of them).
 constexpr int kResidentThreads = 256, kResidentBlocks = 2;
-constexpr int kStagedThreads = 128, kStagedBlocks = 5;
+constexpr int kStagedThreads = 128, kStagedBlocks = 4;  // with five, backward spills
 constexpr int blocks_for(int blocks, int element_size) { return element_size == 8 ? (blocks + 1) / 2 : blocks; }
 
 constexpr int kVectorBytes = 16;  // the widest access

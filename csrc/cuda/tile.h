@@ -90,23 +90,24 @@ __device__ void for_each_run(unsigned char* tile, unsigned char* global, int row
     body(tile + runs.shared(), global + runs.global());
 }
 
-// Numbers narrower than a word into shared memory, kLoadsTogether of a thread under way at once: they go through
+// Runs narrower than a word into shared memory, kLoadsTogether of a thread under way at once: they go through
 // registers.
 template <class T>
-__device__ void copy_narrow(T* tile, const T* global, int rows, int row_bytes, int64_t pitch_bytes) {
-  for (Runs<sizeof(T)> runs(rows, row_bytes, pitch_bytes); runs.more();) {
+__device__ void copy_numbers(T* tile, const T* global, int rows, int row_bytes, int64_t pitch_bytes) {
+  constexpr int kSize = sizeof(T);
+  for (Runs<kSize> runs(rows, row_bytes, pitch_bytes); runs.more();) {
+    T* const to = tile + runs.shared() / kSize;
+    const int left = (rows * row_bytes - runs.shared()) / kSize;
     T numbers[kLoadsTogether];
-    int to[kLoadsTogether];
 #pragma unroll
     for (int i = 0; i < kLoadsTogether; ++i) {
-      to[i] = runs.more() ? runs.shared() / static_cast<int>(sizeof(T)) : -1;
-      if (to[i] < 0) continue;
-      numbers[i] = device::load(global + runs.global() / static_cast<int>(sizeof(T)));
+      if (i * device::threads() >= left) break;
+      numbers[i] = device::load(global + runs.global() / kSize);
       runs.next();
     }
 #pragma unroll
     for (int i = 0; i < kLoadsTogether; ++i)
-      if (to[i] >= 0) tile[to[i]] = numbers[i];
+      if (i * device::threads() < left) to[i * device::threads()] = numbers[i];
   }
 }
 
@@ -118,8 +119,6 @@ __device__ void with_access(const Tile& tile, const T* global, Body&& body) {
                             (tile.rows > 1 ? static_cast<uint64_t>(tile.pitch) * sizeof(T) : 0);
   if (together % 16 == 0)
     body(std::integral_constant<int, 16>());
-  else if (together % 8 == 0)
-    body(std::integral_constant<int, 8>());
   else if (together % 4 == 0)
     body(std::integral_constant<int, 4>());
   else
@@ -134,7 +133,7 @@ __device__ void copy_in(const Tile& tile, const void* tensor, T* to, Cached cach
   with_access(tile, global, [&](auto bytes) {
     constexpr int kBytes = decltype(bytes)::value;
     if constexpr (kBytes < kWordBytes)
-      copy_narrow(to, global + tile.first, tile.rows, row_bytes, pitch_bytes);
+      copy_numbers(to, global + tile.first, tile.rows, row_bytes, pitch_bytes);
     else
       for_each_run<kBytes>(
           reinterpret_cast<unsigned char*>(to), reinterpret_cast<unsigned char*>(const_cast<T*>(global + tile.first)),

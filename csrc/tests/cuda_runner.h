@@ -36,17 +36,21 @@ inline Setting setting(int cluster, int shared_bytes) {
   return s;
 }
 
-// The smallest device that brings both directions of a case to the named strategy, where there is one.
-inline std::optional<Setting> setting_for(const std::string& strategy, const Case& c, Dtype dtype, int cluster) {
+// The smallest device, or the largest, that brings both directions of a case to the named strategy, where there is one.
+inline std::optional<Setting> setting_for(const std::string& strategy, const Case& c, Dtype dtype, int cluster,
+                                          bool largest = false) {
   const Problem problem = problem_of(c, dtype);
+  std::optional<Setting> found;
   for (int shared_bytes = 2048; shared_bytes < 1 << 20; shared_bytes += shared_bytes / 8) {
     const Setting s = setting(strategy == "two-pass" ? 0 : strategy == "single-block" ? 1 : cluster, shared_bytes);
     const auto named = [&](Direction direction) {
       return cuda::choose(problem, direction, s.preferences, s.device).name() == strategy;
     };
-    if (named(Direction::forward) && named(Direction::backward)) return s;
+    if (!named(Direction::forward) || !named(Direction::backward)) continue;
+    found = s;
+    if (!largest) break;
   }
-  return std::nullopt;
+  return found;
 }
 
 inline Results run(const Case& c, Dtype dtype, const Inputs& in, const Numbers& grad, const Setting& setting) {

@@ -1,8 +1,9 @@
 """Which strategy and tiles a call takes: a table kept as data (``strategies.json``).
 
 The first row that matches the device, the direction and the size of an element decides. The compiled module does the
-arithmetic (``csrc/cuda/strategy.cpp``): a row of x (a group of a sample) goes to the smallest cluster of blocks whose
-shared memory holds it, to a single block where that is enough, and through the two-pass kernels where none does.
+arithmetic (``csrc/cuda/strategy.cpp``): of the clusters of blocks whose shared memory holds a row of x (a group of a
+sample), the smallest that leaves no multiprocessor idle takes it, a single block where that does; where none holds it,
+the two-pass kernels.
 
 - ``cluster``: the most blocks of a cluster; 0 sends every call through the two-pass kernels;
 - ``blocks``: the blocks that are to share a multiprocessor, so that one loads while another computes;
