@@ -32,7 +32,7 @@ WHOLE = replace(CALL, fields="whole", options=(("window", "all"), ("groups", 2))
 def device(monkeypatch):
     """The emulated device and Triton's interpreter, whose work is run where a GPU would replay a graph of it."""
     monkeypatch.setattr(gpu, "cache_bytes", lambda device: 0)
-    monkeypatch.setattr(gpu, "captured", lambda step: (lambda: step(1), 1))
+    monkeypatch.setattr(gpu, "captured", lambda step, rotation: (lambda: step(1), 1))
     monkeypatch.setattr(gpu, "elapsed", lambda replay: timeit(replay, number=1))
     with emulated.backend():
         for table in (strategies, tiles, preference):
@@ -45,7 +45,7 @@ def timed_by(monkeypatch):
     """Lets the time of a candidate follow from the table's first row."""
 
     def install(seconds):
-        def round_of(run):
+        def round_of(run, rotation):
             taken = seconds(strategies.ROWS[0])
             return lambda: (taken, 0.0)
 
