@@ -16,6 +16,7 @@ from rich.table import Table
 from . import family, models, overhead, properties, recurrent, targets
 from . import pages as tables
 from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, settings
+from .check.command import app as check
 from .inputs import image_cases, sample_cases, tensor_case
 from .machine import describe
 from .measure import Ended, copy_bandwidth
@@ -37,9 +38,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Times divisive normalization against BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm, the eager reference "
     "and torch.compile of it, with a plain copy of the tensor as the yardstick: start with `run`. Trains the paper's "
-    "networks: `train`. Tunes the GPU backends: `tune`.",
+    "networks: `train`. Checks and tunes the GPU backends: `gpu-check`, `tune`.",
 )
 app.add_typer(train, name="train")
+app.add_typer(check, name="gpu-check")
 app.command()(tune)
 
 

@@ -194,7 +194,9 @@ def test_memory_is_what_a_subject_allocates():
 
 def test_what_runs_under_the_sanitizers_is_right(monkeypatch):
     monkeypatch.setattr(sanitized, "CALLS", [sanitized.CALLS[0], ((6, 30), {"window": 7})])
-    sanitized.main("cpu")
+    sanitized.main(["cpu"], "cpu")
+    with pytest.raises(RuntimeError, match="cuda: "):
+        sanitized.main(["cuda"], "cpu")
 
 
 def test_geometric_mean():
