@@ -13,8 +13,8 @@ from .subjects import BATCH_NORM, GROUP_NORM, OURS, PEERS
 METHOD = (
     "Subjects run in turn, round after round; medians, milliseconds. forward: the call with gradients on; backward: "
     "torch.autograd.grad for x and the parameters. CPU: the C library keeps freed memory, for every subject, so that "
-    "none pays page faults. GPU: CUDA graphs of steps over copies that pass the cache. copies: forward + backward in "
-    "copies of x. limit: 2.5 copies."
+    "none pays page faults. GPU: CUDA graphs of steps over copies that pass the cache, results kept as long. copies: "
+    "forward + backward in copies of x. limit: 2.5 copies."
 )
 Rows = list[dict]
 KEY = ("case", "dtype", "format", "window")
