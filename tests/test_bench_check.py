@@ -138,7 +138,7 @@ def test_steps_run_in_turn_and_a_failure_takes_nothing_from_the_others(check, tm
         step("three", "print('at last')"),
         step("four", "print('unasked')", asked_for=True),
     )
-    assert re.search(r"next, one of 3: bench/gpu_check.sh run --out", call("status"))
+    assert re.search(r"3 to run, one first: bench/gpu_check.sh run --out", call("status"))
     output = call("run", code=1)
     assert output.index("== one: done") < output.index("== two: failed") < output.index("== three: done")
     assert "bad luck" in output
@@ -165,12 +165,17 @@ def test_a_step_ends_at_its_limit_with_all_that_it_started_and_comes_again(check
     assert monotonic() - begin < 20
     assert "== slow: cut off" in output
     assert "== quick: done" in output
-    assert "next, slow of 1: " in output
+    assert "1 to run, slow first: " in output
     sleep(3)
     assert not (tmp_path / "results" / "outlived").exists()
     assert "== slow: done" in call("run")
     assert states(tmp_path) == {"slow": DONE, "quick": DONE}
     assert (tmp_path / "results" / "part1").exists()
+
+
+def test_a_step_is_of_the_callers_session(check):
+    """Machines end what a command leaves behind by that."""
+    check(step("one", f"sys.exit(os.getsid(0) != {os.getsid(0)})"))("run")
 
 
 def test_a_step_that_does_not_want_to_end_is_killed(check, tmp_path, monkeypatch):
@@ -197,7 +202,7 @@ def test_a_step_whose_run_was_killed_comes_again(check, tmp_path):
     seen = (tmp_path / "results" / "seen").read_text()
     (tmp_path / "results" / "check.json").write_text(seen)
     assert states(tmp_path) == {"one": CUT_OFF}
-    assert "next, one of 1" in call("status")
+    assert "1 to run, one first" in call("status")
 
 
 def test_a_command_that_another_process_is_to_go_on_with_is_run_again_at_once(check, tmp_path):

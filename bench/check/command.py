@@ -129,7 +129,7 @@ def _show(console: Console, record: Record) -> None:
             console.print(f"{name} failed: {record.folder / name}.log; once more: {SCRIPT} run {name}{place}")
     left = record.next()
     if left:
-        console.print(f"next, {left[0].name} of {len(left)}: {SCRIPT} run{place}")
+        console.print(f"{len(left)} to run, {left[0].name} first: {SCRIPT} run{place}")
     else:
         console.print("all steps are done" if not _failures(record) else "nothing is left but what failed")
 

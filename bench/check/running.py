@@ -65,7 +65,13 @@ def _run(step: Step, device: Device, folder: Path, log: Path, end: float) -> int
 def _ended(command: list[str], environment: dict[str, str], output: object, end: float) -> int | None:
     """The exit status of a command, ``None`` where it was ended with all that it had started."""
     job = subprocess.Popen(
-        command, cwd=steps.ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        command,
+        cwd=steps.ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        preexec_fn=os.setpgrp,  # a group, to be ended together, in the caller's session, to be ended with that
     )
     try:
         return job.wait(max(0.0, end - monotonic()))

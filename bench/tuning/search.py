@@ -92,7 +92,9 @@ def _compared(trial: Trial, values: list[Any], p: Prepared, seconds: float) -> d
                     if p.wrong(run(0), direction):
                         raise ArithmeticError(f"wrong result on {p.call.name}")
                     rounds[len(cuts)] = gpu_round(run, len(p.xs))
-                except Exception as error:  # whatever a candidate raises, the others go on
+                except Exception as error:  # whatever a candidate raises, the others go on where they can
+                    if gpu.spoilt(error):
+                        raise
                     trial.out[str(value)] = str(error)
                     continue
                 cuts.append(cut)
