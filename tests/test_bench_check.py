@@ -134,7 +134,7 @@ def states(tmp_path):
 def test_steps_run_in_turn_and_a_failure_takes_nothing_from_the_others(check, tmp_path):
     call = check(
         step("one", "print('fine')"),
-        step("two", "print('bad luck'); sys.exit(3)"),
+        step("two", "print('bad luck\\n────'); sys.exit(3)"),
         step("three", "print('at last')"),
         step("four", "print('unasked')", asked_for=True),
     )

@@ -95,4 +95,5 @@ def _end(job: subprocess.Popen) -> None:
 
 
 def _end_of(log: Path) -> list[str]:
-    return [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-SAID:]
+    """Its last lines with words in them."""
+    return [line for line in log.read_text(errors="replace").splitlines() if any(map(str.isalnum, line))][-SAID:]
