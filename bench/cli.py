@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
 from . import family, models, overhead, properties, recurrent, targets
 from . import pages as tables
 from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, settings
+from .check.command import app as check
 from .inputs import image_cases, sample_cases, tensor_case
 from .machine import describe
-from .measure import copy_bandwidth
-from .options import chosen, command_line, device_named, width
+from .measure import Ended, copy_bandwidth
+from .options import GO_ON, chosen, command_line, device_named, width
 from .plots import plot_ratios, plot_windows
 from .report import print_headline, sweep_table, table
 from .results import headline, read
@@ -36,9 +38,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Times divisive normalization against BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm, the eager reference "
     "and torch.compile of it, with a plain copy of the tensor as the yardstick: start with `run`. Trains the paper's "
-    "networks: `train`. Tunes the GPU backends: `tune`.",
+    "networks: `train`. Checks and tunes the GPU backends: `gpu-check`, `tune`.",
 )
 app.add_typer(train, name="train")
+app.add_typer(check, name="gpu-check")
 app.command()(tune)
 
 
@@ -105,7 +108,8 @@ def run(
 
     Every subject of a setting runs in turn, round after round, so that the machine's moods hit all alike; figures are
     medians. Results are compared with the reference in float64 first, and a wrong one is not timed: the command then
-    ends with status 1. results.json is written after every setting; a run that was killed goes on with --resume.
+    ends with status 1, as where one of our backends failed. results.json is written after every setting; a run that was
+    killed goes on with --resume, and one that a subject ended, with status 75, goes on without that subject.
     """
     device = device_named(device)
     suite = suite or ("quick" if device == "cpu" else "gpu")
@@ -155,11 +159,16 @@ def run(
         task = progress.add_task("", total=len(todo))
         for description, step in todo:
             progress.update(task, description=description)
-            step()
+            try:
+                step()
+            except Ended as ended:
+                results.add(ended)
+                raise _to_go_on(console, ended) from None
             progress.advance(task)
     results.write()
     _show(console, out, results.document())
-    if headline(results.rows)["wrong"]:
+    summary = headline(results.rows)
+    if summary["wrong"] or summary["failed"]:
         raise typer.Exit(1)
 
 
@@ -173,11 +182,15 @@ def layers(
     format: Formats = None,
     threads: Threads = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for the subjects of one setting together.")] = 1.0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what layers.json in the folder has, and measure what it has not yet.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for layers.json.")] = Path("bench/out"),
 ) -> None:
     """Times the layers that torch has too against torch's, alone and followed by a ReLU, which ours fuse.
 
-    Results are compared with the reference in float64 first; the command ends with status 1 where one is wrong.
+    Results are compared with the reference in float64 first; the command ends with status 1 where one is wrong or
+    failed. A run that was killed goes on with --resume, as does one that a layer ended, with status 75.
     """
     device = device_named(device)
     names = chosen("--layer", layer, tuple(p.name for p in family.PAIRS), tuple(p.name for p in family.PAIRS))
@@ -185,14 +198,24 @@ def layers(
     formats = chosen("--format", format, FORMATS, FORMATS)
     if threads is not None:
         torch.set_num_threads(threads)
-    console, rows = Console(width=width()), []
+    console, machine, path = Console(width=width()), describe(device), out / "layers.json"
+    try:
+        rows = family.read(path, machine) if resume else []
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--resume") from None
     keep_freed_memory()
-    plan = [setting for setting in family.settings(dtypes, formats, device) if setting[0].name in names]
-    machine = describe(device)
+    done = {family.key(asdict(row)) for row in rows}
+    plan = [of for of in family.settings(dtypes, formats, device) if of[0].name in names]
+    plan = [of for of in plan if family.key(asdict(family.unmeasured(*of))) not in done]
     out.mkdir(parents=True, exist_ok=True)
     for pair, setting, relu in track(plan, "timing", console=console, transient=True):
-        rows.append(family.measure(pair, setting, relu, seconds))
-        family.write(out / "layers.json", rows, machine, command_line())
+        try:
+            rows.append(family.measure(pair, setting, relu, seconds))
+        except Ended as ended:
+            rows.append(family.unmeasured(pair, setting, relu, ended.failure))
+            family.write(path, rows, machine, command_line())
+            raise _to_go_on(console, ended) from None
+        family.write(path, rows, machine, command_line())
     family.show(console, rows, machine)
     if any(row.ours is None for row in rows):
         raise typer.Exit(1)
@@ -345,6 +368,11 @@ def show(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     _show(Console(width=width()), results.parent, document)
+
+
+def _to_go_on(console: Console, ended: Ended) -> typer.Exit:
+    console.print(f"{escape(str(ended))}\nthis process can measure nothing more; --resume goes on without it")
+    return typer.Exit(GO_ON)
 
 
 def _show(console: Console, folder: Path, document: dict) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 import divnorm_kernels
 
-from . import gpu, timing
+from . import gpu, results, timing
 from .cases import Case, Setting, random_input
+from .measure import Attempts, ready
 from .results import geometric_mean, machine_name
 from .subjects import Subject, activation, groups_for
 from .timing import Times, interleaved, step
@@ -63,7 +65,7 @@ PAIRS = (
 
 @dataclass
 class FamilyRow:
-    """One layer in one setting. Times in milliseconds; absent where ours was wrong."""
+    """One layer in one setting. Times in milliseconds; absent where ours was wrong, or a layer failed."""
 
     layer: str
     shape: list[int]
@@ -71,10 +73,12 @@ class FamilyRow:
     format: str
     relu: bool
     ours: Times | None
-    theirs: Times
-    copy: Times
-    error: float
+    theirs: Times | None
+    copy: Times | None
+    error: float | None
     """The largest difference of y and dx from the reference in float64, in units of what the arithmetic may make."""
+    failure: str | None = None
+    """Why there are no times of ours, or of theirs."""
 
 
 def settings(dtypes: list[str], formats: list[str], device: str) -> list[tuple[Pair, Setting, bool]]:
@@ -89,8 +93,23 @@ def settings(dtypes: list[str], formats: list[str], device: str) -> list[tuple[P
     return found
 
 
+def key(row: dict) -> tuple:
+    """What tells a row, as data, from others."""
+    return row["layer"], *row["shape"], row["dtype"], row["format"], row["relu"]
+
+
+def unmeasured(pair: Pair, setting: Setting, relu: bool, failure: str | None = None) -> FamilyRow:
+    """A row without figures."""
+    shape = list(setting.case.shape)
+    return FamilyRow(pair.name, shape, setting.dtype, setting.format, relu, None, None, None, None, failure)
+
+
 def measure(pair: Pair, setting: Setting, relu: bool, seconds: float) -> FamilyRow:
-    """Checks ours against the reference in float64, then times it, torch's layer and a copy in turn."""
+    """Checks ours against the reference in float64, then times it, torch's layer and a copy in turn.
+
+    Raises:
+        Ended: where a layer's failure leaves nothing to measure with in this process.
+    """
     x = activation(setting, setting.case.values()).detach().requires_grad_()
     dy = torch.empty_like(x, requires_grad=False).copy_(
         torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
@@ -99,24 +118,19 @@ def measure(pair: Pair, setting: Setting, relu: bool, seconds: float) -> FamilyR
     plain = pair.theirs(shape)
     theirs = nn.Sequential(plain, nn.ReLU()) if relu else plain
     ours = pair.ours(shape, activation="relu" if relu else None)
-    error = _error(ours, pair.ours(shape, activation=ours.activation, backend="reference"), x, dy)
+    exact = pair.ours(shape, activation=ours.activation, backend="reference")
+    attempt, row = Attempts(setting, {}), unmeasured(pair, setting, relu)
+    row.error = attempt("ours", lambda: _error(ours, exact, x, dy))
     clock = timing if setting.device == "cpu" else gpu
     rounds = {"copy": clock.copy_round(x)}
     for name, module in (("ours", ours), ("theirs", theirs)):
-        if name == "theirs" or error <= 1:
-            rounds[name] = clock.round_of(_subject(name, module, x), x, dy)
-    times = interleaved(rounds, seconds)
-    return FamilyRow(
-        pair.name,
-        list(shape),
-        setting.dtype,
-        setting.format,
-        relu,
-        times.get("ours"),
-        times["theirs"],
-        times["copy"],
-        error,
-    )
+        if name == "theirs" or (row.error is not None and row.error <= 1):
+            once = attempt(name, partial(ready, clock, _subject(name, module, x), x, dy))
+            rounds |= {} if once is None else {name: once}
+    for name, times in interleaved(rounds, seconds).items():
+        setattr(row, name, times)
+    row.failure = "; ".join(f"{name}: {failure}" for name, failure in attempt.failures.items()) or None
+    return row
 
 
 def _subject(name: str, module: nn.Module, x: Tensor) -> Subject:
@@ -137,7 +151,17 @@ def _error(ours: nn.Module, reference: nn.Module, x: Tensor, dy: Tensor) -> floa
 
 def ratio(row: FamilyRow) -> float | None:
     """How many times as long torch's layer takes, forward and backward."""
-    return None if row.ours is None else row.theirs.both / row.ours.both
+    return None if row.ours is None or row.theirs is None else row.theirs.both / row.ours.both
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _ours(row: FamilyRow) -> tuple[str, str]:
+    if row.ours is None:
+        return "wrong" if row.failure is None else "failed", ""
+    return _milliseconds(row.ours.forward), _milliseconds(row.ours.backward)
 
 
 def show(console: Console, rows: list[FamilyRow], machine: dict) -> None:
@@ -164,9 +188,9 @@ def show(console: Console, rows: list[FamilyRow], machine: dict) -> None:
             row.dtype,
             row.format,
             "yes" if row.relu else "",
-            f"{row.copy.both:.3f}",
-            *(("wrong", "") if row.ours is None else (f"{row.ours.forward:.3f}", f"{row.ours.backward:.3f}")),
-            f"{row.theirs.both:.3f}",
+            _milliseconds(row.copy and row.copy.both),
+            *_ours(row),
+            _milliseconds(row.theirs and row.theirs.both),
             "-" if value is None else f"[{'green' if value >= 1 else 'red'}]{value:.2f}x[/]",
         )
     console.print(out)
@@ -193,14 +217,32 @@ def means_table(documents: list[dict]) -> Table:
         cells = []
         for document in documents:
             for relu in (False, True):
-                rows = [row for row in document["rows"] if (row["layer"], row["relu"]) == (name, relu) and row["ours"]]
-                found = [row["theirs"]["both"] / row["ours"]["both"] for row in rows]
-                cells.append(f"{geometric_mean(found):.2f}x, {sum(r >= 1 for r in found)} of {len(found)}")
+                rows = [row for row in document["rows"] if (row["layer"], row["relu"]) == (name, relu)]
+                found = [r["theirs"]["both"] / r["ours"]["both"] for r in rows if r["ours"] and r["theirs"]]
+                mean = f"{geometric_mean(found):.2f}x, {sum(r >= 1 for r in found)} of {len(found)}" if found else "-"
+                cells.append(mean)
         out.add_row(name, *cells)
     return out
 
 
 def write(path: Path, rows: list[FamilyRow], machine: dict, command: str) -> None:
     """One JSON document."""
-    document = {"machine": machine, "command": command, "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    results.write(path, {"machine": machine, "command": command, "rows": [asdict(row) for row in rows]})
+
+
+def read(path: Path, machine: dict) -> list[FamilyRow]:
+    """The rows of a document of `write`, none where there is no file.
+
+    Raises:
+        ValueError: where it is of another machine.
+    """
+    if not path.exists():
+        return []
+    document = json.loads(path.read_text())
+    results.check_machine(path, document["machine"], machine)
+    rows = [FamilyRow(**row) for row in document["rows"]]
+    for row in rows:
+        for name in ("ours", "theirs", "copy"):
+            times = getattr(row, name)
+            setattr(row, name, times and Times(**times))
+    return rows

@@ -8,6 +8,8 @@ import torch
 import typer
 
 DEVICES = ("auto", "cpu", "cuda")
+GO_ON = 75
+"""The exit status of a command that another process is to go on with; the C library's name for it is EX_TEMPFAIL."""
 
 
 def width() -> int | None:

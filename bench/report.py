@@ -62,14 +62,14 @@ def table(rows: Rows) -> Table:
         cells = [case, dtype, "channels" if form == "channels_last" else "contig.", str(window)]
         cells.append(_number(subjects[COPY]["times"]["both"], ".3f"))
         if times is None:
-            cells += ["[red]wrong[/]", *"-----"]
+            cells += [f"[red]{'failed' if own.get('failure') else 'wrong'}[/]", *"-----"]
         else:
             cells += [_number(times["forward"], ".3f"), _number(times["backward"], ".3f")]
             cells += [_number(own["copies"], ".2f"), _number(share_of_limit(own), ".0%")]
             cells += [_number(share, ".0%") for share in direction_shares(own, subjects[COPY])]
         cells += [_peer(ratio(own, subjects.get(peer))) for peer in PEERS]
         cells.append(_number(own["extra_share"], ".1%"))
-        cells.append(_number(max(error["y"], error["dx"]), ".1e"))
+        cells.append(_number(error and max(error["y"], error["dx"]), ".1e"))
         out.add_row(*cells)
     return out
 
@@ -146,7 +146,10 @@ def print_headline(console: Console, rows: Rows, sweeps: Rows, overhead: dict[st
         )
     if overhead:
         console.print("a forward call on 4 KB: " + ", ".join(f"{k} {v:.1f} us" for k, v in overhead.items()))
-    for subject, failure in dict.fromkeys((row["subject"], row["failure"]) for row in rows if row.get("failure")):
+    failed = ((row["subject"], row["failure"]) for row in (*rows, *sweeps) if row.get("failure"))
+    for subject, failure in dict.fromkeys(failed):
         console.print(f"{subject} was not measured everywhere: {escape(failure.splitlines()[0])}")
+    if summary["failed"]:
+        console.print(f"[bold red]{summary['failed']} times a backend of ours failed[/]")
     if summary["wrong"]:
         console.print(f"[bold red]{summary['wrong']} settings gave wrong results and were not timed[/]")

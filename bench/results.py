@@ -13,11 +13,13 @@ from .subjects import BATCH_NORM, GROUP_NORM, OURS, PEERS
 METHOD = (
     "Subjects run in turn, round after round; medians, milliseconds. forward: the call with gradients on; backward: "
     "torch.autograd.grad for x and the parameters. CPU: the C library keeps freed memory, for every subject, so that "
-    "none pays page faults. GPU: CUDA graphs of steps over copies that pass the cache. copies: forward + backward in "
-    "copies of x. limit: 2.5 copies."
+    "none pays page faults. GPU: CUDA graphs of steps over copies that pass the cache, results kept as long. copies: "
+    "forward + backward in copies of x. limit: 2.5 copies."
 )
 Rows = list[dict]
 KEY = ("case", "dtype", "format", "window")
+SAME = ("gpu", "processor", "threads", "torch", "divnorm_kernels")
+"""What a run that goes on must have in common with the one before."""
 
 
 def machine_name(machine: dict) -> str:
@@ -35,7 +37,7 @@ def settings_of(rows: Rows) -> dict[tuple, dict[str, dict]]:
 
 
 def best_of_ours(subjects: dict[str, dict]) -> dict | None:
-    """Our fastest backend of a setting; a wrong one, which has no time, only where there is no other."""
+    """Our fastest backend of a setting; one that was wrong or failed, and has no time, only where there is no other."""
     own = [row for name, row in subjects.items() if name.startswith(OURS)]
     return min(own, key=lambda row: (row["times"] is None, row["times"] and row["times"]["both"]), default=None)
 
@@ -66,7 +68,7 @@ def geometric_mean(values: list[float]) -> float | None:
 
 
 def by_window(sweeps: Rows) -> dict[tuple, dict[int, dict]]:
-    """Rows of a sweep by (case, dtype, format, subject) and window; wrong results, which have no time, left out."""
+    """Rows of a sweep by (case, dtype, format, subject) and window; what has no time left out."""
     grouped: dict[tuple, dict[int, dict]] = {}
     for row in sweeps:
         if row["times"] is not None:
@@ -103,7 +105,8 @@ def headline(rows: Rows) -> dict[str, object]:
         "settings no slower than the faster of BatchNorm and GroupNorm": sum(r >= 1 for r in against.values()),
         "settings with both": len(against),
         "worst of them": None if worst is None else {"setting": list(worst), "ratio": against[worst]},
-        "wrong": sum(row["error"] is not None and row["times"] is None for row in own.values()),
+        "wrong": sum(row["times"] is None and not row.get("failure") for row in own.values()),
+        "failed": sum(row["subject"].startswith(OURS) and bool(row.get("failure")) for row in rows),
     }
 
 
@@ -120,3 +123,10 @@ def read(path: Path) -> dict:
     if not isinstance(document, dict) or not {"rows", "sweeps", "machine"} <= document.keys():
         raise ValueError(f"{path}: expected a results file of this benchmark")
     return document
+
+
+def check_machine(path: Path, before: dict, now: dict) -> None:
+    """Raises a ValueError unless the results in a file are of this machine."""
+    for name in SAME:
+        if before.get(name) != now[name]:
+            raise ValueError(f"{path}: got results with {name} {before.get(name)!r}, expected {now[name]!r}, as here")

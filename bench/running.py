@@ -9,14 +9,12 @@ from itertools import chain
 from pathlib import Path
 
 from .cases import Setting
-from .measure import Check, check, measure, measure_windows
-from .results import KEY, METHOD, Rows, headline, read, write
+from .measure import Check, Ended, check, measure, measure_windows
+from .results import KEY, METHOD, Rows, check_machine, headline, read, write
 from .timing import keep_freed_memory, return_freed_memory
 
 SWEEP_SHARE = 0.25
 """Part of a setting's seconds that one window of a sweep gets: it has one subject, not eight."""
-SAME = ("gpu", "processor", "threads", "torch", "divnorm_kernels")
-"""What a run that goes on must have in common with the one before."""
 
 
 @dataclass
@@ -51,6 +49,8 @@ class Results:
     overhead: dict[str, float]
     rows: Rows = field(default_factory=list)
     sweeps: Rows = field(default_factory=list)
+    failures: Rows = field(default_factory=list)
+    """Subjects whose failure ended a process, setting by setting; they are not tried again."""
 
     def go_on(self) -> None:
         """Takes over what the file has, if there is one.
@@ -61,13 +61,18 @@ class Results:
         if not self.path.exists():
             return
         before = read(self.path)
-        for name in SAME:
-            if before["machine"].get(name) != self.machine[name]:
-                raise ValueError(
-                    f"{self.path}: got results with {name} {before['machine'].get(name)!r}, expected "
-                    f"{self.machine[name]!r}, as here"
-                )
-        self.rows, self.sweeps = before["rows"], before["sweeps"]
+        check_machine(self.path, before["machine"], self.machine)
+        self.rows, self.sweeps, self.failures = before["rows"], before["sweeps"], before.get("failures", [])
+
+    def add(self, ended: Ended) -> None:
+        """Writes down a failure that ends the process."""
+        named = dict(zip(KEY, _name(ended.setting), strict=True))
+        self.failures.append({**named, "subject": ended.subject, "failure": ended.failure})
+        self.write()
+
+    def failures_of(self, setting: Setting) -> dict[str, str]:
+        """Those of a setting, by subject."""
+        return {row["subject"]: row["failure"] for row in self.failures if _key(row) == _name(setting)}
 
     def write(self) -> None:
         """Replaces the file."""
@@ -83,6 +88,7 @@ class Results:
             "call_overhead_us": self.overhead,
             "rows": self.rows,
             "sweeps": self.sweeps,
+            "failures": self.failures,
         }
 
 
@@ -95,21 +101,35 @@ def _name(setting: Setting) -> tuple:
 
 
 def steps(plan: Plan, results: Results) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The work of a plan, in order: what to tell the user, and what to do; what is measured goes to ``results``."""
+    """The work of a plan, in order: what to tell the user, and what to do; what is measured goes to ``results``.
+
+    The work raises `Ended` where another process has to go on.
+    """
     checks: dict[Setting, dict[str, Check]] = {}
 
     def checked(setting: Setting) -> dict[str, Check]:
         if setting not in checks:
-            checks[setting] = check(setting)
+            checks[setting] = check(setting, results.failures_of(setting))
         return checks[setting]
 
     def time(setting: Setting) -> None:
-        rows = measure(setting, checked(setting), compiled=setting.case.name in plan.compiled, seconds=plan.seconds)
+        rows = measure(
+            setting,
+            checked(setting),
+            compiled=setting.case.name in plan.compiled,
+            seconds=plan.seconds,
+            failures=results.failures_of(setting),
+        )
         results.rows += [row.as_dict() for row in rows]
         results.write()
 
     def time_windows(group: list[Setting]) -> None:
-        rows = measure_windows(group, list(map(checked, group)), seconds=SWEEP_SHARE * plan.seconds * len(group))
+        rows = measure_windows(
+            group,
+            list(map(checked, group)),
+            seconds=SWEEP_SHARE * plan.seconds * len(group),
+            failures=list(map(results.failures_of, group)),
+        )
         results.sweeps += [row.as_dict() for row in rows]
         results.write()
 

@@ -1,9 +1,11 @@
-"""A small call of every kind on the GPU: ``compute-sanitizer python -m bench.sanitized``.
+"""A small call of every kind on the GPU: ``compute-sanitizer python -m bench.sanitized BACKEND...``.
 
 Results are checked too, since a sanitizer changes the timing that hides a missing wait.
 """
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
@@ -29,10 +31,13 @@ CALLS = (
 )
 
 
-def main(device: str = "cuda") -> None:
-    """Runs every call forward and backward on each GPU backend; raises on a wrong result."""
+def main(backends: list[str], device: str = "cuda") -> None:
+    """Runs every call forward and backward on the backends; raises on a wrong result, and where one is missing."""
     torch.manual_seed(0)
-    for backend, kernels in KERNELS.items():
+    for backend in backends:
+        kernels = KERNELS[backend]
+        if kernels.missing() is not None:
+            raise RuntimeError(f"{backend}: {kernels.missing()}")
         for shape, options in CALLS:
             for channels_last in (False, True) if len(shape) > 2 else (False,):
                 x = torch.randn(shape, device=device)
@@ -57,4 +62,4 @@ def main(device: str = "cuda") -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -44,6 +44,8 @@ def _seeded_and_poisoned():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # several processes share a GPU's memory, and each keeps what it has had
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from timeit import timeit
 
 import numpy as np
 import pytest
@@ -15,13 +14,13 @@ from process import run_python
 from rich.console import Console
 
 import divnorm_kernels as dk
-from bench import family, gpu, pages, running, sanitized, timing
+from bench import family, pages, running, sanitized, timing
 from bench import measure as measuring
 from bench.cases import CASES, SUITES, SWEEP_WINDOWS, Case, Setting, settings
 from bench.inputs import image_cases, sample_cases, tensor_case
 from bench.machine import describe
 from bench.measure import check, measure
-from bench.report import print_headline
+from bench.report import print_headline, table
 from bench.results import best_of_ours, geometric_mean, headline, ratio, settings_of, share_of_limit, window_growth
 from bench.subjects import OURS, PEERS, Subject, activation, groups_for, ours, peers
 
@@ -61,7 +60,7 @@ def test_subjects_compute_what_their_names_say():
 
 
 def test_rows_hold_together():
-    rows = measure(SMALL, check(SMALL), compiled=False, seconds=0.05)
+    rows = measure(SMALL, check(SMALL, {}), compiled=False, seconds=0.05, failures={})
     by_name = {row.subject: row for row in rows}
     own, copy = by_name["divnorm cpu"], by_name["copy"]
     for row in rows:
@@ -84,32 +83,89 @@ def test_wrong_results_are_not_timed(monkeypatch):
         return [Subject(f"{OURS} cpu", "broken", lambda x: x * weight.view(1, -1, 1, 1), [weight])]
 
     monkeypatch.setattr(measuring, "ours", broken)
-    rows = [r.as_dict() for r in measure(SMALL, check(SMALL), compiled=False, seconds=0.01)]
+    rows = [r.as_dict() for r in measure(SMALL, check(SMALL, {}), compiled=False, seconds=0.01, failures={})]
     (own,) = [row for row in rows if row["subject"].startswith(OURS)]
     assert own["times"] is None
     assert headline(rows)["wrong"] == 1
 
 
-def test_a_peer_that_fails_takes_nothing_from_the_others(monkeypatch):
-    """A layer that a CUDA graph cannot hold, say; a failure of ours is none to pass over."""
-    before, failing = timing.round_of, "GroupNorm"
+@pytest.mark.parametrize("failing", ["GroupNorm", f"{OURS} cpu"])
+@pytest.mark.parametrize("where", ["round_of", "the first round"])
+def test_a_subject_that_fails_takes_nothing_from_the_others(failing, where, monkeypatch):
+    """A layer that a CUDA graph cannot hold, say."""
+    before = timing.round_of
+
+    def fail():
+        raise RuntimeError("cannot be captured\nmore")
 
     def round_of(subject, x, dy):
-        if subject.name == failing:
-            raise RuntimeError("cannot be captured\nmore")
-        return before(subject, x, dy)
+        if subject.name != failing:
+            return before(subject, x, dy)
+        return fail() if where == "round_of" else fail
 
     monkeypatch.setattr(timing, "round_of", round_of)
-    rows = [row.as_dict() for row in measure(SMALL, check(SMALL), compiled=False, seconds=0.01)]
+    rows = [row.as_dict() for row in measured_alone()]
     by_name = {row["subject"]: row for row in rows}
-    assert by_name["GroupNorm"]["times"] is None
+    assert by_name[failing]["times"] is None
     assert by_name["BatchNorm"]["times"]["both"] > 0
+    assert shown(rows).count(f"{failing} was not measured everywhere: RuntimeError: cannot be captured\n") == 1
+    assert headline(rows)["failed"] == (failing != "GroupNorm")
+    assert headline(rows)["wrong"] == 0
+
+
+def measured_alone():
+    return measure(SMALL, check(SMALL, {}), compiled=False, seconds=0.01, failures={})
+
+
+def shown(rows):
+    """What a run prints of its results."""
     console = Console(width=200, record=True)
+    console.print(table(rows))
     print_headline(console, rows, [], {}, describe("cpu"))
-    assert "GroupNorm was not measured everywhere: RuntimeError: cannot be captured\n" in console.export_text()
-    failing = f"{OURS} cpu"
-    with pytest.raises(RuntimeError, match="cannot be captured"):
-        measure(SMALL, check(SMALL), compiled=False, seconds=0.01)
+    return console.export_text()
+
+
+def test_a_backend_whose_result_fails_is_a_row(monkeypatch):
+    """Before anything is timed, in the comparison with float64."""
+
+    def broken(setting, x):
+        return [
+            Subject(f"{OURS} {name}", "", function, []) for name, function in (("a", torch.relu), ("b", torch.nope))
+        ]
+
+    def nope(x):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(torch, "nope", nope, raising=False)
+    monkeypatch.setattr(measuring, "ours", broken)
+    rows = {row.subject: row for row in measured_alone()}
+    assert rows[f"{OURS} a"].failure is None
+    assert rows[f"{OURS} b"].failure == "RuntimeError: no kernel image"
+    assert rows["BatchNorm"].times.both > 0
+    assert headline([row.as_dict() for row in rows.values()])["failed"] == 1
+
+
+def test_nothing_is_timed_that_nothing_could_be_compared_with(monkeypatch):
+    def exact(x, dy, window):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(measuring, "exact", exact)
+    rows = {row.subject: row for row in measured_alone()}
+    assert rows[f"{OURS} cpu"].times is None
+    assert rows[f"{OURS} cpu"].failure == "nothing to compare with: OutOfMemoryError: out of memory"
+    assert rows["BatchNorm"].times.both > 0
+    assert "failed" in shown([row.as_dict() for row in rows.values()])
+
+
+def test_a_layer_that_fails_is_a_row(monkeypatch):
+    def failing(shape):
+        raise_ = torch.nn.Identity()
+        raise_.forward = lambda x: 1 / 0
+        return raise_
+
+    row = family.measure(replace(family.PAIRS[0], theirs=failing), replace(SMALL, window=0), False, 0.01)
+    assert row.ours.both > 0
+    assert (row.theirs, row.failure) == (None, "theirs: ZeroDivisionError: division by zero")
 
 
 MEMORY = """
@@ -136,31 +192,11 @@ def test_memory_is_what_a_subject_allocates():
     assert float(run_python("-c", MEMORY)) == pytest.approx(3, rel=0.5)
 
 
-def test_the_gpu_clock_rotates_over_copies(monkeypatch):
-    """On the CPU, with work that is run where a GPU would replay a graph of it."""
-    monkeypatch.setattr(gpu, "cache_bytes", lambda device: 1 << 20)
-    monkeypatch.setattr(gpu, "captured", lambda step: (lambda: [step(i) for i in range(8)], 8))
-    monkeypatch.setattr(gpu, "elapsed", lambda replay: timeit(replay, number=1))
-    x, dy = torch.randn(2, 8, 128, 128, requires_grad=True), torch.randn(2, 8, 128, 128)
-    assert len(gpu.copies(x)) == 4
-    seen = set()
-
-    def function(x):
-        seen.add(x.data_ptr())
-        return x * 2
-
-    forward, backward = gpu.round_of(Subject("double", "", function, []), x, dy)()
-    assert forward > 0
-    assert backward >= 0
-    assert len(seen) == 4
-    copy, nothing = gpu.copy_round(x)()
-    assert copy > 0
-    assert nothing == 0
-
-
 def test_what_runs_under_the_sanitizers_is_right(monkeypatch):
     monkeypatch.setattr(sanitized, "CALLS", [sanitized.CALLS[0], ((6, 30), {"window": 7})])
-    sanitized.main("cpu")
+    sanitized.main(["cpu"], "cpu")
+    with pytest.raises(RuntimeError, match="cuda: "):
+        sanitized.main(["cuda"], "cpu")
 
 
 def test_geometric_mean():
@@ -359,6 +395,32 @@ def test_layers_against_torchs(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "layers.json").read_text())["rows"]
     assert {(row["layer"], row["relu"]) for row in rows} == {(p.name, relu) for p in pairs for relu in (False, True)}
     assert all(row["ours"]["both"] > 0 and row["theirs"]["both"] > 0 and row["error"] <= 1 for row in rows)
+
+
+def test_a_killed_run_of_layers_goes_on_with_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(family, "PAIRS", (replace(family.PAIRS[0], shapes=((2, 8, 5, 6),)),))
+    options = ("--seconds", 0.01, "--dtype", "float32", "--device", "cpu", "--out", tmp_path)
+    seen, before = [], family.measure
+
+    def killed_after(count):
+        def measure(pair, setting, relu, seconds):
+            if len(seen) == count:
+                raise KeyboardInterrupt
+            seen.append((setting.format, relu))
+            return before(pair, setting, relu, seconds)
+
+        monkeypatch.setattr(family, "measure", measure)
+
+    killed_after(3)
+    run("layers", *options, code=130)
+    first = json.loads((tmp_path / "layers.json").read_text())["rows"]
+    assert len(first) == 3
+    killed_after(-1)
+    run("layers", *options, "--resume")
+    assert seen == [(form, relu) for form in ("contiguous", "channels_last") for relu in (False, True)]
+    rows = json.loads((tmp_path / "layers.json").read_text())["rows"]
+    assert rows[:3] == first
+    assert len(rows) == 4
 
 
 def test_a_wrong_layer_is_not_timed():

@@ -7,6 +7,7 @@ import torch
 from oracle import Call, check, evaluate
 
 import divnorm_kernels as dk
+from bench.gpu import side_stream
 from divnorm_kernels import divisive_norm
 from divnorm_kernels.backends import KERNELS
 
@@ -68,8 +69,7 @@ def test_graph_capture(gpu, shape):
         y = gpu(x, weight, window=5)
         return y, *torch.autograd.grad(y, x, dy)
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
+    with side_stream():
         step()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -123,8 +123,7 @@ def test_layers_under_autocast_and_in_a_graph(make, memory_format):
         with torch.autocast("cuda", torch.bfloat16):
             return layer(x)
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
+    with side_stream():
         step()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

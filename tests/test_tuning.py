@@ -32,7 +32,8 @@ WHOLE = replace(CALL, fields="whole", options=(("window", "all"), ("groups", 2))
 def device(monkeypatch):
     """The emulated device and Triton's interpreter, whose work is run where a GPU would replay a graph of it."""
     monkeypatch.setattr(gpu, "cache_bytes", lambda device: 0)
-    monkeypatch.setattr(gpu, "captured", lambda step: (lambda: step(1), 1))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(gpu, "captured", lambda step, rotation: (lambda: step(1), 1))
     monkeypatch.setattr(gpu, "elapsed", lambda replay: timeit(replay, number=1))
     with emulated.backend():
         for table in (strategies, tiles, preference):
@@ -45,7 +46,7 @@ def timed_by(monkeypatch):
     """Lets the time of a candidate follow from the table's first row."""
 
     def install(seconds):
-        def round_of(run):
+        def round_of(run, rotation):
             taken = seconds(strategies.ROWS[0])
             return lambda: (taken, 0.0)
 
@@ -100,6 +101,16 @@ def test_values_that_fail_or_are_wrong_are_out(device, timed_by, monkeypatch):
     assert set(trial.scores) == {"256", "128"}
     assert "more threads than the CUDA kernels are compiled for" in trial.out["100000"]
     assert trial.out["64"].startswith("wrong result on small")
+
+
+def test_a_value_that_spoils_the_process_ends_the_search(device, monkeypatch):
+    def round_of(run, rotation):
+        raise gpu.Spoilt("in a capture")
+
+    with_knobs(monkeypatch, threads=(128,))
+    monkeypatch.setattr(search, "gpu_round", round_of)
+    with pytest.raises(gpu.Spoilt, match="in a capture"):
+        trials()
 
 
 def test_a_table_that_is_wrong_as_it_stands_is_an_error(device, timed_by, monkeypatch):

@@ -91,8 +91,10 @@ def _compared(trial: Trial, values: list[Any], p: Prepared, seconds: float) -> d
                     run = p.runner(trial.backend, direction)
                     if p.wrong(run(0), direction):
                         raise ArithmeticError(f"wrong result on {p.call.name}")
-                    rounds[len(cuts)] = gpu_round(run)
-                except Exception as error:  # whatever a candidate raises, the others go on
+                    rounds[len(cuts)] = gpu_round(run, len(p.xs))
+                except Exception as error:  # whatever a candidate raises, the others go on where they can
+                    if gpu.spoilt(error):
+                        raise
                     trial.out[str(value)] = str(error)
                     continue
                 cuts.append(cut)
@@ -104,9 +106,9 @@ def _compared(trial: Trial, values: list[Any], p: Prepared, seconds: float) -> d
     return {value: times[i].both / times[0].both for value, i in alike.items()}
 
 
-def gpu_round(run: Callable[[int], object]) -> Callable[[], tuple[float, float]]:
-    """A round of a function of the step's number: seconds a step."""
-    replay, steps = gpu.captured(run)
+def gpu_round(run: Callable[[int], object], rotation: int) -> Callable[[], tuple[float, float]]:
+    """A round of a function of the step's number, which takes so many copies in turn: seconds a step."""
+    replay, steps = gpu.captured(run, rotation)
     return lambda: (gpu.elapsed(replay) / steps, 0.0)
 
 
@@ -130,7 +132,7 @@ def preferred(prepared: list[Prepared], seconds: float) -> Iterator[tuple[Row, d
         by_call: dict[str, dict[str, float]] = {}
         for p in (p for p in prepared if p.call.fields == fields):
             rounds = {
-                (backend, direction): gpu_round(p.runner(backend, direction))
+                (backend, direction): gpu_round(p.runner(backend, direction), len(p.xs))
                 for backend in TUNABLE
                 for direction in DIRECTIONS
             }

@@ -1,0 +1,1 @@
+"""The check on a GPU, in steps that other runs go on with: ``python -m bench gpu-check``."""
