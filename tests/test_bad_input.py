@@ -12,6 +12,8 @@ from divnorm_kernels import (
     DivisiveNorm2d,
     DivisiveNorm3d,
     DivisiveNormFeatures,
+    GroupNorm,
+    LayerNorm,
     divisive_norm,
 )
 
@@ -225,6 +227,12 @@ LAYERS = {
         ValueError,
         "x: got shape (4,), expected (..., 4), num_features last",
     ),
+    "normalized_shape a float": (
+        lambda: LayerNorm(2.5),
+        TypeError,
+        "normalized_shape: got 2.5 of type float, expected a positive int",
+    ),
+    "normalized_shape of floats": (lambda: LayerNorm((2, 2.0)), TypeError, "normalized_shape: got 2.0 of type float"),
     "input a list": (lambda: DivisiveNorm2d(4)([1.0]), TypeError, "x: got list, expected a Tensor"),
     "input of whole numbers in eval mode": (
         lambda: BatchNorm2d(4).eval()(torch.ones(2, 4, 3, 3, dtype=torch.long)),
@@ -244,3 +252,42 @@ def test_layer(name):
     make, error, message = LAYERS[name]
     with pytest.raises(error, match="^" + re.escape(message)):
         make()
+
+
+SET = {
+    "l1_weight": (DivisiveNorm2d(6), -1.0, ValueError, "l1_weight: got -1.0, expected a number of at least 0"),
+    "l1_weight a word": (BatchNorm2d(6), "1", TypeError, "l1_weight: got '1' of type str, expected a number"),
+    "num_channels": (DivisiveNorm2d(6), 0, ValueError, "num_channels: got 0, expected a positive int"),
+    "num_channels of groups": (GroupNorm(2, 6), 6.0, TypeError, "num_channels: got 6.0 of type float, expected a"),
+    "num_features": (DivisiveNormFeatures(6, 3), -2, ValueError, "num_features: got -2, expected a positive int"),
+    "normalized_shape": (LayerNorm(6), 2.5, TypeError, "normalized_shape: got 2.5 of type float, expected a positive"),
+    "normalized_shape empty": (LayerNorm(6), (), ValueError, "normalized_shape: got (), expected at least one"),
+    "eps": (DivisiveNorm2d(6), -0.5, ValueError, "eps: got -0.5, expected a float of at least 0"),
+}
+
+
+@pytest.mark.parametrize("name", SET)
+def test_what_is_set_on_a_layer(name):
+    """As what it is made with; it stays what it was."""
+    layer, value, error, message = SET[name]
+    before = repr(layer)
+    with pytest.raises(error, match="^" + re.escape(message)):
+        setattr(layer, name.split()[0], value)
+    assert repr(layer) == before
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("running", "error", "message"),
+    [
+        (torch.zeros(5), ValueError, "got shape (5,), expected (4,), one per channel of x"),
+        (torch.zeros(4, dtype=torch.long), TypeError, "got dtype torch.int64, expected a floating one"),
+        (meta(4), ValueError, "got device meta, expected that of x, cpu"),
+    ],
+)
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_running_statistics(name, running, error, message, training):
+    layer = BatchNorm2d(4).train(training)
+    setattr(layer, name, running)
+    with pytest.raises(error, match="^" + re.escape(f"{name}: {message}")):
+        layer(torch.ones(2, 4, 3, 3))

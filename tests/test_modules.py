@@ -117,6 +117,12 @@ def test_copies(copied):
     assert repr(twin) == repr(layer)
 
 
+def test_repr_shows_what_was_set():
+    layer = DivisiveNorm2d(4, 3)
+    layer.sigma, layer.window, layer.activation = 0.25, 5, "relu"
+    assert repr(layer) == repr(DivisiveNorm2d(4, 5, sigma=0.25, activation="relu"))
+
+
 def test_repr_is_a_call_that_makes_the_layer():
     for text in (
         "DivisiveNorm2d(4, window=5)",
