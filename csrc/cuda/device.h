@@ -43,7 +43,9 @@ __device__ inline void sync_cluster(int size) {
 
 // The same where blocks have written to their own shared memory alone: writes to global memory are not waited for, by
 // compilers that can say so. .sync_restrict is new in PTX ISA 8.6 (its release notes), which nvcc 12.7 is the first to
-// write.
+// write; it orders what is restricted to it and no more (PTX ISA, "membar / fence"). By the letter that leaves open
+// whether a block may overwrite what others have read of it. On the machine it may: what a thread reads elsewhere goes
+// into what it computes or stores before it arrives here, so the value has come back by then.
 __device__ inline void sync_cluster_shared(int size) {
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1207
   sync_cluster(size);
