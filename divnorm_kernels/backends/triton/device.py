@@ -1,5 +1,6 @@
 """What the forward and the backward kernel share: the table, the order of items, addresses, sums over windows."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -22,8 +23,11 @@ _COLUMNS = tl.constexpr(len(schema.Column))
 _STAGES_AT = tl.constexpr(int(schema.STAGES_AT))
 _MOST_STAGES = tl.constexpr(schema.MOST_STAGES)
 
-IN_FLIGHT = tl.constexpr(3)
-"""The tiles of x that a loop has at work: those behind the first are on their way into shared memory."""
+IN_FLIGHT = tl.constexpr(1 if torch.version.hip else 3)
+"""The tiles of x that a loop has at work: those behind the first are on their way into shared memory.
+
+On AMD GPUs the addresses of more tiles than one spill registers.
+"""
 
 
 @triton.jit
