@@ -141,10 +141,6 @@ def _apply(
     base, channels, positions, first_channels, first, blocks, count = second_pass(
         table, row, tile, per_group, pixels, FEATURES, CHANNELS_LAST, INDEX, CHANNELS, PIXELS
     )
-    splits = tl.load(table + schema.Header.SPLITS)
-    partials = ((row // groups) * splits + tile % splits) * tl.load(table + schema.Header.PARTIAL_COLUMNS)
-    weights = scratch + tl.load(table + schema.Header.PARTIALS) + partials
-    biases = scratch + tl.load(table + schema.Header.PARTIALS_BIAS) + partials
     rstds = rstd_maps(maps, table)
     of_a, of_shift = gradient_buffers(scratch, table, WHOLE)
     slope = l1_slope(dl1, numel)
@@ -182,9 +178,12 @@ def _apply(
         if AFFINE:
             dweight += tl.where(mask, upstream * normalized, 0.0)
             dbias += upstream
-            if block % blocks == blocks - 1:
-                tl.store(weights + channel, tl.sum(dweight, 1), mask=inside_c)
-                tl.store(biases + channel, tl.sum(dbias, 1), mask=inside_c)
+            if block % blocks == blocks - 1:  # where the sums go is looked up here: registers are scarce in the loop
+                splits = tl.load(table + schema.Header.SPLITS)
+                piece = (row // groups) * splits + tile % splits
+                to = scratch + piece * tl.load(table + schema.Header.PARTIAL_COLUMNS) + channel
+                tl.store(to + tl.load(table + schema.Header.PARTIALS), tl.sum(dweight, 1), mask=inside_c)
+                tl.store(to + tl.load(table + schema.Header.PARTIALS_BIAS), tl.sum(dbias, 1), mask=inside_c)
                 dweight = tl.zeros([CHANNELS, PIXELS], tl.float32)
                 dbias = tl.zeros([CHANNELS, PIXELS], tl.float32)
 
