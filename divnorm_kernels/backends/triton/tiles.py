@@ -167,8 +167,11 @@ def _tiles(
     at_once = rows if g.over_batch or g.features else min(rows, 2 * tiles.chunk_samples * g.groups)
     if narrow:
         tile, apply = tile // 2, apply // 2
+    # merges take registers beside those of a tile, most in forward, whose statistics are three numbers a position
+    if g.whole and (direction == "forward" or element_size == 4):
+        tile //= 2
     if g.whole and element_size == 4:
-        tile, apply = tile // 2, apply // 2  # merges take registers beside those of a tile of float32
+        apply //= 2
     if g.features:
         apply //= 2  # the maps are as large as x and take registers like it
     if channels_last:
