@@ -22,7 +22,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from divnorm_kernels.backends import triton as backend
-from divnorm_kernels.backends.triton import launch, tiles
+from divnorm_kernels.backends.triton import (
+    backward_kernel,
+    backward_maps,
+    forward_kernel,
+    forward_maps,
+    launch,
+    tiles,
+)
+from divnorm_kernels.backends.triton.schema import Strategy
 from divnorm_kernels.backends.triton.tiles import Device
 from divnorm_kernels.fields import geometry
 from divnorm_kernels.norm import Norm
@@ -36,8 +44,8 @@ TARGETS = {
 }
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-STAGE, SMALL = (64, 64, 56, 56), (128, 16, 16, 16)
-"""Rows that take several programs, and rows that take one."""
+STAGE, SMALL, DEEP = (64, 64, 56, 56), (128, 16, 16, 16), (128, 128, 16, 16)
+"""Rows that take several programs, rows that one holds, and rows that one reads twice."""
 DTYPES_AND_LAYOUTS = [
     {"dtype": dtype, "channels_last": last, "half": dtype == F16, "learned": last}
     for dtype, last in product((F32, BF16, F16), (False, True))
@@ -66,6 +74,13 @@ class Specialization:
 SPECIALIZATIONS = [
     *(Specialization("several programs", STAGE, {"window": 5}, **known) for known in DTYPES_AND_LAYOUTS),
     *(Specialization("one program", SMALL, {"window": 3}, **known) for known in DTYPES_AND_LAYOUTS),
+    *(Specialization("one program, two reads", DEEP, {"window": 5}, **known) for known in DTYPES_AND_LAYOUTS),
+    Specialization("one program, two reads, mean only", DEEP, {"window": 5, "norm_window": None, "activation": "relu"}),
+    Specialization("one program, two reads, groups", (64, 256, 14, 14), {"window": 3, "groups": 2}, F32, even=False),
+    Specialization("one program, two reads, whole", DEEP, {"window": "all"}, BF16),
+    Specialization("one program, two reads, whole", DEEP, {"window": "all"}, F32, True),
+    Specialization("one program, 32x32", (128, 16, 32, 32), {"window": 3}, BF16),
+    Specialization("one program, 32x32", (128, 16, 32, 32), {"window": 3}, F32, True),
     Specialization("whole", STAGE, {"window": "all"}, BF16),
     Specialization("whole", STAGE, {"window": "all"}, F32, True),
     Specialization("whole, one program", (64, 512, 4, 4), {"window": "all", "groups": 32}, F32),
@@ -96,7 +111,7 @@ EVERYTHING = ("sm_90", "gfx942")
 class Recorder:
     """Stands in for a kernel: compiles every launch for a target instead of running it."""
 
-    def __init__(self, kernel: Any, target: GPUTarget, found: list[tuple[Any, dict[str, Any]]]):
+    def __init__(self, kernel: Any, target: GPUTarget, found: list[tuple[Any, dict[str, Any], dict[str, Any]]]):
         self.kernel, self.target, self.found = kernel, target, found
         self.compiled = False
 
@@ -118,15 +133,16 @@ class Recorder:
                 signature[parameter.name] = "i32" if isinstance(value, int) else "fp32"
         source = ASTSource(self.kernel, signature, constants, attributes)
         compiled = triton.compile(source, target=self.target, options=options)
-        self.found.append((compiled, options))
+        known = {parameter.name: value for parameter, value in zip(self.kernel.params, arguments, strict=True)}
+        self.found.append((compiled, options, known))
         self.compiled = True
         return self
 
 
-def compiled(arch: str, call: Specialization) -> list[tuple[Any, dict[str, Any]]]:
-    """The kernels that forward and backward of a call launch, with their options."""
+def compiled(arch: str, call: Specialization) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """The kernels that forward and backward of a call launch, with their options and arguments."""
     target, device = TARGETS[arch]
-    found: list[tuple[Any, dict[str, Any]]] = []
+    found: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
     before = launch.forward_kernel, launch.backward_kernel, launch._INT32, tiles.ROWS
     launch.forward_kernel, launch.backward_kernel = (Recorder(kernel, target, found) for kernel in before[:2])
     launch.device_of = lambda _: device
@@ -146,9 +162,51 @@ def compiled(arch: str, call: Specialization) -> list[tuple[Any, dict[str, Any]]
     return found
 
 
+def expected(kernel: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the arguments say of a kernel: its strategy; the times it polls, waits and signals; its barriers; the copies
+    of tiles of x and dy on their way while one is computed and the waits for them, in the code of all loops over x.
+    """
+    backward = kernel == "backward_kernel"
+    results = ("dweight", "dbias", "dsigma") if backward else ("l1",)
+    finish = any(arguments[name] is not None for name in results)
+    strategy, ordered = Strategy(arguments["STRATEGY"]), arguments["ORDERED"]
+    statistics = (arguments["SUMMATION"] or arguments["SUPPRESSION"]) and (backward or arguments["CHANNELS"] > 1)
+    loops = 0 if strategy == Strategy.SINGLE else 1 + statistics
+    return {
+        "strategy": strategy.name,
+        "expected": {
+            "polls": ordered * (finish + (strategy == Strategy.STAGED)),
+            "acquires": ordered * (finish + (strategy == Strategy.STAGED)),
+            "releases": int(ordered),
+            "tickets": int(ordered),
+            "barriers": ordered * (1 + finish + (strategy == Strategy.STAGED))
+            + (1 if strategy == Strategy.LOOPED else 3 * (strategy == Strategy.SINGLE and not arguments["WHOLE"])),
+            # two tiles before a loop, one in it; one wait in it and one behind it
+            "copies": 3 * loops * (1 + backward),
+            "copy_waits": 2 * loops,
+        },
+    }
+
+
+def unordered(ptx: str) -> list[str]:
+    """The code around signals and waits that no barrier keeps apart from the memory accesses that they are for; and
+    waits whose value nobody reads, which some Tritons leave out.
+    """
+    found = []
+    for at in re.finditer(r"\.release\.", ptx):
+        before = ptx[: at.start()].rpartition("bar.sync")[2]
+        found += [before] if re.search(r"st\.global|cp\.async\.c", before) else []
+    for at in re.finditer(r"\.acquire\.", ptx):
+        behind = ptx[at.end() :].partition("bar.sync")[0]
+        found += [behind] if re.search(r"(?:ld|st)\.global|cp\.async\.c", behind) else []
+        register = re.search(r"%r\d+", behind)[0]
+        found += [] if re.search(rf"{register}\b", behind.partition(";")[2]) else [f"{register} is not read"]
+    return found
+
+
 def nvidia_report(kernel: Any) -> dict[str, Any]:
-    """Registers, local memory, the widths in bytes of the moves that have a cache policy: those of x; and the
-    arithmetic that flushes small numbers or approximates.
+    """Registers, local memory, the widths in bytes of the moves that have a cache policy: those of x; the arithmetic
+    that flushes small numbers or approximates; and what `expected` has an opinion on.
     """
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -157,11 +215,26 @@ def nvidia_report(kernel: Any) -> dict[str, Any]:
         listing = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True)
     registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", listing.stdout).groups()
     ptx = kernel.asm["ptx"]
-    moves = re.findall(r"(ld|st)\.global(?:\.L1::evict_\w+)(?:\.L2::cache_hint)?(?:\.v(\d))?\.b(\d+)", ptx)
+    moves = re.findall(r"(?:ld|st)\.global(?:\.L1::evict_\w+)(?:\.L2::cache_hint)?(?:\.v(\d))?\.b(\d+)", ptx)
+    # their policies stand in this form in PTX from Triton 3.9 on
+    copies = re.findall(r"async_copy_global_to_local .*evict_.*", kernel.asm["ttgir"])
+    sizes = {"f32": 4, "bf16": 2, "f16": 2}
+    widths = {int(lanes or 1) * int(bits) // 8 for lanes, bits in moves}
+    for copy in copies:
+        contiguity = re.search(r"contiguity = (\d+)", copy)
+        widths.add(min(16, int(contiguity[1] if contiguity else 1) * sizes[re.search(r"!tt\.ptr<(\w+)>", copy)[1]]))
     return {
         "registers": int(registers),
         "spilled": int(stack) + int(local),
-        "widths": sorted({int(lanes or 1) * int(bits) // 8 for _, lanes, bits in moves}),
+        "widths": sorted(widths),
+        "polls": len(re.findall(r"ld\.global\.gpu\.relaxed", ptx)),
+        "acquires": len(re.findall(r"\.acquire\.", ptx)),
+        "releases": len(re.findall(r"\.release\.", ptx)),
+        "tickets": len(re.findall(r"atom\.global\.gpu\.relaxed\.add", ptx)),
+        "barriers": len(re.findall(r"\b(?:ttg|gpu)\.barrier\b", kernel.asm["ttgir"])),
+        "copies": len(copies),
+        "copy_waits": len(re.findall(r"cp\.async\.wait_group", ptx)),
+        "unordered": unordered(ptx),
         "read_only": len(re.findall(r"ld\.global\.nc", ptx)),
         "rough": sorted(set(re.findall(r"\w+\.(?:\w+\.)*(?:ftz|approx|full)[\w.]*", ptx))),
     }
@@ -187,12 +260,17 @@ def amd_report(kernel: Any) -> dict[str, Any]:
 
 def main(arch: str) -> None:
     """Prints the reports."""
-    report = amd_report if arch.startswith("gfx") else nvidia_report
+    report = nvidia_report
+    if arch.startswith("gfx"):
+        report = amd_report
+        for module in (forward_kernel, forward_maps, backward_kernel, backward_maps):
+            module.IN_FLIGHT = triton.language.constexpr(1)  # as in a torch for such GPUs
     for call in SPECIALIZATIONS[:: 1 if arch in EVERYTHING else 3]:
         layout = "channels_last" if call.channels_last else "contiguous"
-        for kernel, options in compiled(arch, call):
+        for kernel, options, arguments in compiled(arch, call):
             known = {"name": f"{call.name}, {NAMES[call.dtype]}, {layout}", "kernel": kernel.metadata.name}
             known |= {"warps": options["num_warps"], "shared": kernel.metadata.shared, "even": call.even}
+            known |= {"wide": call.wide} | expected(kernel.metadata.name, arguments)
             print(json.dumps(known | report(kernel)), flush=True)
 
 

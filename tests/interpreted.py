@@ -39,7 +39,10 @@ def table(**changes) -> Iterator[None]:
     forget()
 
 
-SINGLE, STAGED = {}, {"single": 0, "single_whole": 0}
+SINGLE, STAGED = {}, {"single": 0, "single_narrow": 0, "single_whole": 0}
+LOOPED = {**STAGED, "looped": 1 << 20, "looped_rows": 0, "looped_share": float("inf")}
 UNORDERED = {"ordered": False}
 SMALL_TILES = {**STAGED, "tile": 64, "apply": 64, "window": 32, "programs": 4, "cache_share": 0.1}
 """Several tiles along every axis, several chunks, and pieces of the positions in the second pass."""
+SMALL_LOOPS = {**LOOPED, "looped_tile": 64, "window": 32}
+"""Several tiles along every axis."""

@@ -10,8 +10,10 @@ from interpreted import (
     DEVICE,
     DTYPES,
     EXAMPLES,
+    LOOPED,
     SINGLE,
     SMALL,
+    SMALL_LOOPS,
     SMALL_TILES,
     STAGED,
     UNORDERED,
@@ -43,6 +45,17 @@ CASES = {
     "one program a row, whole features": (SINGLE, (7, 23), {"window": "all"}),
     "one program a row, one position": (SINGLE, (1, 1, 1, 1), {"window": 2, "edges": "zero"}),
     "one program a row, launches": (UNORDERED, (3, 4, 5, 6), {"window": 3}),
+    "looped": (LOOPED, (3, 9, 9, 10), {"window": 3}),
+    "looped, groups": (SMALL_LOOPS, (3, 20, 5, 7), {"window": (5, 2), "norm_window": (1, 8), "groups": 2}),
+    "looped, ReLU": (SMALL_LOOPS, (2, 9, 9, 10), {"window": 3, "activation": "relu"}),
+    "looped, volume": (SMALL_LOOPS, (2, 3, 3, 5, 4), {"window": (3, 2, "all"), "norm_window": 2}),
+    "looped, blocks": (SMALL_LOOPS, (2, 2, 160), {"window": 101, "norm_window": 40, "edges": "zero"}),
+    "looped, single channels": (SMALL_LOOPS, (2, 3, 7, 9), {"window": 3, "groups": 3}),
+    "looped, mean only": (SMALL_LOOPS, (2, 6, 6, 5), {"window": 3, "norm_window": None}),
+    "looped, no mean": (SMALL_LOOPS, (2, 6, 6, 5), {"window": None, "norm_window": 4}),
+    "looped, whole": (SMALL_LOOPS, (3, 20, 5, 9), {"window": "all", "groups": 2}),
+    "looped, whole, no mean": (SMALL_LOOPS, (2, 4, 5, 9), {"window": None, "norm_window": "all"}),
+    "looped, whole, mean only": (SMALL_LOOPS, (2, 4, 5, 9), {"window": "all", "norm_window": None}),
     "staged": (STAGED, (2, 9, 9, 10), {"window": 3}),
     "staged, ReLU": (STAGED, (2, 9, 9, 10), {"window": 3, "activation": "relu"}),
     "staged, features, ReLU": (STAGED, (3, 300), {"window": 9, "activation": "relu"}),
@@ -99,7 +112,7 @@ def test_every_branch(name, memory_format):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["one program a row", "staged", "over the batch, whole"])
+@pytest.mark.parametrize("name", ["one program a row", "looped", "staged", "over the batch, whole"])
 def test_every_dtype(name, dtype):
     with table(**CASES[name][0]):
         check(triton, case(name, dtype, torch.contiguous_format, sigmas=False))
@@ -118,7 +131,14 @@ def test_values_and_gradients_in_stages(call: Call):
         check(triton, call)
 
 
-@pytest.mark.parametrize("name", ["one program a row", "staged"])
+@EXAMPLES
+@given(calls(dtypes=DTYPES, extents=SMALL).map(on_device))
+def test_values_and_gradients_in_a_loop(call: Call):
+    with table(**LOOPED):
+        check(triton, call)
+
+
+@pytest.mark.parametrize("name", ["one program a row", "looped", "staged"])
 def test_parameters_and_gradients_that_are_not_there(name):
     """Without weight, bias, a sigma that learns, and a gradient of l1; and with some gradients not wanted."""
     call = case(name, torch.float32, torch.contiguous_format, sigmas=False)
@@ -136,7 +156,7 @@ def test_parameters_and_gradients_that_are_not_there(name):
     torch.testing.assert_close(of_l1, torch.autograd.grad(expected, x)[0], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["staged, small tiles", "over the batch, whole", "one program a row"])
+@pytest.mark.parametrize("name", ["staged, small tiles", "over the batch, whole", "one program a row", "looped"])
 def test_same_bits_on_every_run_and_with_one_launch_or_several(name):
     call = case(name, torch.float32, torch.contiguous_format, sigmas=True)
     with table(**CASES[name][0]):
@@ -148,7 +168,7 @@ def test_same_bits_on_every_run_and_with_one_launch_or_several(name):
         assert torch.equal(first[key], other[key]), key
 
 
-@pytest.mark.parametrize("name", ["one program a row", "staged", "features, staged", "over the batch"])
+@pytest.mark.parametrize("name", ["one program a row", "looped", "staged", "features, staged", "over the batch"])
 def test_wide_offsets(name, monkeypatch):
     """What tensors of more than 2^31 elements take: 64-bit offsets and table."""
     monkeypatch.setattr(launch, "_INT32", 1)
@@ -156,7 +176,7 @@ def test_wide_offsets(name, monkeypatch):
         check(triton, case(name, torch.float32, torch.contiguous_format, sigmas=True))
 
 
-@pytest.mark.parametrize("changes", [SINGLE, STAGED], ids=["single", "staged"])
+@pytest.mark.parametrize("changes", [SINGLE, LOOPED, STAGED], ids=["single", "looped", "staged"])
 @pytest.mark.parametrize("options", [{"window": 5}, {"window": "all"}, {"window": 1}], ids=str)
 def test_offset_costs_no_accuracy(options, changes):
     """With x = 1e4 + unit variance in float32, the only loss is the rounding of x, which the oracle sees too."""
@@ -175,7 +195,7 @@ def test_offset_costs_no_accuracy(options, changes):
     calls(dtypes=DTYPES, extents=SMALL).map(on_device),
     st.sampled_from((float("inf"), -float("inf"), float("nan"))),
     st.integers(0, 2**31),
-    st.sampled_from((SINGLE, STAGED)),
+    st.sampled_from((SINGLE, LOOPED, STAGED)),
 )
 def test_non_finite_values_reach_exactly_the_reference_set(call: Call, value: float, where: int, changes: dict):
     x = call.x.clone(memory_format=torch.preserve_format)
@@ -283,6 +303,9 @@ class Traffic:
         ("one program a row, groups", 1),
         ("one program a row, features", 1),
         ("one program a row, whole", 1),
+        ("looped", 2),
+        ("looped, groups", 2),
+        ("looped, whole", 2),
         ("staged, small tiles", 2),
         ("staged, whole", 2),
         ("features, staged", 2),
@@ -291,7 +314,7 @@ class Traffic:
     ],
 )
 def test_reads_and_writes_of_the_activation(name, reads, monkeypatch):
-    """One read of x, and of dy, where a row takes one program, two elsewhere; one write of y and of dx."""
+    """One read of x, and of dy, where a program holds the row, two elsewhere; one write of y and of dx."""
     call = case(name, torch.float32, torch.contiguous_format, sigmas=True)
     x, weight = call.x.requires_grad_(), call.weight.requires_grad_()
     traffic = Traffic(monkeypatch)

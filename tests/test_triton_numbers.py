@@ -6,7 +6,20 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from interpreted import DEVICE, DTYPES, EXAMPLES, SINGLE, SMALL, SMALL_TILES, STAGED, on_device, table, triton
+from interpreted import (
+    DEVICE,
+    DTYPES,
+    EXAMPLES,
+    LOOPED,
+    SINGLE,
+    SMALL,
+    SMALL_LOOPS,
+    SMALL_TILES,
+    STAGED,
+    on_device,
+    table,
+    triton,
+)
 from oracle import Call, evaluate
 from strategies import calls
 from torch import Tensor
@@ -19,7 +32,7 @@ from divnorm_kernels.reference import divisive_norm as reference
 
 NAN, INF = float("nan"), float("inf")
 EPSILON, SUBNORMAL = torch.finfo(torch.float32).eps, 2.0**-149
-CUTS = pytest.mark.parametrize("changes", [SINGLE, STAGED], ids=["single", "staged"])
+CUTS = pytest.mark.parametrize("changes", [SINGLE, LOOPED, STAGED], ids=["single", "looped", "staged"])
 FORMATS = ("features", "contiguous", "channels last")
 FORMS = pytest.mark.parametrize("form", FORMATS[::2])
 EVERYTHING = ("y", "dx", "dweight", "dbias", "dsigma")
@@ -129,7 +142,9 @@ VARIANCES = {
 }
 
 
-@pytest.mark.parametrize("changes", [SINGLE, STAGED, SMALL_TILES], ids=["single", "staged", "small tiles"])
+@pytest.mark.parametrize(
+    "changes", [SINGLE, SMALL_LOOPS, STAGED, SMALL_TILES], ids=["single", "looped", "staged", "small tiles"]
+)
 @pytest.mark.parametrize("name", VARIANCES)
 @pytest.mark.parametrize(("deviation", "offset"), [(1e-4, 0.0), (1.0, 1e4)], ids=str)
 def test_the_variance_of_whole_fields_is_kept_as_it_is(deviation, offset, name, changes):
@@ -153,7 +168,7 @@ def test_the_variance_of_whole_fields_is_kept_as_it_is(deviation, offset, name, 
     st.sampled_from((INF, -INF, NAN)),
     st.integers(0, 2**31),
     st.sampled_from(("x", "dy")),
-    st.sampled_from((SINGLE, STAGED, SMALL_TILES)),
+    st.sampled_from((SINGLE, SMALL_LOOPS, STAGED, SMALL_TILES)),
 )
 def test_results_are_finite_where_the_oracles_are(call: Call, value: float, where: int, spoiled: str, changes: dict):
     """Gradients too, with one number of x or of dy that is not finite."""

@@ -73,19 +73,33 @@ def _aligned(*tensors: Tensor | None) -> bool:
     return not together & _ALIGNED
 
 
+def _elsewhere(x: Tensor) -> bool:
+    """Whether x is on a GPU that is not the current one."""
+    return x.is_cuda and x.device.index != torch.cuda.current_device()
+
+
 def _run(g: Geometry, key: tuple[Any, ...], x: Tensor, arguments: Any, aligned: bool, **kinds: Any) -> None:
-    """Launches the plan of ``key``, made on its first use."""
+    """Launches the plan of ``key`` on x's device, made on its first use."""
+    if _elsewhere(x):
+        with torch.cuda.device(x.device):
+            _run_here(g, key, x, arguments, aligned, **kinds)
+    else:
+        _run_here(g, key, x, arguments, aligned, **kinds)
+
+
+def _run_here(g: Geometry, key: tuple[Any, ...], x: Tensor, arguments: Any, aligned: bool, **kinds: Any) -> None:
     plan = g.cache.get(key)
     if plan is None:
         from . import launch  # brings triton, which takes a second
 
+        if launch.captures(x):
+            raise RuntimeError(
+                f"the first {key[0]} call of this kind on x of shape {tuple(x.shape)} is inside the capture of a CUDA "
+                "graph; make one before the capture, which compiles the kernel and copies its table to the GPU"
+            )
         found = launch.plans(g, x, channels_last_strides(x), **kinds)
         plan = g.cache[key] = launch.fastest(found, lambda plan: plan.run(arguments, x, aligned))
-    if x.is_cuda and x.device.index != torch.cuda.current_device():
-        with torch.cuda.device(x.device):
-            plan.run(arguments, x, aligned)
-    else:
-        plan.run(arguments, x, aligned)
+    plan.run(arguments, x, aligned)
 
 
 def forward(
@@ -101,9 +115,9 @@ def forward(
     x = dense(x)
     y = torch.empty_like(x)
     maps = x.new_empty(g.kept_shape(with_variance), dtype=torch.float32)
-    l1 = x.new_zeros((), dtype=torch.float32) if with_l1 else None
     if g.numel == 0:
-        return y, maps, l1
+        return y, maps, x.new_zeros((), dtype=torch.float32) if with_l1 else None
+    l1 = x.new_empty((), dtype=torch.float32) if with_l1 else None
     value = 0.0 if isinstance(sigma, Tensor) else float(sigma)
     weight, bias, sigma = _packed(weight), _packed(bias), _packed(sigma)
     key = ("forward", x.dtype, x.device, channels_last_strides(x), _kind(weight), _kind(bias), _kind(sigma))
@@ -139,17 +153,21 @@ def backward(
     x = dense(x)
     dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
     dx = torch.empty_like(x)
+    nothing = g.numel == 0
+    # the kernel writes every number of these; without a suppression field sigma is not used, its gradient zero
     dweight, dbias, dsigma = (
-        torch.zeros_like(t, memory_format=torch.contiguous_format) if need else None
-        for t, need in zip((weight, bias, sigma), needs[1:], strict=True)
+        (torch.zeros_like if zero else torch.empty_like)(t, memory_format=torch.contiguous_format) if need else None
+        for t, need, zero in zip(
+            (weight, bias, sigma), needs[1:], (nothing, nothing, nothing or g.suppression is None), strict=True
+        )
     )
     results = (dx if needs[0] else None, dweight, dbias, dsigma)
-    if g.numel == 0:
+    if nothing:
         return results
     weight, sigma = _packed(weight), _packed(sigma)
     bias = _packed(bias) if g.relu else None  # of no other use
     if g.suppression is None:
-        dsigma = None  # sigma is not used, and its gradient stays zero
+        dsigma = None
     key = ("backward", x.dtype, x.device, channels_last_strides(x), _kind(weight), _kind(bias), _kind(sigma))
     key += (dl1 is None, _kind(dweight), _kind(dbias), _kind(dsigma))
     _run(

@@ -6,6 +6,7 @@ import triton.language as tl
 from . import schema
 from .backward_maps import (
     channel_sums,
+    gradient_buffers,
     gradient_maps,
     input_gradient,
     l1_slope,
@@ -18,13 +19,16 @@ from .backward_maps import (
     window_item,
 )
 from .device import (
+    IN_FLIGHT,
     activation_base,
     activation_offsets,
+    channel_block,
     locate,
     map_offsets,
     map_values,
     parameter,
     passed,
+    rstd_maps,
     second_pass,
     sign,
     signal,
@@ -59,6 +63,8 @@ def _single(
     slope = l1_slope(dl1, numel)
     weights = scratch + tl.load(table + schema.Header.PARTIALS)
     biases = scratch + tl.load(table + schema.Header.PARTIALS_BIAS)
+    rstds = rstd_maps(maps, table)
+    of_a, of_shift = gradient_buffers(scratch, table, WHOLE)
     feature_weight = tl.zeros([PIXELS], tl.float32)
     feature_bias = tl.zeros([PIXELS], tl.float32)
     for row in range(item, rows, tl.load(table + schema.Header.ITEMS)):
@@ -67,7 +73,7 @@ def _single(
         values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         upstream = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         map_at = map_offsets(row, c, p, pixels, False, WHOLE, False)
-        mu, rstd = map_values(maps, table, map_at, inside[None, :], SUMMATION, SUPPRESSION)
+        mu, rstd = map_values(maps, rstds, map_at, inside[None, :], SUMMATION, SUPPRESSION)
         mu = tl.reshape(mu, [PIXELS])
         rstd = tl.reshape(rstd, [PIXELS])
         if FEATURES:
@@ -104,7 +110,7 @@ def _single(
                 window_item(scratch, table, entry, item, pixels, p, inside, count, SUMMATION, INDEX)
             tl.debug_barrier()
             map_at = map_offsets(item, c, p, pixels, False, WHOLE, False)
-            a, shift = gradient_maps(scratch, table, map_at, inside[None, :], SUMMATION, SUPPRESSION, WHOLE)
+            a, shift = gradient_maps(of_a, of_shift, map_at, inside[None, :], SUMMATION, SUPPRESSION)
         result = input_gradient(gradient, centred, normalized, rstd[None, :], a, shift, SUPPRESSION, WHOLE)
         if dl1 is not None:
             result += slope * sign(centred)
@@ -130,25 +136,35 @@ def _apply(
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr,
     RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """The second pass: dx of a block of channels at a piece of the positions, and its share of dweight and dbias."""
+    """The second pass: dx of blocks of channels at a piece of the positions, and its share of dweight and dbias."""
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
-    c, inside_c, channel, base, first, behind, positions = second_pass(
+    base, channels, positions, first_channels, first, blocks, count = second_pass(
         table, row, tile, per_group, pixels, FEATURES, CHANNELS_LAST, INDEX, CHANNELS, PIXELS
     )
-    scale = parameter(weight, channel, inside_c, 1.0)[:, None]
-    if RELU:
-        lift = parameter(bias, channel, inside_c, 0.0)[:, None]
+    rstds = rstd_maps(maps, table)
+    of_a, of_shift = gradient_buffers(scratch, table, WHOLE)
     slope = l1_slope(dl1, numel)
     dweight = tl.zeros([CHANNELS, PIXELS], tl.float32)
     dbias = tl.zeros([CHANNELS, PIXELS], tl.float32)
-    for block in range(first, behind):
-        p = block * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
+    c, inside_c, channel = channel_block(first_channels, row, groups, per_group, channels, FEATURES, INDEX, CHANNELS)
+    scale = parameter(weight, channel, inside_c, 1.0)[:, None]
+    if RELU:
+        lift = parameter(bias, channel, inside_c, 0.0)[:, None]
+    for block in tl.range(0, count, num_stages=IN_FLIGHT):
+        if not (CHANNELS_LAST or FEATURES):
+            c, inside_c, channel = channel_block(
+                first_channels + block // blocks, row, groups, per_group, channels, FEATURES, INDEX, CHANNELS
+            )
+            scale = parameter(weight, channel, inside_c, 1.0)[:, None]
+            if RELU:
+                lift = parameter(bias, channel, inside_c, 0.0)[:, None]
+        p = (first + block % blocks) * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
         inside = p < positions
         mask = inside_c[:, None] & inside[None, :]
         map_mask = mask if FEATURES else inside[None, :]
         map_at = map_offsets(row % groups if OVER_BATCH else row, c, p, pixels, FEATURES, WHOLE, OVER_BATCH)
-        mu, rstd = map_values(maps, table, map_at, map_mask, SUMMATION, SUPPRESSION)
-        a, shift = gradient_maps(scratch, table, map_at, map_mask, SUMMATION, SUPPRESSION, WHOLE)
+        mu, rstd = map_values(maps, rstds, map_at, map_mask, SUMMATION, SUPPRESSION)
+        a, shift = gradient_maps(of_a, of_shift, map_at, map_mask, SUMMATION, SUPPRESSION)
         at = activation_offsets(c, p, pixels if FEATURES else groups * per_group, pixels, CHANNELS_LAST or FEATURES)
         centred = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) - mu
         upstream = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
@@ -162,11 +178,38 @@ def _apply(
         if AFFINE:
             dweight += tl.where(mask, upstream * normalized, 0.0)
             dbias += upstream
-    if AFFINE:
-        splits = tl.load(table + schema.Header.SPLITS)
-        at = ((row // groups) * splits + tile % splits) * tl.load(table + schema.Header.PARTIAL_COLUMNS) + channel
-        tl.store(scratch + tl.load(table + schema.Header.PARTIALS) + at, tl.sum(dweight, 1), mask=inside_c)
-        tl.store(scratch + tl.load(table + schema.Header.PARTIALS_BIAS) + at, tl.sum(dbias, 1), mask=inside_c)
+            if block % blocks == blocks - 1:  # where the sums go is looked up here: registers are scarce in the loop
+                splits = tl.load(table + schema.Header.SPLITS)
+                piece = (row // groups) * splits + tile % splits
+                to = scratch + piece * tl.load(table + schema.Header.PARTIAL_COLUMNS) + channel
+                tl.store(to + tl.load(table + schema.Header.PARTIALS), tl.sum(dweight, 1), mask=inside_c)
+                tl.store(to + tl.load(table + schema.Header.PARTIALS_BIAS), tl.sum(dbias, 1), mask=inside_c)
+                dweight = tl.zeros([CHANNELS, PIXELS], tl.float32)
+                dbias = tl.zeros([CHANNELS, PIXELS], tl.float32)
+
+
+@triton.jit
+def _stage_item(
+    x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, row, tile, tiles, per_group, pixels,
+    SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
+    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr,
+    SIGMA: tl.constexpr, RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+    APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
+):  # fmt: skip
+    """An item of the stage at ``entry``."""
+    kind = tl.load(entry + schema.Column.KIND)
+    if kind == schema.Kind.APPLY:
+        _apply(
+            x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
+            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, AFFINE, RELU,
+            APPLY_CHANNELS, APPLY_PIXELS,
+        )  # fmt: skip
+    elif SUMMATION or SUPPRESSION:
+        maps_item(
+            x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles,
+            per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
+            SIGMA, RELU, CHANNELS, PIXELS, WINDOW,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first", "channel_units", "pixel_units"])
@@ -174,7 +217,7 @@ def backward_kernel(
     x, dy, dx, weight, bias, sigma, maps, dl1, numel, dweight, dbias, dsigma, scratch, counters, table, first,
     channel_units, pixel_units,
     CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr,
-    SINGLE: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
+    STRATEGY: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
     WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, RELU: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     WINDOW: tl.constexpr, APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
@@ -208,7 +251,7 @@ def backward_kernel(
                 if dbias is not None:
                     partials = scratch + tl.load(table + schema.Header.PARTIALS_BIAS)
                     sum_columns(partials, dbias, table, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
-    elif SINGLE:
+    elif STRATEGY == schema.Strategy.SINGLE:
         _single(
             x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, item, per_group, pixels,
             SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, AFFINE, SIGMA, RELU,
@@ -216,6 +259,18 @@ def backward_kernel(
         )  # fmt: skip
         if ORDERED:
             signal(counters + 1)
+    elif STRATEGY == schema.Strategy.LOOPED:
+        row = tl.cast(item, table.dtype.element_ty)
+        for stage in range(tl.load(table + schema.Header.STAGES)):
+            entry = stage_entry(table, stage)
+            tiles = tl.load(entry + schema.Column.TILES)
+            for tile in range(tiles):
+                _stage_item(
+                    x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, row, tile, tiles,
+                    per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
+                    AFFINE, SIGMA, RELU, CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
+                )  # fmt: skip
+            tl.debug_barrier()  # what the stage has stored can be read
     else:
         place, stage, chunk = locate(table, item)
         if (chunk >= 0) & (chunk < tl.load(table + schema.Header.CHUNKS)):
@@ -225,19 +280,11 @@ def backward_kernel(
             tiles = tl.load(entry + schema.Column.TILES)
             tile = place % tiles
             row = chunk * tl.load(entry + schema.Column.ROWS) + place // tiles
-            kind = tl.load(entry + schema.Column.KIND)
             if row < tl.load(entry + schema.Column.ALL_ROWS):
-                if kind == schema.Kind.APPLY:
-                    _apply(
-                        x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
-                        SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, AFFINE, RELU,
-                        APPLY_CHANNELS, APPLY_PIXELS,
-                    )  # fmt: skip
-                elif SUMMATION or SUPPRESSION:
-                    maps_item(
-                        x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles,
-                        per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
-                        SIGMA, RELU, CHANNELS, PIXELS, WINDOW,
-                    )  # fmt: skip
+                _stage_item(
+                    x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, row, tile, tiles,
+                    per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
+                    AFFINE, SIGMA, RELU, CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
+                )  # fmt: skip
             if ORDERED:
                 signal(stage_counter(table, counters, chunk, stage))

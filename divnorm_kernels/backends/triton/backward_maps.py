@@ -5,6 +5,7 @@ import triton.language as tl
 
 from . import schema
 from .device import (
+    IN_FLIGHT,
     activation_base,
     activation_offsets,
     buffer_at,
@@ -13,6 +14,7 @@ from .device import (
     map_values,
     parameter,
     passed,
+    rstd_maps,
     sigma_at,
     sign,
     window_sum,
@@ -65,7 +67,7 @@ def store_sources(
 @triton.jit
 def whole_rstd(maps, table, map_row, SUPPRESSION: tl.constexpr):
     """1/s of a row whose fields cover everything."""
-    return tl.load(maps + tl.load(table + schema.Header.RSTD) + map_row) if SUPPRESSION else 1.0
+    return tl.load(rstd_maps(maps, table) + map_row) if SUPPRESSION else 1.0
 
 
 @triton.jit
@@ -146,16 +148,21 @@ def window_item(scratch, table, entry, row, pixels, p, inside, count, SUMMATION:
 
 
 @triton.jit
-def gradient_maps(scratch, table, at, mask, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr):
-    """The coefficient a, under ``WHOLE`` s a, and A'[d]/n at the offsets ``at``; zeros where a field is absent."""
+def gradient_buffers(scratch, table, WHOLE: tl.constexpr):
+    """The buffers of what `gradient_maps` gives."""
+    of_a = buffer_at(scratch, table, schema.Buffer.FIRST if WHOLE else schema.Buffer.CENTRED, 0, 0)
+    return of_a, buffer_at(scratch, table, schema.Buffer.SECOND if WHOLE else schema.Buffer.SCALE, 0, 0)
+
+
+@triton.jit
+def gradient_maps(of_a, of_shift, at, mask, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr):
+    """The coefficient a, or of whole fields s a, and A'[d]/n at the offsets ``at``; zeros where a field is absent."""
     a = tl.zeros(at.shape, tl.float32)
     shift = tl.zeros(at.shape, tl.float32)
     if SUPPRESSION:
-        buffer = buffer_at(scratch, table, schema.Buffer.FIRST if WHOLE else schema.Buffer.CENTRED, 0, 0)
-        a = tl.load(buffer + at, mask=mask, other=0.0)
+        a = tl.load(of_a + at, mask=mask, other=0.0)
     if SUMMATION:
-        buffer = buffer_at(scratch, table, schema.Buffer.SECOND if WHOLE else schema.Buffer.SCALE, 0, 0)
-        shift = tl.load(buffer + at, mask=mask, other=0.0)
+        shift = tl.load(of_shift + at, mask=mask, other=0.0)
     return a, shift
 
 
@@ -194,14 +201,14 @@ def _statistics(
     base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
     map_row = row % groups if OVER_BATCH else row
     map_at = map_offsets(map_row, p, p, pixels, False, WHOLE, OVER_BATCH)
-    mu, rstd = map_values(maps, table, map_at, inside[None, :], SUMMATION, SUPPRESSION)
+    mu, rstd = map_values(maps, rstd_maps(maps, table), map_at, inside[None, :], SUMMATION, SUPPRESSION)
     mu = tl.reshape(mu, [PIXELS])
     rstd = tl.reshape(rstd, [PIXELS])
     p1 = tl.zeros([PIXELS], tl.float32)
     p2 = tl.zeros([PIXELS], tl.float32)
     centred_sum = tl.zeros([PIXELS], tl.float32)
     signs = tl.zeros([PIXELS], tl.float32)
-    for begin in range(0, per_group, CHANNELS):
+    for begin in tl.range(0, per_group, CHANNELS, num_stages=IN_FLIGHT):
         c = tl.cast(begin + tl.arange(0, CHANNELS), INDEX)
         inside_c = c < per_group
         mask = inside_c[:, None] & inside[None, :]

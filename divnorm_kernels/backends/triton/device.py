@@ -1,11 +1,20 @@
 """What the forward and the backward kernel share: the table, the order of items, addresses, sums over windows."""
 
+import torch
 import triton
 import triton.language as tl
 
 from . import schema
 
-_ENUMS = (schema.Header, schema.FieldColumn, schema.Column, schema.Kind, schema.Buffer, schema.Epilogue)
+_ENUMS = (
+    schema.Strategy,
+    schema.Header,
+    schema.FieldColumn,
+    schema.Column,
+    schema.Kind,
+    schema.Buffer,
+    schema.Epilogue,
+)
 _LAYOUT = tl.constexpr(str([*([*map(repr, e)] for e in _ENUMS), schema.FINISH_ROWS, schema.FINISH_COLUMNS]))
 """Named in `stage_entry`, so that code compiled for another table is not taken from the cache."""
 _AXES = tl.constexpr(schema.AXES)
@@ -13,6 +22,12 @@ _AXIS_NUMBERS = tl.constexpr(len(schema.FieldColumn))
 _COLUMNS = tl.constexpr(len(schema.Column))
 _STAGES_AT = tl.constexpr(int(schema.STAGES_AT))
 _MOST_STAGES = tl.constexpr(schema.MOST_STAGES)
+
+IN_FLIGHT = tl.constexpr(1 if torch.version.hip else 3)
+"""The tiles of x that a loop has at work: those behind the first are on their way into shared memory.
+
+On AMD GPUs the addresses of more tiles than one spill registers.
+"""
 
 
 @triton.jit
@@ -48,7 +63,9 @@ def locate(table, item):
 @triton.jit
 def wait_for(counter, count):
     """Returns once ``counter`` has reached ``count``; what was stored before the signals can be read from then on."""
-    while tl.atomic_add(counter, 0, sem="acquire") < count:
+    while tl.atomic_add(counter, 0, sem="relaxed") < count:  # an acquire empties the multiprocessor's cache
+        pass
+    while tl.atomic_add(counter, 0, sem="acquire") < count:  # one whose value nobody reads, Triton 3.6 leaves out
         pass
     tl.debug_barrier()
 
@@ -98,21 +115,33 @@ def second_pass(
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """What an item of the second pass works on: a block of channels at a piece of the positions of a row.
+    """What an item of the second pass works on: blocks of channels, each at the same piece of the positions of a row.
+    Only one where neighbours in memory are channels, so that their parameters stay in registers.
 
-    Returns the channels within the group, which of them exist, their place among all channels, where the row begins in
-    x, the first tile of positions and the one behind the last, and the number of positions.
+    Returns where the row begins in x, the number of channels within the group and of positions, the first block of
+    channels and of positions, the blocks of positions, and the tiles: those of a block of channels follow each other.
     """
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
     splits = tl.load(table + schema.Header.SPLITS)
     blocks = tl.cast(tl.load(table + schema.Header.SPLIT_BLOCKS), INDEX)
+    channel_blocks = tl.cast(tl.load(table + schema.Header.CHANNEL_BLOCKS), INDEX)
+    channels = pixels if FEATURES else per_group
     positions = tl.cast(tl.load(table + schema.Header.BATCH), INDEX) if FEATURES else pixels
     first = tl.cast(tile % splits, INDEX) * blocks
-    behind = tl.minimum(first + blocks, tl.cdiv(positions, PIXELS))
-    c = tl.cast(tile // splits, INDEX) * CHANNELS + tl.cast(tl.arange(0, CHANNELS), INDEX)
-    channel = c if FEATURES else (row % groups) * per_group + c
+    blocks = tl.minimum(blocks, tl.cdiv(positions, PIXELS) - first)
+    first_channels = tl.cast(tile // splits, INDEX) * channel_blocks
+    tiles = tl.minimum(channel_blocks, tl.cdiv(channels, CHANNELS) - first_channels) * blocks
     base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
-    return c, c < (pixels if FEATURES else per_group), channel, base, first, behind, positions
+    return base, channels, positions, first_channels, first, blocks, tiles
+
+
+@triton.jit
+def channel_block(
+    block, row, groups, per_group, channels, FEATURES: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """The channels of a block within the group, which of them exist, and their place among all channels."""
+    c = block * CHANNELS + tl.cast(tl.arange(0, CHANNELS), INDEX)
+    return c, c < channels, c if FEATURES else (row % groups) * per_group + c
 
 
 @triton.jit
@@ -242,14 +271,20 @@ def map_offsets(map_row, c, p, pixels, FEATURES: tl.constexpr, WHOLE: tl.constex
 
 
 @triton.jit
-def map_values(maps, table, at, mask, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr):
+def rstd_maps(maps, table):
+    """Where rstd begins in the maps."""
+    return maps + tl.load(table + schema.Header.RSTD)
+
+
+@triton.jit
+def map_values(means, rstds, at, mask, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr):
     """The mean and rstd at the offsets ``at``; zeros and ones where a field is absent."""
     mean = tl.zeros(at.shape, tl.float32)
     rstd = tl.full(at.shape, 1.0, tl.float32)
     if SUMMATION:
-        mean = tl.load(maps + at, mask=mask, other=0.0)
+        mean = tl.load(means + at, mask=mask, other=0.0)
     if SUPPRESSION:
-        rstd = tl.load(maps + tl.load(table + schema.Header.RSTD) + at, mask=mask, other=0.0)
+        rstd = tl.load(rstds + at, mask=mask, other=0.0)
     return mean, rstd
 
 

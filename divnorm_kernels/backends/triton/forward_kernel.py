@@ -5,15 +5,18 @@ import triton.language as tl
 
 from . import schema
 from .device import (
+    IN_FLIGHT,
     activation_base,
     activation_offsets,
     buffer_at,
+    channel_block,
     finite,
     locate,
     map_offsets,
     map_values,
     parameter,
     rectified,
+    rstd_maps,
     second_pass,
     signal,
     stage_counter,
@@ -84,7 +87,7 @@ def _single(
                 )
             tl.debug_barrier()
             map_at = map_offsets(row, c, p, pixels, False, WHOLE, False)
-            mu, rstd = map_values(maps, table, map_at, inside[None, :], SUMMATION, SUPPRESSION)
+            mu, rstd = map_values(maps, rstd_maps(maps, table), map_at, inside[None, :], SUMMATION, SUPPRESSION)
         if FEATURES:
             scale = parameter(weight, p, inside, 1.0)[None, :]
             shift = parameter(bias, p, inside, 0.0)[None, :]
@@ -108,20 +111,28 @@ def _apply(
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr, RELU: tl.constexpr,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """The second pass: normalizes a block of channels at a piece of the positions."""
+    """The second pass: normalizes blocks of channels at a piece of the positions."""
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
-    c, inside_c, channel, base, first, behind, positions = second_pass(
+    base, channels, positions, first_channels, first, blocks, count = second_pass(
         table, row, tile, per_group, pixels, FEATURES, CHANNELS_LAST, INDEX, CHANNELS, PIXELS
     )
+    rstds = rstd_maps(maps, table)
+    total = tl.zeros([PIXELS], tl.float32)
+    c, inside_c, channel = channel_block(first_channels, row, groups, per_group, channels, FEATURES, INDEX, CHANNELS)
     scale = parameter(weight, channel, inside_c, 1.0)[:, None]
     shift = parameter(bias, channel, inside_c, 0.0)[:, None]
-    total = tl.zeros([PIXELS], tl.float32)
-    for block in range(first, behind):
-        p = block * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
+    for block in tl.range(0, count, num_stages=IN_FLIGHT):
+        if not (CHANNELS_LAST or FEATURES):
+            c, inside_c, channel = channel_block(
+                first_channels + block // blocks, row, groups, per_group, channels, FEATURES, INDEX, CHANNELS
+            )
+            scale = parameter(weight, channel, inside_c, 1.0)[:, None]
+            shift = parameter(bias, channel, inside_c, 0.0)[:, None]
+        p = (first + block % blocks) * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
         inside = p < positions
         mask = inside_c[:, None] & inside[None, :]
         map_at = map_offsets(row % groups if OVER_BATCH else row, c, p, pixels, FEATURES, WHOLE, OVER_BATCH)
-        mu, rstd = map_values(maps, table, map_at, mask if FEATURES else inside[None, :], SUMMATION, SUPPRESSION)
+        mu, rstd = map_values(maps, rstds, map_at, mask if FEATURES else inside[None, :], SUMMATION, SUPPRESSION)
         at = activation_offsets(c, p, pixels if FEATURES else groups * per_group, pixels, CHANNELS_LAST or FEATURES)
         centred = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) - mu
         result = rectified(centred * rstd * scale + shift, RELU).to(y.dtype.element_ty)
@@ -133,12 +144,35 @@ def _apply(
         tl.store(scratch + at, tl.sum(total, 0))
 
 
+@triton.jit
+def _stage_item(
+    x, y, weight, bias, sigma, sigma_value, maps, scratch, table, entry, row, tile, tiles, per_group, pixels,
+    SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
+    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr, RELU: tl.constexpr,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+    APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
+):  # fmt: skip
+    """An item of the stage at ``entry``."""
+    kind = tl.load(entry + schema.Column.KIND)
+    if kind == schema.Kind.APPLY:
+        _apply(
+            x, y, weight, bias, maps, scratch, table, row, tile, tiles, per_group, pixels,
+            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, RELU,
+            APPLY_CHANNELS, APPLY_PIXELS,
+        )  # fmt: skip
+    elif SUMMATION or SUPPRESSION:
+        maps_item(
+            x, sigma, sigma_value, maps, scratch, table, entry, kind, row, tile, tiles, per_group, pixels,
+            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, CHANNELS_LAST, INDEX, CHANNELS, PIXELS, WINDOW,
+        )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["first", "channel_units", "pixel_units"])
 def forward_kernel(
     x, y, weight, bias, sigma, sigma_value, maps, l1, numel, scratch, counters, table, first,
     channel_units, pixel_units,
     CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr,
-    SINGLE: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
+    STRATEGY: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
     WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, RELU: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     WINDOW: tl.constexpr, APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
@@ -161,13 +195,25 @@ def forward_kernel(
             count = tl.load(table + schema.Header.PARTIAL_COLUMNS)
             total = sum_partials(scratch + tl.load(table + schema.Header.PARTIALS), count, WINDOW)
             tl.store(l1, tl.div_rn(total, numel))
-    elif SINGLE:
+    elif STRATEGY == schema.Strategy.SINGLE:
         _single(
             x, y, weight, bias, sigma, sigma_value, maps, scratch, table, item, per_group, pixels,
             SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, L1, RELU, CHANNELS, PIXELS,
         )  # fmt: skip
         if ORDERED:
             signal(counters + 1)
+    elif STRATEGY == schema.Strategy.LOOPED:
+        row = tl.cast(item, table.dtype.element_ty)
+        for stage in range(tl.load(table + schema.Header.STAGES)):
+            entry = stage_entry(table, stage)
+            tiles = tl.load(entry + schema.Column.TILES)
+            for tile in range(tiles):
+                _stage_item(
+                    x, y, weight, bias, sigma, sigma_value, maps, scratch, table, entry, row, tile, tiles, per_group,
+                    pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, RELU,
+                    CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
+                )  # fmt: skip
+            tl.debug_barrier()  # what the stage has stored can be read
     else:
         place, stage, chunk = locate(table, item)
         if (chunk >= 0) & (chunk < tl.load(table + schema.Header.CHUNKS)):
@@ -177,18 +223,11 @@ def forward_kernel(
             tiles = tl.load(entry + schema.Column.TILES)
             tile = place % tiles
             row = chunk * tl.load(entry + schema.Column.ROWS) + place // tiles
-            kind = tl.load(entry + schema.Column.KIND)
             if row < tl.load(entry + schema.Column.ALL_ROWS):
-                if kind == schema.Kind.APPLY:
-                    _apply(
-                        x, y, weight, bias, maps, scratch, table, row, tile, tiles, per_group, pixels,
-                        SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, RELU,
-                        APPLY_CHANNELS, APPLY_PIXELS,
-                    )  # fmt: skip
-                elif SUMMATION or SUPPRESSION:
-                    maps_item(
-                        x, sigma, sigma_value, maps, scratch, table, entry, kind, row, tile, tiles, per_group, pixels,
-                        SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, CHANNELS_LAST, INDEX, CHANNELS, PIXELS, WINDOW,
-                    )  # fmt: skip
+                _stage_item(
+                    x, y, weight, bias, sigma, sigma_value, maps, scratch, table, entry, row, tile, tiles, per_group,
+                    pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, RELU,
+                    CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
+                )  # fmt: skip
             if ORDERED:
                 signal(stage_counter(table, counters, chunk, stage))

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from . import schema
 from .device import (
+    IN_FLIGHT,
     activation_base,
     activation_offsets,
     buffer_at,
@@ -38,7 +39,7 @@ def _channel_statistics(
         else:
             squares = only * only
     else:
-        for begin in range(0, per_group, CHANNELS):
+        for begin in tl.range(0, per_group, CHANNELS, num_stages=IN_FLIGHT):
             c = tl.cast(begin + tl.arange(0, CHANNELS), INDEX)
             mask = (c < per_group)[:, None] & inside[None, :]
             at = activation_offsets(c, p, groups * per_group, pixels, CHANNELS_LAST)

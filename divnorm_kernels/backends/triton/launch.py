@@ -53,7 +53,7 @@ def constants(g: Geometry, tiles: Tiles, channels_last: bool) -> dict[str, Any]:
     return {
         "CHANNEL_UNIT": _unit(per_group),
         "PIXEL_UNIT": _unit(pixels),
-        "SINGLE": tiles.single,
+        "STRATEGY": int(tiles.strategy),
         "ORDERED": tiles.ordered,
         "SUMMATION": g.summation is not None,
         "SUPPRESSION": g.suppression is not None,
@@ -131,7 +131,8 @@ def _plan(g: Geometry, x: Tensor, channels_last: bool, tiles: Tiles, *, backward
     found = schedule(g, tiles, backward=backward, **wanted)
     known = constants(g, tiles, channels_last)
     units = (g.channels // g.groups // known["CHANNEL_UNIT"], prod(g.spatial) // known["PIXEL_UNIT"])
-    table_type = torch.int64 if max(found.table) >= _INT32 else torch.int32
+    # the kernel adds to the table's numbers in their type, up to the end of the scratch memory
+    table_type = torch.int64 if max(*found.table, found.order.scratch) >= _INT32 else torch.int32
     # a single stage without a finish has items that are all independent
     ordered = tiles.ordered and not found.order.independent
     return Plan(

@@ -8,6 +8,17 @@ FINISH_ROWS, FINISH_COLUMNS = 32, 64
 """The tile in which partial sums of parameters' gradients are added up."""
 
 
+class Strategy(IntEnum):
+    """How rows are shared out among programs."""
+
+    SINGLE = 0
+    """A row takes one program, which holds it on chip between its one read and its write."""
+    LOOPED = 1
+    """A row takes one program, which goes through all stages and reads the row twice."""
+    STAGED = 2
+    """A row is cut into items, stage by stage, and each takes a program."""
+
+
 class Header(IntEnum):
     """The head of the table."""
 
@@ -21,28 +32,30 @@ class Header(IntEnum):
     BATCH = 5
     GROUPS = 6
     ITEMS = 7
-    """The items that share the rows where each row takes one program."""
+    """The items that share the rows where a program holds a row."""
     STATISTICS_TILES = 8
     SPLITS = 9
     """The pieces that the positions are split into in the second pass."""
     SPLIT_BLOCKS = 10
     """The tiles of a piece."""
-    BUFFER = 11
+    CHANNEL_BLOCKS = 11
+    """The blocks of channels that an item of the second pass takes."""
+    BUFFER = 12
     """The numbers in a scratch buffer."""
-    LEVELS = 12
+    LEVELS = 13
     """The first of the buffers that hold sums of blocks."""
-    RSTD = 13
+    RSTD = 14
     """Where rstd begins in the maps."""
-    VARIANCE = 14
+    VARIANCE = 15
     """Where the variances of rows begin in the maps; 0 where they are not kept."""
-    PARTIALS = 15
+    PARTIALS = 16
     """Where the partial sums of l1, or of dweight, begin in the scratch memory; then those of dbias and dsigma."""
-    PARTIALS_BIAS = 16
-    PARTIALS_SIGMA = 17
-    PARTIAL_ROWS = 18
-    PARTIAL_COLUMNS = 19
-    SIGMAS = 20
-    FIELDS = 21
+    PARTIALS_BIAS = 17
+    PARTIALS_SIGMA = 18
+    PARTIAL_ROWS = 19
+    PARTIAL_COLUMNS = 20
+    SIGMAS = 21
+    FIELDS = 22
     """The summation field, then the suppression field: `AXES` axes of `FieldColumn` each."""
 
 

@@ -1,11 +1,12 @@
 """The work of a call as a list of stages, and the table that tells the kernels about them.
 
 A call whose rows fit one program each has one stage. Any other goes through several: channel statistics, window sums
-on the maps one axis at a time, then the second pass over x. Items, a stage's independent pieces, are numbered so that
-an item depends on items of lower number alone: a program that takes its number from a counter may wait for the items
-it needs without a deadlock. Rows are worked on in chunks, so that the second read of x finds the chunk in the
-second-level cache: while one chunk's statistics are computed, the chunk before is windowed, and the chunk before that
-is passed over again.
+on the maps one axis at a time, then the second pass over x. Where there are rows enough with small maps, a program goes
+through all stages of a row by itself. Elsewhere programs take items, a stage's independent pieces, numbered so that an
+item depends on items of lower number alone: a program that takes its number from a counter may wait for the items it
+needs without a deadlock. Rows are then worked on in chunks, so that the second read of x finds the chunk in the
+second-level cache: while one chunk's statistics are computed, the chunk before goes through the window sums of the
+first field, the one before that through those of the second, and the one before that is passed over again.
 
 A *row* is a group of a sample; a *map row* is a row of the maps: the same, or under ``over_batch`` a group.
 """
@@ -18,8 +19,8 @@ from itertools import pairwise
 from math import prod
 
 from ...fields import Axis, Geometry
-from .schema import AXES, MOST_STAGES, Buffer, Column, Epilogue, Header, Kind
-from .tiles import Tiles
+from .schema import AXES, MOST_STAGES, Buffer, Column, Epilogue, Header, Kind, Strategy
+from .tiles import Tiles, second_pass, steps_apart
 
 DIRECT_AREA = 64
 """The largest window over two axes that is summed in one stage."""
@@ -193,14 +194,14 @@ def _window_stages(g: Geometry, window: Stage, first_level: int, backward: bool)
         (g.suppression, Buffer.SCALE, Buffer.CENTRED, Epilogue.COEFFICIENT),
         (g.summation, Buffer.SHIFT, Buffer.SCALE, Epilogue.STORE),
     )
-    for axes, source, target, epilogue in backward_order if backward else forward_order:
-        if axes is not None:
-            start = replace(window, source=source, target=target, epilogue=epilogue)
-            yield from field_stages(axes, g.spatial, start, first_level, mirrored=backward)
+    fields = [field for field in (backward_order if backward else forward_order) if field[0] is not None]
+    for steps, (axes, source, target, epilogue) in enumerate(fields, 1):
+        start = replace(window, lag=steps * window.lag, source=source, target=target, epilogue=epilogue)
+        yield from field_stages(axes, g.spatial, start, first_level, mirrored=backward)
 
 
 def _stages(g: Geometry, tiles: Tiles, first_level: int, backward: bool) -> list[Stage]:
-    """The stages of a call whose rows take more than one program."""
+    """The stages of a call whose rows no program holds."""
     rows, pixels = g.batch * g.groups, prod(g.spatial)
     chunk = rows if g.over_batch or g.features else min(rows, tiles.chunk_samples * g.groups)
     map_rows, map_chunk = (g.groups, g.groups) if g.over_batch else (rows, chunk)
@@ -213,14 +214,9 @@ def _stages(g: Geometry, tiles: Tiles, first_level: int, backward: bool) -> list
             stages.append(Stage(Kind.MERGE, map_chunk, map_rows, map_tiles, lag))
         window = Stage(Kind.WINDOW, map_chunk, map_rows, map_tiles, lag)
         stages += _window_stages(g, window, first_level, backward)
-    channel_tiles = -(-_second_pass(g)[0] // tiles.apply_channels)
+    channel_tiles = -(-second_pass(g)[0] // (tiles.apply_channels * tiles.channel_blocks))
     apply_rows, all_rows = (1, 1) if g.features else (chunk, rows)
-    return [*stages, Stage(Kind.APPLY, apply_rows, all_rows, channel_tiles * tiles.splits, 2 * lag)]
-
-
-def _second_pass(g: Geometry) -> tuple[int, int]:
-    """(channels, positions) of a row in the second pass, where features stand as channels of one row."""
-    return (g.spatial[0], g.batch) if g.features else (g.channels // g.groups, prod(g.spatial))
+    return [*stages, Stage(Kind.APPLY, apply_rows, all_rows, channel_tiles * tiles.splits, steps_apart(g) * lag)]
 
 
 def _field(axes: tuple[Axis, ...] | None, spatial: tuple[int, ...]) -> list[int]:
@@ -241,16 +237,21 @@ def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: 
     map_size = (g.groups if g.over_batch else rows) * (1 if g.whole else pixels)
     rstd = map_size if g.summation else 0
     first_level = Buffer.CENTRED + 1 if backward else Buffer.SECOND + 1
-    if tiles.single:
+    single, looped = (tiles.strategy == strategy for strategy in (Strategy.SINGLE, Strategy.LOOPED))
+    if single:
         template = Stage(Kind.WINDOW, 0, 0, 1)
         stages = list(_window_stages(g, template, first_level, backward))
         chunks, step, steps = 1, min(rows, tiles.items), 1
         scratch_rows, awaited, statistics_tiles = step, step, 1
     else:
         stages = _stages(g, tiles, first_level, backward)
-        chunks = 1 if g.features else -(-rows // stages[0].rows)
-        step, steps = sum(stage.count for stage in stages), chunks + stages[-1].lag
-        scratch_rows, awaited = rows, stages[-1].count * chunks
+        if looped:
+            chunks, step, steps, awaited = 1, rows, 1, rows
+        else:
+            chunks = 1 if g.features else -(-rows // stages[0].rows)
+            step, steps = sum(stage.count for stage in stages), chunks + stages[-1].lag
+            awaited = stages[-1].count * chunks
+        scratch_rows = rows
         statistics_tiles = stages[0].tiles if stages[0].kind == Kind.STATISTICS else 1
     if len(stages) > MOST_STAGES:
         raise AssertionError(f"{len(stages)} stages, at most {MOST_STAGES} fit the table")
@@ -259,12 +260,12 @@ def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: 
     buffers = 1 + max(first_level - 1, *(stage.target for stage in stages), 0)
     per_row = max(1, statistics_tiles) if g.whole else pixels
     buffer = scratch_rows * per_row
-    pieces = step if tiles.single else tiles.splits * (1 if g.features else g.batch)
+    pieces = step if single else tiles.splits * (1 if g.features else g.batch)
     if backward:
-        partial_rows, partial_columns = g.batch if tiles.single and not g.features else pieces, g.affine_size
+        partial_rows, partial_columns = g.batch if single and not g.features else pieces, g.affine_size
         partials = (2 * partial_rows * partial_columns + rows * statistics_tiles) if finish else 0
     else:
-        partial_rows, partial_columns = 1, step if tiles.single else stages[-1].all_rows * stages[-1].tiles
+        partial_rows, partial_columns = 1, step if single else stages[-1].all_rows * stages[-1].tiles
         partials = partial_columns if finish else 0
     head = {
         Header.STAGES: len(stages),
@@ -277,7 +278,8 @@ def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: 
         Header.ITEMS: step,
         Header.STATISTICS_TILES: statistics_tiles,
         Header.SPLITS: tiles.splits,
-        Header.SPLIT_BLOCKS: -(-_second_pass(g)[1] // (tiles.apply_pixels * tiles.splits)),
+        Header.SPLIT_BLOCKS: -(-second_pass(g)[1] // (tiles.apply_pixels * tiles.splits)),
+        Header.CHANNEL_BLOCKS: tiles.channel_blocks,
         Header.BUFFER: buffer,
         Header.LEVELS: first_level,
         Header.RSTD: rstd,
@@ -296,8 +298,9 @@ def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: 
         row = {Column.BEGIN: begin} | {c: getattr(stage, c.name.lower()) for c in Column if c != Column.BEGIN}
         table += [row[column] for column in Column]
 
-    runs = ((0, step),) if tiles.single else tuple((b, s.count) for b, s in zip(begins, stages, strict=True))
-    counters = 2 + (0 if tiles.single else chunks * len(stages))
+    one_run = single or looped
+    runs = ((0, step),) if one_run else tuple((b, s.count) for b, s in zip(begins, stages, strict=True))
+    counters = 2 + (0 if one_run else chunks * len(stages))
     return Schedule(
         tuple(int(n) for n in table), Order(runs, steps, finish, counters, scratch=buffers * buffer + partials)
     )

@@ -2,10 +2,15 @@
 
 The first row of the table that matches the device, the direction and the size of an element decides:
 
-- ``single``: the most elements, maps included, that one program holds of a row; ``single_whole``: the same where the
-  fields cover everything and there are no maps; ``elements_per_warp`` of them to a warp;
-- ``tile``, ``apply``: the elements of a tile in the first and the second pass over x, ``window`` the positions of one
-  in the window sums, ``warps`` the warps of their programs, ``registers`` the most registers of a thread in them;
+- ``single``: the most elements, maps included, that one program holds of a row, ``single_narrow`` where its moves are
+  narrower than 16 bytes; ``single_whole``: the same where the fields cover everything and there are no maps;
+  ``elements_per_warp`` of them to a warp;
+- ``looped``: the most positions of the rows that one program each goes through in a loop, twice. There must be
+  ``looped_rows`` a multiprocessor, and those at work at once take no more than ``looped_share`` of the second-level
+  cache, from which they are read the second time; ``looped_tile`` elements are a tile, ``looped_warps`` a program;
+- ``tile``, ``apply``: the elements of a tile in the first and the second pass over all other rows, ``window`` the
+  positions of one in the window sums, ``warps`` the warps of their programs;
+- ``registers``: the most registers of a thread, but where rows are held;
 - ``programs``: the programs per multiprocessor that a pass is split into at least, where it can be;
 - ``cache_share``: the part of the second-level cache for the chunks of x, and of dy, that are at work;
 - ``ordered``: whether one launch does all stages, its programs waiting for each other, or each stage is a launch.
@@ -21,15 +26,19 @@ from math import prod
 from typing import Any
 
 from ...fields import Geometry
+from .schema import Strategy
 
-CHUNKS_AT_WORK = 3
-"""Chunks between their first and their second pass."""
 VECTOR_BYTES = 16
 SEGMENT_BYTES = 128
 """The shortest run of neighbouring bytes that reads at full speed."""
 MOST_WARPS = 16
+"""Of a program that holds a row."""
+MOST_STAGED_WARPS = 8
+"""Of other programs: with more, too few are at work at once for one to compute while another waits for memory."""
 WARPS_PER_MULTIPROCESSOR = 32
-"""Where each row takes one program: how many warps there are work for."""
+"""Where programs hold rows: how many warps there are work for."""
+FEWEST_TILES, MOST_TILES = 2, 8
+"""The tiles of an item of the second pass: the next ones are on their way while one is computed."""
 FEWEST_PROGRAMS = 2
 """Where the first pass has fewer programs a multiprocessor than this, each takes more channels at once."""
 POSITIONS_PER_WARP = 256
@@ -55,10 +64,10 @@ class Device:
 class Tiles:
     """How one direction of a call is cut; extents of tiles are powers of two.
 
-    ``channels`` and ``pixels`` are the tile of the first pass, or where ``single`` holds of a whole row.
+    ``channels`` and ``pixels`` are the tile of the first pass, or of a whole row that is held.
     """
 
-    single: bool
+    strategy: Strategy
     ordered: bool
     warps: int
     registers: int | None
@@ -69,8 +78,10 @@ class Tiles:
     apply_channels: int
     apply_pixels: int
     splits: int
+    channel_blocks: int
+    """The blocks of channels that an item of the second pass takes."""
     items: int
-    """The most programs that share the rows where each takes one."""
+    """The most programs that share the rows where these are held."""
     chunk_samples: int
 
 
@@ -101,10 +112,10 @@ def choose(g: Geometry, device: Device, direction: str, element_size: int, chann
 def candidates(g: Geometry, device: Device, direction: str, element_size: int, channels_last: bool) -> Iterator[Tiles]:
     """What autotuning chooses from: the table's choice first, then variations of its row."""
     row = row_for(device, direction, element_size)
-    variations: list[dict[str, Any]] = [{}, {"ordered": not row["ordered"]}, {"single": 0}]
+    variations: list[dict[str, Any]] = [{}, {"ordered": not row["ordered"]}, {"single": 0, "single_narrow": 0}]
     variations += [{"tile": 2 * row["tile"], "warps": 2 * row["warps"]}, {"apply": row["apply"] // 2}]
     variations += [{"elements_per_warp": row["elements_per_warp"] // 2}, {"cache_share": row["cache_share"] / 2}]
-    variations += [{"programs": 2 * row["programs"]}]
+    variations += [{"programs": 2 * row["programs"]}, {"looped": 0}]
     found = [_tiles({**row, **change}, g, device, direction, element_size, channels_last) for change in variations]
     yield from dict.fromkeys(found)
 
@@ -116,10 +127,15 @@ def _tiles(
     rows, programs = g.batch * g.groups, row["programs"] * device.multiprocessors
     widest, longest = power_of_two(per_group), power_of_two(pixels)
     whole_row = widest * longest
-    held, limit = (whole_row, row["single_whole"]) if g.whole else (whole_row + longest, row["single"])
+    narrow = bool((per_group if channels_last else pixels) * element_size % VECTOR_BYTES)  # takes more addresses
+    if g.whole:
+        held, limit = whole_row, row["single_whole"]
+    else:
+        held, limit = whole_row + longest, row["single_narrow" if narrow else "single"]
     shared = max(2, min(widest, 8))  # channels that share what a program keeps of a position
+    single = not g.over_batch and held <= limit
     tiles = Tiles(
-        single=not g.over_batch and held <= limit,
+        strategy=Strategy.SINGLE if single else Strategy.STAGED,
         ordered=row["ordered"],
         warps=row["warps"],
         registers=row["registers"],
@@ -129,10 +145,11 @@ def _tiles(
         apply_channels=1,
         apply_pixels=1,
         splits=1,
+        channel_blocks=1,
         items=programs,
         chunk_samples=_chunk(row, g, device, direction, element_size),
     )
-    if tiles.single:
+    if single:
         wanted = max(whole_row // row["elements_per_warp"], 0 if g.whole else longest // POSITIONS_PER_WARP)
         warps = max(1, min(MOST_WARPS, wanted))
         registers = None if row["registers"] is None else most_registers(warps)
@@ -140,11 +157,21 @@ def _tiles(
         share = row["programs"] if g.features else max(1, WARPS_PER_MULTIPROCESSOR // warps)
         return replace(tiles, warps=warps, registers=registers, items=share * device.multiprocessors)
 
+    looped = _looped(row, g, device, direction, element_size)
     shortest, fewest = max(1, SEGMENT_BYTES // element_size), FEWEST_PROGRAMS * device.multiprocessors
-    tile, apply = row["tile"], row["apply"]
-    neighbours = per_group if channels_last else pixels
-    if (neighbours * element_size) % VECTOR_BYTES:
-        tile, apply = tile // 2, apply // 2  # narrow loads need more registers for addresses
+    if looped:
+        tile, apply, warps = row["looped_tile"], row["looped_tile"], row["looped_warps"]
+    else:
+        tile, apply, warps = row["tile"], row["apply"], row["warps"]
+    # one chunk begins while the one before ends
+    at_once = rows if g.over_batch or g.features else min(rows, 2 * tiles.chunk_samples * g.groups)
+    if narrow:
+        tile, apply = tile // 2, apply // 2
+    # merges take registers beside those of a tile, most in forward, whose statistics are three numbers a position
+    if g.whole and (direction == "forward" or element_size == 4):
+        tile //= 2
+    if g.whole and element_size == 4:
+        apply //= 2
     if g.features:
         apply //= 2  # the maps are as large as x and take registers like it
     if channels_last:
@@ -155,38 +182,75 @@ def _tiles(
         positions = tile // shared
         floor = min(shortest, longest)
     positions = min(positions, longest)
-    while positions > floor and rows * -(-pixels // positions) < programs:
-        positions //= 2
-    warps = row["warps"]
-    while warps < MOST_WARPS and tile // positions < widest and rows * -(-pixels // positions) < fewest:
-        warps, tile, apply = 2 * warps, 2 * tile, 2 * apply
+    if not looped:
+        while positions > floor and at_once * -(-pixels // positions) < programs:
+            positions //= 2
+        while warps < MOST_STAGED_WARPS and tile // positions < widest and at_once * -(-pixels // positions) < fewest:
+            warps, tile = 2 * warps, 2 * tile
     channels = min(widest, tile // positions)
 
     neighbours_are_channels = channels_last or g.features
-    parameters, repeats = (g.spatial[0], g.batch) if g.features else (per_group, pixels)
+    parameters, repeats = second_pass(g)
     if neighbours_are_channels:
         apply_channels = min(power_of_two(parameters), apply, max(shortest, apply // 16))
         apply_pixels = min(power_of_two(repeats), apply // apply_channels)
     else:
         apply_pixels = min(power_of_two(repeats), apply // shared)
         apply_channels = min(power_of_two(parameters), apply // apply_pixels)
-    blocks = -(-repeats // apply_pixels)
-    pieces = (1 if g.features else rows) * -(-parameters // apply_channels)
+    blocks, channel_blocks = -(-repeats // apply_pixels), -(-parameters // apply_channels)
+    if looped:
+        each = blocks * channel_blocks
+    else:
+        share = (1 if g.features else at_once) * blocks * channel_blocks // programs
+        # every piece of the positions has partial sums of its own
+        each = max(FEWEST_TILES, share if g.features else min(share, MOST_TILES), -(-blocks // programs))
     return replace(
         tiles,
+        strategy=Strategy.LOOPED if looped else Strategy.STAGED,
+        ordered=row["ordered"] and not looped,
         warps=warps,
         registers=None if row["registers"] is None else min(row["registers"], most_registers(warps)),
         channels=channels,
         pixels=positions,
+        window=max(tiles.window, longest) if looped and not g.whole else tiles.window,
         apply_channels=apply_channels,
         apply_pixels=apply_pixels,
-        splits=max(1, min(blocks, programs // pieces)),
+        splits=-(-blocks // each),
+        channel_blocks=1 if neighbours_are_channels else max(1, min(channel_blocks, each // blocks)),
     )
+
+
+def second_pass(g: Geometry) -> tuple[int, int]:
+    """(channels, positions) of a row in the second pass, where features stand as channels of one row."""
+    return (g.spatial[0], g.batch) if g.features else (g.channels // g.groups, prod(g.spatial))
+
+
+def steps_apart(g: Geometry) -> int:
+    """The steps of a schedule from a chunk's statistics to its second pass.
+
+    One for the window sums of each field, or for a merge, and one for the pass itself: what an item waits for was begun
+    in the step before.
+    """
+    fields = sum(field is not None for field in (g.summation, g.suppression))
+    return (1 if g.whole else fields) + 1 if fields else 0
+
+
+def _bytes(g: Geometry, direction: str, element_size: int) -> int:
+    """What a direction reads of a sample, twice."""
+    return max(1, (1 if direction == "forward" else 2) * g.channels * prod(g.spatial) * element_size)
+
+
+def _looped(row: dict[str, Any], g: Geometry, device: Device, direction: str, element_size: int) -> bool:
+    """Whether one program goes through each row that none holds."""
+    rows = g.batch * g.groups
+    if g.over_batch or g.features or not steps_apart(g) or prod(g.spatial) > row["looped"]:
+        return False
+    at_work = min(rows, device.multiprocessors) * _bytes(g, direction, element_size) // g.groups
+    return rows >= row["looped_rows"] * device.multiprocessors and at_work <= row["looped_share"] * device.cache
 
 
 def _chunk(row: dict[str, Any], g: Geometry, device: Device, direction: str, element_size: int) -> int:
     """The samples of a chunk: all of them where they fit the cache together."""
-    tensors = 1 if direction == "forward" else 2
-    sample = max(1, tensors * g.channels * prod(g.spatial) * element_size)
+    sample = _bytes(g, direction, element_size)
     share = int(row["cache_share"] * device.cache)
-    return g.batch if g.batch * sample <= share else max(1, share // (CHUNKS_AT_WORK * sample))
+    return g.batch if g.batch * sample <= share else max(1, share // ((1 + steps_apart(g)) * sample))
