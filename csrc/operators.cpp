@@ -98,10 +98,10 @@ struct Backward {
     const std::vector<Value> needed = shims::list(given[10]);
     if (needed.size() != 4) return false;
     const auto needs = [&](int i) { return (needed[i] & 1) != 0; };
-    if ((needs(1) && !arguments.weight.given()) || (needs(3) && !arguments.sigma.given())) return false;
+    if ((needs(1) && !arguments.weight.given) || (needs(3) && !arguments.sigma.given)) return false;
     // the gradient of a bias whose values nothing reads is as weight's
-    const bool unread = needs(2) && !arguments.bias.given();
-    if (unread && (!arguments.weight.given() || given[6] == 0 ||
+    const bool unread = needs(2) && !arguments.bias.given;
+    if (unread && (!arguments.weight.given || given[6] == 0 ||
                    static_cast<int32_t>(shims::held(given[6])) != shims::code_of(arguments.weight.dtype)))
       return false;
 

@@ -43,7 +43,7 @@ bool lies_right(const Problem& problem, const View& x) {
 }
 
 Parameter parameter(const View& view) {
-  return view.given() ? Parameter{view.data(), view.dtype, view.numel} : Parameter{};
+  return view.given ? Parameter{view.data(), view.dtype, view.numel} : Parameter{};
 }
 
 // Whether a parameter may stand beside x, whatever its shape.
@@ -123,10 +123,7 @@ Plan::Plan(py::object geometry, py::object backend, py::object calls, const py::
   groups_ = geometry_.attr("groups").cast<int64_t>();
   reads_bias_ = !geometry_.attr("norm").attr("activation").is_none();
   for (const py::handle extent : geometry_.attr("maps_shape")) maps_shape_.push_back(extent.cast<int64_t>());
-  if (owner_.is_none()) return;
-  calls_ = py::capsule(owner_.attr("capsule")).get_pointer<const Calls>();
-  for (const bool with_variance : {false, true})
-    maps_like_[with_variance] = torch::shaped_like(like.ptr(), compute(), maps_shape(with_variance));
+  if (!owner_.is_none()) calls_ = py::capsule(owner_.attr("capsule")).get_pointer<const Calls>();
 }
 
 std::vector<int64_t> Plan::maps_shape(bool with_variance) const {
@@ -135,15 +132,24 @@ std::vector<int64_t> Plan::maps_shape(bool with_variance) const {
   return shape;
 }
 
+// By empty_like, the cheapest of torch's ways; its model costs more than one call gains, so it is there from the second
+// call on.
+py::object Plan::make_maps(PyObject* x, const View& view, bool with_variance) const {
+  py::object& like = maps_like_[with_variance];
+  if (!like && made_maps_[with_variance]) like = torch::shaped_like(x, compute(), maps_shape(with_variance));
+  made_maps_[with_variance] = true;
+  return like ? torch::empty_like(like.ptr()) : torch::empty(view, compute(), maps_shape(with_variance));
+}
+
 bool Plan::fits(const Arguments& arguments, Leeway leeway) const {
   const View &x = arguments.x, &weight = arguments.weight, &bias = arguments.bias;
   if (x.raw.device.device_type != device_.device_type || x.raw.device.device_id != device_.device_id) return false;
-  if (weight.given() && !fits_affine(weight, x, affine_size_, leeway.any_rank)) return false;
+  if (weight.given && !fits_affine(weight, x, affine_size_, leeway.any_rank)) return false;
   // the shape of bias's gradient is that of weight
-  if (bias.given() && !(fits_affine(bias, x, affine_size_, leeway.any_rank) &&
-                        (weight.given() ? bias.lies_as(weight) : bias.raw.ndim == 1)))
+  if (bias.given && !(fits_affine(bias, x, affine_size_, leeway.any_rank) &&
+                      (weight.given ? bias.lies_as(weight) : bias.raw.ndim == 1)))
     return false;
-  if (arguments.sigma.given()) return fits_sigma(arguments.sigma, x, groups_, leeway.one_in_a_row);
+  if (arguments.sigma.given) return fits_sigma(arguments.sigma, x, groups_, leeway.one_in_a_row);
   return !std::isnan(arguments.sigma_value);
 }
 
@@ -153,7 +159,7 @@ bool Plan::fits(const Arguments& arguments, const Upstream& upstream, Leeway lee
   if (x.dtype != problem.dtype || x.numel != problem.numel() || !lies_right(problem, x)) return false;
   if (!fits(arguments, leeway)) return false;
   if (dy.dtype != x.dtype || !dy.beside(x) || !dy.lies_as(x)) return false;
-  if (dl1.given() && (dl1.numel != 1 || dl1.dtype != compute() || !dl1.beside(x))) return false;
+  if (dl1.given && (dl1.numel != 1 || dl1.dtype != compute() || !dl1.beside(x))) return false;
   return maps.dtype == compute() && maps.contiguous() && maps.beside(x) &&
          maps.numel * bytes_of(maps.dtype) >= kept_bytes(problem);
 }
@@ -186,7 +192,7 @@ BackwardCall Plan::backward_call(const Arguments& arguments, const Upstream& ups
   BackwardCall call;
   point(call, arguments, upstream.maps.data());
   call.tensors.dy = upstream.dy.data();
-  if (upstream.dl1.given()) call.dl1 = upstream.dl1.data();
+  if (upstream.dl1.given) call.dl1 = upstream.dl1.data();
   call.tensors.dx = dx;
   call.tensors.dweight = dweight;
   call.tensors.dbias = dbias;
@@ -204,7 +210,7 @@ Results Plan::forward(PyObject* x, PyObject* weight, PyObject* bias, PyObject* s
   const View& view = arguments.x;
   const int64_t most_bytes = 3 * calls_->problem().map_bytes();
   const bool in_passing = !keep_maps && view.on_cpu() && most_bytes <= kLoose;
-  Results results{torch::empty_like(x), in_passing ? py::none() : torch::empty_like(maps_like_[with_variance].ptr()),
+  Results results{torch::empty_like(x), in_passing ? py::none() : make_maps(x, view, with_variance),
                   with_l1 ? torch::number_beside(x, compute()) : py::none()};
   void* l1 = with_l1 ? torch::data_of(results.l1.ptr()) : nullptr;
   const torch::Scratch scratch(view, calls_->scratch_bytes(Direction::forward));
@@ -234,7 +240,7 @@ bool Plan::backward(PyObject* dy, PyObject* dl1, const Saved& saved, PyObject* b
     return false;
   View bias = arguments.bias;
   PyObject* like_bias = saved.bias;
-  if (needs[2] && !bias.given()) {
+  if (needs[2] && !bias.given) {
     if (saved.weight == Py_None || torch::dtype_of(saved.weight).ptr() != bias_dtype) return false;
     bias = arguments.weight;
     like_bias = saved.weight;

@@ -92,6 +92,7 @@ class Plan {
                 Gradients& gradients) const;
 
  private:
+  pybind11::object make_maps(PyObject* x, const torch::View& view, bool with_variance) const;
   template <class Call>
   void point(Call& call, const Arguments& arguments, void* maps) const;
 
@@ -101,7 +102,9 @@ class Plan {
   int64_t affine_size_, groups_;
   bool reads_bias_;
   std::vector<int64_t> maps_shape_;
-  std::array<pybind11::object, 2> maps_like_;  // by whether the variance is among them
+  // By whether the variance is among them; with the GIL.
+  mutable std::array<pybind11::object, 2> maps_like_;
+  mutable std::array<bool, 2> made_maps_{};
 };
 
 // Fills in the views of what Python gave; false where one of them is neither absent nor readable.

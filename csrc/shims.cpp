@@ -187,7 +187,8 @@ bool view_of(Handle tensor, View& view) {
   const void* data;
   if (f.data_to_read(tensor, &data) != 0) return false;
   view.raw.data = const_cast<void*>(data);
-  return data != nullptr || view.numel == 0;
+  view.given = data != nullptr || view.numel == 0;
+  return view.given;
 }
 
 int32_t code_of(Dtype dtype) { return codes[static_cast<size_t>(dtype)]; }

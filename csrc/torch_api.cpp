@@ -171,7 +171,8 @@ bool view_of(PyObject* tensor, View& view) {
   // where nothing lies between the numbers, the last of them is the numel-th
   if (!view.contiguous() && !view.channels_last()) return false;
   const int64_t held = number(called(known.storage_bytes, called(known.storage_of, tensor).ptr()));
-  return (number(called(known.storage_offset, tensor)) + view.numel) * bytes_of(view.dtype) <= held;
+  view.given = (number(called(known.storage_offset, tensor)) + view.numel) * bytes_of(view.dtype) <= held;
+  return view.given;
 }
 
 bool plain(PyObject* tensor) {
@@ -204,6 +205,18 @@ uintptr_t current_stream(const View& view) {
 py::object empty_like(PyObject* tensor) { return called(known.empty_like, tensor); }
 
 py::object zeros_like(PyObject* tensor) { return called(known.zeros_like, tensor); }
+
+py::object empty(const View& like, Dtype dtype, const std::vector<int64_t>& shape) {
+  DLManagedTensorVersioned* memory =
+      allocated(like, dtype == Dtype::float64 ? DLDataType{kDLFloat, 64, 1} : DLDataType{kDLFloat, 32, 1}, shape.data(),
+                static_cast<int>(shape.size()));
+  void* tensor = nullptr;
+  if (known.api->managed_tensor_to_py_object_no_sync(memory, &tensor) != 0) {
+    memory->deleter(memory);
+    throw py::error_already_set();
+  }
+  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(tensor));
+}
 
 py::object shaped_like(PyObject* tensor, Dtype dtype, const std::vector<int64_t>& shape) {
   return number_beside(tensor, dtype).attr("expand")(py::cast(shape));

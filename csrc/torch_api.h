@@ -24,8 +24,8 @@ struct View {
   DLTensor raw{};
   Dtype dtype{};
   int64_t numel = 0;
+  bool given = false;
 
-  bool given() const { return raw.data != nullptr; }
   void* data() const { return static_cast<char*>(raw.data) + raw.byte_offset; }
   bool on_cpu() const { return raw.device.device_type == kDLCPU; }
   bool beside(const View& other) const {
@@ -55,6 +55,9 @@ uintptr_t current_stream(const View& view);
 
 py::object empty_like(PyObject* tensor);
 py::object zeros_like(PyObject* tensor);
+// A tensor on the device of `like` that no user sees: its memory is torch's, but what torch.Tensor.resize_ and the like
+// would change is not.
+py::object empty(const View& like, Dtype dtype, const std::vector<int64_t>& shape);
 // A tensor of this shape on the device of `tensor`, of one number in memory: what `empty_like` of it gives is dense.
 py::object shaped_like(PyObject* tensor, Dtype dtype, const std::vector<int64_t>& shape);
 // A number on the device of `tensor`, float64 or float32.

@@ -97,11 +97,11 @@ def parsed(text: str) -> Norm:
     """The `Norm` that was written."""
     try:
         options = loads(text)
-        names = {field.name for field in fields(Norm)}
-        if not (isinstance(options, dict) and options.keys() <= names and "window" in options):
-            raise ValueError
     except ValueError:
-        raise ValueError(f"norm: got {text!r}, expected the text of a Norm") from None
+        options = None
+    names = {field.name for field in fields(Norm)}
+    if not (isinstance(options, dict) and "window" in options and options.keys() <= names):
+        raise ValueError(f"norm: got {text!r}, expected the text of a Norm")
     return Norm(**options)
 
 

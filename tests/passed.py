@@ -23,6 +23,7 @@ class Passed:
     def __init__(self, path):
         self.path = path
         self.before = path.read_text().splitlines() if path.exists() else []
+        self.called = set()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node):
@@ -32,6 +33,8 @@ class Passed:
     def pytest_runtest_logreport(self, report):
         """Adds a test."""
         if report.when == "call" and report.passed:
+            self.called.add(report.nodeid)
+        if report.when == "teardown" and report.passed and report.nodeid in self.called:
             with self.path.open("a") as file:
                 file.write(report.nodeid + "\n")
 

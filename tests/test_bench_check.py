@@ -221,6 +221,20 @@ def test_a_step_without_its_tool_fails_and_says_so(check, tmp_path):
     assert states(tmp_path) == {"tool": FAILED, "next": DONE}
 
 
+def test_nothing_runs_without_what_it_needs(check, tmp_path):
+    """Tests of a module that was not built would pass over what is missing."""
+    mended = tmp_path / "mended"
+    build = step("build", f"sys.exit(not Path({str(mended)!r}).exists())", needed=True)
+    call = check(build, step("tests", "pass"))
+    for _ in range(2):
+        call("run", code=1)
+        assert states(tmp_path) == {"build": FAILED}
+    mended.touch()
+    call("run")
+    assert states(tmp_path) == {"build": DONE, "tests": DONE}
+    assert [one.name for one in steps.STEPS.values() if one.needed] == ["build"]
+
+
 def test_what_a_step_made_is_made_again_where_it_is_gone(check, tmp_path):
     """The record came back to a new machine, the compiled module did not."""
     built = tmp_path / "module"

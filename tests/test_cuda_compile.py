@@ -113,11 +113,12 @@ def test_who_waits_rests_and_leaves_the_cache_alone(instructions):
             assert "CCTL.IVALL" not in poll[0], name
 
 
-def test_launches_that_start_early_wait(instructions):
+def test_launches_start_early_and_wait(instructions):
     for name, code in instructions.items():
         found = kernel_of(name)
         waits = "6finishI" in name or (found and found[0].startswith("staged"))
         assert ("ACQBULK" in code) == bool(waits), name
+        assert ("PREEXIT" in code) == ("6finishI" not in name), name  # and let others start
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

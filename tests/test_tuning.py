@@ -55,6 +55,17 @@ def timed_by(monkeypatch):
     return install
 
 
+NOT_TUNED = {"cuda": {"tile_positions"}, "triton": set()}
+"""Entries that bound the memory of a block."""
+
+
+@pytest.mark.parametrize("backend", knobs.TUNABLE)
+def test_every_entry_of_a_table_is_tuned(backend):
+    tunable = knobs.TUNABLE[backend]
+    for row in tunable.table.ROWS:
+        assert row.keys() - set(knobs.KEYS) == tunable.knobs.keys() | NOT_TUNED[backend]
+
+
 def with_knobs(monkeypatch, **values):
     monkeypatch.setitem(knobs.TUNABLE, "cuda", replace(knobs.TUNABLE["cuda"], knobs=values))
 

@@ -161,7 +161,8 @@ def second_pass(which: tuple[str, str, str], direction: str) -> Figures:
 
     prepared = Prepared(call(*which))
     g, (x, dy) = prepared.call.geometry(), (prepared.xs[0], prepared.dys[0])
-    with with_entry(tiles, row_of(TUNABLE["triton"], x, direction), ordered=False):
+    staged = {"single": 0, "single_narrow": 0, "single_whole": 0, "looped": 0}
+    with with_entry(tiles, row_of(TUNABLE["triton"], x, direction), ordered=False, **staged):
         _, maps, _ = triton.forward(g, x, prepared.weight, prepared.bias, SIGMA, False)
         if direction == "forward":
             run = partial(triton.forward, g, x, prepared.weight, prepared.bias, SIGMA, False)

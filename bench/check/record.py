@@ -68,10 +68,13 @@ class Record:
             part.replace(Path(place) / ARCHIVE)
 
     def next(self, device: Device | None = None) -> list[Step]:
-        """What has not been run to its end, as what failed has; on a device, what is not there any more too."""
+        """What has not been run to its end, as what failed has; on a device, what is not there any more too.
+
+        A failure of what the steps behind it need comes again, before them.
+        """
 
         def ended(step: Step) -> bool:
             state = self.outcomes.get(step.name, Outcome(CUT_OFF)).state
-            return state == FAILED or (state == DONE and (device is None or step.there(device)))
+            return (state == FAILED and not step.needed) or (state == DONE and (device is None or step.there(device)))
 
         return [step for step in STEPS.values() if not (step.asked_for or ended(step))]

@@ -41,6 +41,8 @@ def run(wanted: list[Step], device: Device, record: Record, seconds: float) -> I
         record.save()
         record.pack()
         yield step, outcome
+        if step.needed and state == FAILED:
+            return
 
 
 def _run(step: Step, device: Device, folder: Path, log: Path, end: float) -> int | None:

@@ -71,6 +71,8 @@ class Step:
     """Whether it runs where it is named alone."""
     there: Callable[[Device], bool] = field(default=lambda device: True)
     """Whether what it made for the steps behind it is still there."""
+    needed: bool = False
+    """Whether without it the steps behind it would show less than they say."""
 
 
 def sources() -> str:
@@ -84,7 +86,8 @@ def sources() -> str:
 
 def environment() -> dict[str, str]:
     """What all commands see."""
-    ours = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1", "DIVNORM_REQUIRE_NATIVE": "1"}
+    paths = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
+    ours = {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "DIVNORM_REQUIRE_NATIVE": "1"}
     profile = os.environ.get("HYPOTHESIS_PROFILE", "quick")
     return {**os.environ, **ours, "HYPOTHESIS_PROFILE": profile, "PATH": tools.path()}
 
@@ -177,7 +180,9 @@ def _train(device: Device, out: Path) -> list[list[str]]:
 def _every() -> Iterator[Step]:
     stages = [name for name in GPU if name.startswith("64x")]
     chosen = [*chain(*(("--case", name) for name in stages)), "--dtype", "bfloat16", "--no-compile", "--no-sweep"]
-    yield Step("build", "the compiled module, for this GPU alone", 420, _build, _build_environment, there=_built)
+    yield Step(
+        "build", "the compiled module, for this GPU alone", 420, _build, _build_environment, there=_built, needed=True
+    )
     yield Step(
         "facts",
         "versions, clusters at once, kernels' times, memory traffic: what the next work hangs on",

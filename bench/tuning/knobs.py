@@ -68,7 +68,7 @@ TUNABLE = {
             "staged_threads": (64, 128),
             "items": (5, 10, 20, 40),
             "row_positions": (1024, 4096, 16384),
-            "cache_share": (0.2, 0.4, 0.6, 0.8),
+            "cache_share": (0.05, 0.1, 0.2, 0.4),
         },
     ),
     "triton": Tunable(
@@ -78,8 +78,14 @@ TUNABLE = {
         _tiles,
         {
             "single": (0, 2304, 4608, 9216, 18432),
+            "single_narrow": (0, 2304, 4608, 9216),
             "single_whole": (4096, 8192, 16384, 32768),
             "elements_per_warp": (128, 256, 512, 1024),
+            "looped": (0, 200, 800, 1600),
+            "looped_rows": (0.2, 0.4, 0.8),
+            "looped_share": (0.5, 1.0, 2.0),
+            "looped_tile": (2048, 4096, 8192),
+            "looped_warps": (8, 16),
             "ordered": (True, False),
             "tile": (1024, 2048, 4096, 8192),
             "warps": (2, 4, 8),

@@ -26,6 +26,8 @@ Launch launch_of(const Strategy& strategy) {
   return {strategy.blocks, strategy.cluster, strategy.threads, strategy.arguments.shared.bytes};
 }
 
+constexpr int kEarlyInGraphs = 12030;  // the first CUDA whose graphs take launches that begin early
+
 // What calls of both directions have.
 template <class Given>
 Call common(const Given& given) {
@@ -65,7 +67,7 @@ Calls::Calls(const Problem& problem, int device, const Device& facts, const Pref
       kernels_(kernels_for(problem_.dtype)),
       forward_(prepared(Direction::forward, device, facts, forward)),
       backward_(prepared(Direction::backward, device, facts, backward)),
-      early_(facts.clusters) {}
+      early_(facts.clusters && versions().driver >= kEarlyInGraphs) {}
 
 // The strategy of the table, with smaller or fewer clusters where the device cannot hold its own.
 Strategy Calls::prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const {

@@ -87,7 +87,13 @@ __device__ inline A shuffle_xor(A value, int mask) {
 struct AsUsual {};
 class Again {
  public:
-  __device__ Again() { asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy)); }
+  // Where all of that cannot stay, as usual.
+  __device__ explicit Again(bool can_stay) {
+    uint64_t usual;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(usual));
+    if (!can_stay) policy = usual;
+  }
   uint64_t policy;
 };
 class NoMore {
@@ -173,6 +179,13 @@ __device__ inline int arrive(int* counter) {
   int before;
   asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
   return before;
+}
+
+// Lets the launch that follows begin once all blocks of this one have come here, to wait beside them for its end.
+__device__ inline void let_next_begin() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // Waits until the launch before this one has ended and what it wrote is there; of one that was not started early, that

@@ -98,6 +98,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
   const Place place(args);
   const Memory<T> memory(args);
   const int n = shape.group_channels;
+  device::let_next_begin();
   clear_counters(args.partials);
   {
     const Tile tile = place.tile(args, 0);
@@ -163,6 +164,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
   const Place place(args);
   const Memory<T> memory(args);
   const int n = shape.group_channels;
+  device::let_next_begin();
   clear_counters(args.partials);
   {
     const Tile tile = place.tile(args, 0);

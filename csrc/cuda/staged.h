@@ -23,7 +23,7 @@ __device__ void forward_statistics(const Arguments& args, const Memory<T>& memor
   for (int64_t sample = at.samples.begin; sample < at.samples.end; ++sample)
     for (int channel = 0; channel < shape.group_channels; channel += s.tile_channels) {
       const Tile tile = tile_at(shape, sample, at.group, channel, s.tile_channels, at.position, at.positions);
-      copy_in(tile, args.tensors.x, memory.x, device::Again());
+      copy_in(tile, args.tensors.x, memory.x, device::Again(s.chunks > 1));
       device::copies_done();
       device::sync_block();
       Work<T, ChannelsLast>::moments(tile, memory.x, shape.summation.present, slices, memory.partial, pitch);
@@ -73,8 +73,8 @@ __device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T>& me
     const auto maps = maps_of_row<A>(args, kBackwardScratchMaps, row_of(shape, sample, at.group));
     for (int channel = 0; channel < shape.group_channels; channel += s.tile_channels) {
       const Tile tile = tile_at(shape, sample, at.group, channel, s.tile_channels, at.position, at.positions);
-      copy_in(tile, args.tensors.x, memory.x, device::Again());
-      copy_in(tile, args.tensors.dy, memory.dy, device::Again());
+      copy_in(tile, args.tensors.x, memory.x, device::Again(s.chunks > 1));
+      copy_in(tile, args.tensors.dy, memory.dy, device::Again(s.chunks > 1));
       if (channel == 0) {
         fetch(maps, backward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
         fetch(maps, backward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
@@ -278,6 +278,7 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
     staged_forward(const __grid_constant__ Arguments args) {
   using A = Acc<T>;
   const Shape& shape = args.shape;
+  device::let_next_begin();
   device::wait_for_launch_before();
   clear_counters(args.partials);
   const Item item = Item::next(args.staged);
@@ -304,6 +305,7 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
     staged_backward(const __grid_constant__ Arguments args) {
   using A = Acc<T>;
   const Shape& shape = args.shape;
+  device::let_next_begin();
   device::wait_for_launch_before();
   clear_counters(args.partials);
   const Item item = Item::next(args.staged);

@@ -106,8 +106,8 @@ class Chooser {
     at.x = plan.add(tile);
     at.dy = backward_ ? plan.add(shape_.channels_last ? std::max(tile, in_sums) : tile) : -1;
     const int64_t local = 2 * pitch * sum_, partial = statistics() * slices * pitch * sum_;
-    at.partial = plan.add(backward_ ? partial : std::max(local, partial));
-    at.local = backward_ ? plan.add(local) : at.partial;  // forward has used the statistics by then
+    at.partial = plan.add(partial);
+    at.local = backward_ ? plan.add(local) : at.partial;  // forward has used the statistics by then, which are as many
     at.owned = plan.add(owned * sum_);
     at.weight = plan.add(affine * sum_);
     at.bias = backward_ && !shape_.relu ? -1 : plan.add(affine * sum_);  // backward: the ReLU's slope depends on it
@@ -248,27 +248,29 @@ class Chooser {
     choose_kinds(chosen.arguments.shape, ceil_div(positions, s.row_items), chosen.threads, s.row_items,
                  p_.window_rounds);
     int64_t all_items = 0;
-    const auto add = [&](StageKind kind, int64_t items, int lag, int first_pass = 0, int end_pass = 0) {
-      s.stage[s.stages++] = {kind, static_cast<int>(items), lag, first_pass, end_pass};
+    const auto add = [&](StageKind kind, int64_t items, int first_pass = 0, int end_pass = 0) {
+      s.stage[s.stages++] = {kind, static_cast<int>(items), 0, first_pass, end_pass};
       all_items += items;
     };
     if (two_passes) {
-      add(StageKind::statistics, s.units * shape_.groups * tiles, 0);
+      add(StageKind::statistics, s.units * shape_.groups * tiles);
       if (shape_.whole)
-        add(StageKind::merge, rows_of_chunk, 1);
+        add(StageKind::merge, rows_of_chunk);
       else if (shape_.over_batch)
-        add(StageKind::merge, shape_.groups * tiles, 0);
+        add(StageKind::merge, shape_.groups * tiles);
       if (s.row_items == 1 && !shape_.whole)
-        add(StageKind::passes, rows_of_chunk, 1, 0, shape_.pass_count);
+        add(StageKind::passes, rows_of_chunk, 0, shape_.pass_count);
       else
-        for (int i = 0; i < shape_.pass_count; ++i) add(StageKind::passes, rows_of_chunk * s.row_items, 1, i, i + 1);
+        for (int i = 0; i < shape_.pass_count; ++i) add(StageKind::passes, rows_of_chunk * s.row_items, i, i + 1);
     }
-    add(StageKind::apply, s.spans * shape_.groups * channel_tiles * tiles, 2);
-    // A lag of as many items as are at work at once: whoever waits for a stage finds it done.
+    add(StageKind::apply, s.spans * shape_.groups * channel_tiles * tiles);
+    // Steps of as many items as are at work at once lie before and after the passes: who waits there finds it done.
     const int64_t at_work = int64_t{device_.multiprocessors} * blocks_for(kStagedBlocks, element_);
-    const auto lag =
-        static_cast<int>(s.chunks > 1 ? std::clamp<int64_t>(ceil_div(at_work, all_items), 1, s.chunks) : 0);
-    for (int i = 0; i < s.stages; ++i) s.stage[i].lag *= lag;
+    const auto apart = static_cast<int>(std::min<int64_t>(ceil_div(at_work, all_items), s.chunks));
+    for (int i = 1; i < s.stages && s.chunks > 1; ++i) {
+      const bool among_passes = s.stage[i].kind == StageKind::passes && s.stage[i - 1].kind == StageKind::passes;
+      s.stage[i].lag = s.stage[i - 1].lag + (among_passes ? 1 : apart);
+    }
     const int steps = s.chunks + s.stage[s.stages - 1].lag;
     chosen.blocks = all_items * steps;
     s.items = static_cast<int>(std::min<int64_t>(all_items, std::numeric_limits<int>::max()));

@@ -238,9 +238,13 @@ double shuffle_xor(double value, int mask) {
   return values[thread ^ mask];
 }
 
+static void check_late() {
+  if (current->early) throw std::logic_error("global memory is touched before the launch before has ended");
+}
+
 #ifdef DIVNORM_EMULATED_THREADS  // a lock around the counts would put the threads in an order and hide their races
-void count_read(const void*, int) {}
-void count_write(const void*, int) {}
+void count_read(const void*, int) { check_late(); }
+void count_write(const void*, int) { check_late(); }
 #else
 static emulation::Traffic& traffic_at(const void* address) {
   const auto at = reinterpret_cast<uintptr_t>(address);
@@ -249,19 +253,31 @@ static emulation::Traffic& traffic_at(const void* address) {
   --found;
   return at < found->first + found->second.bytes ? found->second.traffic : elsewhere;
 }
-static emulation::Traffic& touched(const void* address) {
-  if (current->early) throw std::logic_error("global memory is touched before the launch before has ended");
-  return traffic_at(address);
+void count_read(const void* address, int bytes) {
+  check_late();
+  traffic_at(address).read += bytes;
 }
-void count_read(const void* address, int bytes) { touched(address).read += bytes; }
-void count_write(const void* address, int bytes) { touched(address).written += bytes; }
+void count_write(const void* address, int bytes) {
+  check_late();
+  traffic_at(address).written += bytes;
+}
 #endif
 
-int take_ticket(int* counter) { return (*counter)++; }
-void signal(int* counter) { ++*counter; }
-int arrive(int* counter) { return (*counter)++; }
+int take_ticket(int* counter) {
+  check_late();
+  return (*counter)++;
+}
+void signal(int* counter) {
+  check_late();
+  ++*counter;
+}
+int arrive(int* counter) {
+  check_late();
+  return (*counter)++;
+}
 void wait_for_launch_before() { current->early = false; }
 void wait_for(int* counter, int count) {
+  check_late();
   if (*counter >= count) return;
   std::fprintf(stderr, "an item waits for one of a higher number: %d of %d are done\n", *counter, count);
   std::abort();

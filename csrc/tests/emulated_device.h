@@ -51,7 +51,9 @@ void count_read(const void* address, int bytes);
 void count_write(const void* address, int bytes);
 
 struct AsUsual {};
-struct Again {};
+struct Again {
+  explicit Again(bool) {}
+};
 struct NoMore {};
 
 template <class V>
@@ -76,6 +78,7 @@ void signal(int* counter);
 void wait_for(int* counter, int count);  // of work that must be done by then
 int arrive(int* counter);
 void wait_for_launch_before();
+inline void let_next_begin() {}
 
 inline float from_bits(uint32_t bits) {
   float value;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..checks import check_size
@@ -65,7 +65,7 @@ class Rows:
     shapes_parameters = True
 
     def __post_init__(self) -> None:
-        row = tuple(self.row) if isinstance(self.row, Sequence) else (self.row,)
+        row = tuple(self.row) if isinstance(self.row, Iterable) else (self.row,)
         if not row:
             raise ValueError(f"{self.name}: got (), expected at least one dimension")
         for size in row:

@@ -2,8 +2,8 @@
 
 The first row that matches the device, the direction and the size of an element decides. The compiled module does the
 arithmetic (``csrc/cuda/strategy.cpp``): of the clusters of blocks whose shared memory holds a row of x (a group of a
-sample), the smallest that leaves no multiprocessor idle takes it, a single block where that does; where none holds it,
-the two-pass kernels.
+sample), the smallest that fills nine tenths of the device takes it, a single block where that does, or else the
+largest; where none holds it, the two-pass kernels.
 
 - ``cluster``: the most blocks of a cluster; 0 sends every call through the two-pass kernels;
 - ``blocks``: the blocks that are to share a multiprocessor, so that one loads while another computes;
