@@ -71,6 +71,9 @@ CALLS = {
         ValueError,
         "weight: got shape (5,), expected (6,), one per channel of x",
     ),
+    "weight without numbers": ({"weight": torch.ones(0)}, ValueError, "weight: got shape (0,), expected (6,)"),
+    "bias without numbers": ({"bias": torch.ones(0)}, ValueError, "bias: got shape (0,), expected (6,)"),
+    "sigma without numbers": ({"sigma": torch.ones(0)}, ValueError, "sigma: got shape (0,), expected () or (1,)"),
     "weight of another rank": ({"weight": torch.ones(6, 1)}, ValueError, "weight: got shape (6, 1), expected (6,)"),
     "weight of features": (
         {"x": torch.ones(2, 7), "weight": torch.ones(1)},

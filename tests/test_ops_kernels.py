@@ -206,7 +206,10 @@ def test_python_refuses_parameters_of_another_dtype(which):
 
 
 @served
-@pytest.mark.parametrize(("which", "shape"), [(1, (3,)), (1, (4, 1)), (2, (5,)), (3, (2,)), (3, (1, 1))])
+@pytest.mark.parametrize(
+    ("which", "shape"),
+    [(1, (3,)), (1, (4, 1)), (1, (0,)), (2, (5,)), (2, (0,)), (3, (2,)), (3, (1, 1)), (3, (0,)), (3, (0, 3))],
+)
 def test_python_refuses_parameters_of_another_shape(which, shape):
     arguments = _arguments()
     forward(*arguments)
