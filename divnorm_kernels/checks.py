@@ -52,6 +52,9 @@ def check_running(name: str, t: Tensor | None, channels: int, x: Tensor) -> None
     """Raises unless ``t`` is ``None`` or a running statistic of as many ``channels``, beside ``x``."""
     if t is None:
         return
+    _check_strided(name, t)
+    if t.requires_grad:
+        raise ValueError(f"{name}: got a tensor that requires grad, expected one that does not")
     if t.shape != (channels,):
         raise ValueError(f"{name}: got shape {tuple(t.shape)}, expected ({channels},), one per channel of x")
     if not t.is_floating_point():

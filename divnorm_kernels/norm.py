@@ -97,7 +97,7 @@ def parsed(text: str) -> Norm:
     """The `Norm` that was written."""
     try:
         options = loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         options = None
     names = {field.name for field in fields(Norm)}
     if not (isinstance(options, dict) and "window" in options and options.keys() <= names):

@@ -68,7 +68,9 @@ def _geometry(x: Tensor, norm: str) -> Geometry:
     return geometry(parsed(norm), tuple(x.shape))
 
 
-def _checked(x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | None, norm: str) -> Geometry:
+def _checked(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float | None, norm: str
+) -> Geometry:
     """The geometry of a call whose tensors are the operator's."""
     check_activation(x)
     g = _geometry(x, norm)
@@ -79,27 +81,64 @@ def _checked(x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tenso
     return g
 
 
+def _check_beside(x: Tensor, **tensors: Tensor | None) -> None:
+    """Raises unless the tensors are on the device of ``x``."""
+    for name, t in tensors.items():
+        if t is not None and t.device != x.device:
+            raise ValueError(f"{name}: got device {t.device}, expected that of x, {x.device}")
+
+
+def _check_upstream(
+    dy: Tensor | None, dl1: Tensor | None, x: Tensor, maps: Tensor, g: Geometry, given: dict[str, bool], needs: list
+) -> None:
+    """Raises unless these are backward's for an ``x`` of a geometry; ``given``: which inputs are there."""
+    compute = compute_dtype(x)
+    kept = [g.kept_shape(with_variance) for with_variance in (False, True)]
+    for name, t, shapes, dtype in (
+        ("dy", dy, [tuple(x.shape)], x.dtype),
+        ("dl1", dl1, [()], compute),
+        ("maps", maps, kept, compute),
+    ):
+        if t is None:
+            continue
+        if tuple(t.shape) not in shapes:
+            raise ValueError(f"{name}: got shape {tuple(t.shape)}, expected {' or '.join(map(str, shapes))}")
+        if t.dtype != dtype:
+            raise TypeError(f"{name}: got dtype {t.dtype}, expected {dtype} for x of {x.dtype}")
+    if len(needs) != 1 + len(given):
+        raise ValueError(f"needs: got {len(needs)} entries, expected {1 + len(given)}, for x and {', '.join(given)}")
+    for (name, there), need in zip(given.items(), needs[1:], strict=True):
+        if need and not there:
+            raise ValueError(f"needs: got True for {name}, which is not given")
+
+
 def _kernels(backend: str | None, g: Geometry, x: Tensor) -> ModuleType:
     kernels = select(backend, g, x)
     if kernels is None:
-        raise RuntimeError("the operators run kernels only; call divnorm_kernels.reference.divisive_norm instead")
+        raise RuntimeError(
+            f"backend: got {backend!r}, which is no kernel for this call, and the operators run kernels only; call "
+            "divnorm_kernels.reference.divisive_norm instead"
+        )
     return kernels
 
 
 def _forward(x, weight, bias, sigma, sigma_value, norm, with_l1, with_variance, backend):
     check_readable(x=x, weight=weight, bias=bias, sigma=sigma)
-    g = _checked(x, weight, bias, sigma, norm)
     sigma = sigma_value if sigma is None else sigma
+    g = _checked(x, weight, bias, sigma, norm)
     y, maps, l1 = _kernels(backend, g, x).forward(g, x, weight, bias, sigma, with_l1, with_variance)
     return y, maps, l1 if with_l1 else maps.new_empty(0)
 
 
 def _backward(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, norm, needs, backend):
     check_readable(dy=dy, dl1=dl1, x=x, maps=maps, weight=weight, bias=bias, sigma=sigma)
+    given = {"weight": weight is not None, "bias": bias_dtype is not None, "sigma": sigma is not None}
+    sigma = sigma_value if sigma is None else sigma
     g = _checked(x, weight, bias, sigma, norm)
+    _check_beside(x, dy=dy, dl1=dl1, maps=maps)
+    _check_upstream(dy, dl1, x, maps, g, given, needs)
     if bias is None and needs[2]:
         bias = unread_bias(x, bias_dtype, g, weight)
-    sigma = sigma_value if sigma is None else sigma
     found = _kernels(backend, g, x).backward(g, dy, dl1, x, maps, weight, bias, sigma, tuple(needs))
     return tuple(x.new_empty(0) if t is None else t for t in found)
 
@@ -111,8 +150,10 @@ def _forward_fake(x, weight, bias, sigma, sigma_value, norm, with_l1, with_varia
 
 
 def _backward_fake(dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, norm, needs, backend):
+    g = _checked(x, weight, bias, sigma, norm)
+    _check_beside(x, dy=dy, dl1=dl1, maps=maps)
     if bias is None and needs[2]:
-        bias = unread_bias(x, bias_dtype, _geometry(x, norm), weight)
+        bias = unread_bias(x, bias_dtype, g, weight)
     inputs = (dense(x), weight, bias, sigma)
     return tuple(torch.empty_like(t) if need else x.new_empty(0) for t, need in zip(inputs, needs, strict=True))
 

@@ -14,6 +14,7 @@ from divnorm_kernels import (
     DivisiveNormFeatures,
     GroupNorm,
     LayerNorm,
+    LocalContrastNorm2d,
     divisive_norm,
 )
 
@@ -236,6 +237,8 @@ LAYERS = {
         "normalized_shape: got 2.5 of type float, expected a positive int",
     ),
     "normalized_shape of floats": (lambda: LayerNorm((2, 2.0)), TypeError, "normalized_shape: got 2.0 of type float"),
+    "momentum": (lambda: BatchNorm2d(4, momentum="a"), TypeError, "momentum: got 'a' of type str, expected a float or"),
+    "local contrast": (lambda: LocalContrastNorm2d(0), ValueError, "num_channels: got 0, expected a positive int"),
     "input a list": (lambda: DivisiveNorm2d(4)([1.0]), TypeError, "x: got list, expected a Tensor"),
     "input of whole numbers in eval mode": (
         lambda: BatchNorm2d(4).eval()(torch.ones(2, 4, 3, 3, dtype=torch.long)),
@@ -265,6 +268,8 @@ SET = {
     "num_features": (DivisiveNormFeatures(6, 3), -2, ValueError, "num_features: got -2, expected a positive int"),
     "normalized_shape": (LayerNorm(6), 2.5, TypeError, "normalized_shape: got 2.5 of type float, expected a positive"),
     "normalized_shape empty": (LayerNorm(6), (), ValueError, "normalized_shape: got (), expected at least one"),
+    "num_features of groups": (BatchNorm2d(6), 0, ValueError, "num_features: got 0, expected a positive int"),
+    "num_groups": (GroupNorm(2, 6), 0, ValueError, "num_groups: got 0, expected a positive int"),
     "eps": (DivisiveNorm2d(6), -0.5, ValueError, "eps: got -0.5, expected a float of at least 0"),
 }
 
@@ -286,11 +291,27 @@ def test_what_is_set_on_a_layer(name):
         (torch.zeros(5), ValueError, "got shape (5,), expected (4,), one per channel of x"),
         (torch.zeros(4, dtype=torch.long), TypeError, "got dtype torch.int64, expected a floating one"),
         (meta(4), ValueError, "got device meta, expected that of x, cpu"),
+        (torch.zeros(4).to_sparse(), TypeError, "got layout torch.sparse_coo, expected torch.strided"),
+        (torch.zeros(4).requires_grad_(), ValueError, "got a tensor that requires grad, expected one that does not"),
     ],
 )
 @pytest.mark.parametrize("name", ["running_mean", "running_var"])
 def test_running_statistics(name, running, error, message, training):
     layer = BatchNorm2d(4).train(training)
     setattr(layer, name, running)
+    before = layer.num_batches_tracked.clone()
     with pytest.raises(error, match="^" + re.escape(f"{name}: {message}")):
         layer(torch.ones(2, 4, 3, 3))
+    assert torch.equal(layer.num_batches_tracked, before)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("wide", [("running_mean",), ("running_var",), ("running_mean", "running_var")])
+def test_running_statistics_of_another_width(wide, affine):
+    """They train, so they are good in eval mode too."""
+    layer, expected = BatchNorm2d(4, affine=affine), BatchNorm2d(4, affine=affine)
+    for name in wide:
+        setattr(layer, name, getattr(layer, name).double())
+    x = torch.randn(3, 4, 5, 5)
+    layer(x), expected(x)
+    torch.testing.assert_close(layer.eval()(x), expected.eval()(x))

@@ -219,6 +219,37 @@ def test_python_refuses_parameters_of_another_shape(which, shape):
         forward(*arguments)
 
 
+UPSTREAM = {
+    "dy of another shape": (
+        {0: torch.ones(2, 1, 5, 6)},
+        ValueError,
+        "dy: got shape (2, 1, 5, 6), expected (2, 4, 5, 6)",
+    ),
+    "dy in double": ({0: torch.ones(2, 4, 5, 6).double()}, TypeError, "dy: got dtype torch.float64, expected torch.fl"),
+    "dy on meta": ({0: torch.ones(2, 4, 5, 6, device="meta")}, ValueError, "dy: got "),
+    "dl1 of a shape": ({1: torch.ones(5)}, ValueError, "dl1: got shape (5,), expected ()"),
+    "maps of another call": ({3: torch.ones(2, 2, 1, 5, 5)}, ValueError, "maps: got shape (2, 2, 1, 5, 5), expected ("),
+    "maps in half": ({3: torch.ones(2, 2, 1, 5, 6).half()}, TypeError, "maps: got dtype torch.float16, expected"),
+    "a weight that is not there": ({4: None}, ValueError, "needs: got True for weight, which is not given"),
+    "needs of five": ({10: [True] * 5}, ValueError, "needs: got 5 entries, expected 4, for x and weight, bias, sigma"),
+    "sigma no number": ({7: None, 8: float("nan"), 10: [True] * 3 + [False]}, ValueError, "sigma: got nan, expected"),
+}
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_what_backward_is_given_is_checked(name):
+    """After a call that was served, too."""
+    change, error, message = UPSTREAM[name]
+    arguments = _arguments()
+    maps = forward(*arguments)[1]
+    upstream = _backward_arguments(arguments, maps)
+    backward(*upstream)
+    for place, value in change.items():
+        upstream[place] = value
+    with pytest.raises(error, match="^" + re.escape(message)):
+        backward(*upstream)
+
+
 def test_fake_parameters_are_checked_too():
     """What a compiler sees is refused where a call would be."""
     with FakeTensorMode():
@@ -250,7 +281,7 @@ def test_python_serves_unusual_gradients():
         given = list(usual)
         given[which] = value
         before = module.operator_calls()
-        with pytest.raises((RuntimeError, TypeError)):
+        with pytest.raises((ValueError, TypeError)):
             backward(*given)
         assert module.operator_calls() == before
 

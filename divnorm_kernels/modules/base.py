@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..addresses import check_held
 from ..backends import check_name
-from ..checks import check_activation, check_at_least_zero, check_flag, check_number
+from ..checks import check_activation, check_at_least_zero, check_flag, check_number, check_size
 from ..functional import normalize
 from ..norm import Norm
 from ..prepared import Form, nothing, prepared
@@ -57,9 +57,9 @@ def _resolved_sigma(sigma: float | None, eps: float | None, default_eps: float |
     return float(eps) ** 0.5
 
 
-def of_norm(option: str) -> Any:
-    """An attribute of a layer: an option that its norm holds."""
-    return _of("norm", option)
+def of_norm(option: str, size: str | None = None) -> Any:
+    """An attribute of a layer: an option that its norm holds; ``size``: the layer's name of it, where it is a size."""
+    return _of("norm", option, size)
 
 
 def of_form(option: str) -> Any:
@@ -67,11 +67,13 @@ def of_form(option: str) -> Any:
     return _of("form", option)
 
 
-def _of(owner: str, name: str) -> Any:
-    return property(
-        lambda layer: getattr(getattr(layer, owner), name),
-        lambda layer, value: setattr(layer, owner, replace(getattr(layer, owner), **{name: value})),
-    )
+def _of(owner: str, name: str, size: str | None = None) -> Any:
+    def change(layer: Any, value: Any) -> None:
+        if size is not None:
+            check_size(size, value)
+        setattr(layer, owner, replace(getattr(layer, owner), **{name: value}))
+
+    return property(lambda layer: getattr(getattr(layer, owner), name), change)
 
 
 class NormalizationLayer(nn.Module):
@@ -332,7 +334,7 @@ class NormalizationLayer(nn.Module):
         return [
             (
                 "sigma",
-                self.initial_sigma if self.learn_sigma else self.sigma,
+                self.initial_sigma if isinstance(self.sigma, Tensor) else self.sigma,
                 None if self._default_eps is None else self._default_eps**0.5,
             ),
             ("learn_sigma", self.learn_sigma, False),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from ..addresses import check_held
-from ..checks import check_activation, check_flag, check_running, check_size, compute_dtype
+from ..checks import check_activation, check_flag, check_number, check_running, check_size, compute_dtype
 from ..norm import Norm
 from ..sharding import distributed, held_here, on_shards
 from .base import NormalizationLayer, Options, Statistics, listed, of_norm
@@ -24,7 +24,7 @@ class _RunningNorm(NormalizationLayer):
     """The dimensions of x."""
     _over_batch: ClassVar[bool]
     _defaults: ClassVar[dict[str, bool]]
-    num_features = of_norm("groups")
+    num_features = of_norm("groups", size="num_features")
 
     def __init__(
         self,
@@ -54,6 +54,8 @@ class _RunningNorm(NormalizationLayer):
             dtype=dtype,
             **options,
         )
+        if momentum is not None:
+            check_number("momentum", momentum, "a float or None")
         self.momentum, self.affine = momentum, affine
         self.track_running_stats = track_running_stats
         if track_running_stats:
@@ -194,7 +196,10 @@ class _RunningNorm(NormalizationLayer):
         sigma: Tensor | float,
     ) -> Tensor:
         """``x`` by given statistics."""
-        if self.learn_sigma or (weight is not None and weight.dtype != mean.dtype):  # neither is for torch's function
+        alike = mean.dtype == variance.dtype and all(t is None or t.dtype == mean.dtype for t in (weight, bias))
+        if (
+            self.learn_sigma or not alike or mean.dtype not in (x.dtype, torch.float32)
+        ):  # torch's function takes neither
             compute = compute_dtype(x)
             square = sigma.to(compute).square() if self.learn_sigma else sigma * sigma
             scale = (variance.to(compute) + square).rsqrt()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..checks import check_flag
+from ..checks import check_flag, check_size
 from ..fields import geometry
 from ..norm import Norm, Window
 from ..sharding import by_rows
@@ -147,6 +147,7 @@ class LocalContrastNorm2d(DivisiveNorm):
         dtype: torch.dtype | None = None,
         **options: Unpack[Options],
     ) -> None:
+        check_size("num_channels", num_channels)
         super().__init__(
             num_channels,
             window,

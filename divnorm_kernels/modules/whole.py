@@ -171,7 +171,7 @@ class GroupNorm(NormalizationLayer, nn.GroupNorm):
         others: as for `LayerNorm`; weight and bias have shape (C,).
     """
 
-    num_groups, num_channels = of_norm("groups"), of_form("channels")
+    num_groups, num_channels = of_norm("groups", size="num_groups"), of_form("channels")
 
     def __init__(
         self,
