@@ -51,6 +51,7 @@ py::dict strategy_of(const py::object& geometry, int dtype, bool channels_last, 
   out["threads"] = s.threads;
   out["shared_bytes"] = s.arguments.shared.bytes;
   out["scratch_bytes"] = s.scratch.bytes;
+  out["slices"] = s.resident ? s.arguments.resident.slices.count : s.arguments.staged.slices.count;
   out["slots"] = backward ? s.scratch.affine_slots : s.scratch.l1_slots;
   out["tile"] = s.resident ? py::make_tuple(s.arguments.resident.tile_channels, s.arguments.resident.tile_positions)
                            : py::make_tuple(s.arguments.staged.tile_channels, s.arguments.staged.tile_positions);

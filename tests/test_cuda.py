@@ -279,6 +279,33 @@ def test_choices_for_an_h200(channels_last):
     assert chosen((64, 16, 32, 32), half, "forward", ampere, channels_last)["name"] == "single-block"
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7), (64, 112, 112)], ids=str)
+def test_channels_are_sliced_until_threads_have_positions(shape, dtype, direction):
+    """Of contiguous tensors a thread sums as many positions as it can load at once, over a slice of the channels."""
+    found = chosen((64, *shape), dtype, direction)
+    positions = found["tile"][1]
+    together = 8 // dtype.itemsize
+    while positions % together:
+        together //= 2
+    assert found["slices"] * positions // together >= 0.75 * found["threads"]
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="only the emulated device counts")
+def test_a_blocks_own_maps_are_not_looked_up_in_the_cluster():
+    """Only windows that reach into other blocks are; of whole fields a thread asks for one number of each map."""
+    row = {"cluster": 8, "blocks": 12, "slice_channels": 8}
+    for window, most in ((3, 1.0), ("all", 0.25)):
+        x = case((3, 64, 12, 12), {}, torch.float32).x
+        with backend(**row):
+            forward, backward = moved(x, window=window)
+            own, others = module().lookups()
+        assert forward.strategy == backward.strategy == "cluster-resident"
+        assert others > 0
+        assert own <= most * others
+
+
 @pytest.mark.parametrize("shape", [(70, 40, 12, 12), (600, 3, 5, 5)], ids=["columns", "few columns"])
 def test_sums_over_many_partial_sums(shape):
     """Several blocks share the rows of a set of columns, and the last one adds up what they have."""

@@ -1,6 +1,7 @@
 """The Triton kernels compiled for GPUs that are not here: registers, spills, shared memory, width of the moves."""
 
 import json
+import os
 
 import pytest
 from process import run_python
@@ -11,7 +12,11 @@ REGISTERS = {"sm_80": 65536, "sm_90": 65536, "sm_100": 65536, "sm_120": 65536, "
 """What the programs of a multiprocessor share."""
 
 
-@pytest.mark.parametrize("arch", SHARED_MEMORY)
+ARCHS = os.environ.get("DIVNORM_TRITON_ARCHS", " ".join(SHARED_MEMORY)).split()
+"""Those that are compiled for: all, unless the environment names some."""
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 def test_every_specialization_compiles_well(arch, tmp_path):
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
     reports = [json.loads(line) for line in run_python("tests/compile_triton.py", arch, **environment).splitlines()]

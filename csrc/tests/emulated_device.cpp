@@ -197,6 +197,7 @@ struct Watched {
 };
 std::map<uintptr_t, Watched> watched;  // by address
 emulation::Traffic elsewhere;
+emulation::Lookups looked_up;
 
 bool left_out_now() { return current->barriers++ == left_out_barrier && launches - 1 == left_out_launch; }
 
@@ -222,6 +223,9 @@ void sync_cluster_shared(int size) {
 
 unsigned char* in_block(unsigned char* address, int rank, bool to_write) {
   current->wrote_elsewhere = current->wrote_elsewhere || (to_write && rank != current->self.rank);
+#ifndef DIVNORM_EMULATED_THREADS
+  if (!to_write) ++(rank == current->self.rank ? looked_up.own : looked_up.others);
+#endif
   const Block& here = current->block();
   const int64_t offset = address - here.shared.get();
   if (offset < 0 || offset >= here.bytes) throw std::logic_error("not an address in this block's shared memory");
@@ -336,7 +340,9 @@ Traffic traffic_elsewhere() { return elsewhere; }
 void forget_traffic() {
   watched.clear();
   elsewhere = {};
+  looked_up = {};
 }
+Lookups lookups() { return looked_up; }
 void leave_out_barrier(int launch, int barrier) {
   left_out_launch = launch;
   left_out_barrier = barrier;

@@ -117,6 +117,12 @@ Traffic traffic_of(const void* address);
 Traffic traffic_elsewhere();
 void forget_traffic();
 
+// Addresses in shared memory that were looked up through the cluster to be read: in the block itself, and in others.
+struct Lookups {
+  int64_t own = 0, others = 0;
+};
+Lookups lookups();
+
 // Of the launch of this number, the barrier of this number is left out, counted by every thread from the start of its
 // kernel; -1: none is.
 void leave_out_barrier(int launch, int barrier);

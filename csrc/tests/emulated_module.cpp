@@ -75,5 +75,6 @@ PYBIND11_MODULE(_emulated, m) {
     emulation::largest_cluster = largest_cluster;
     emulation::most_clusters = most_clusters;
   });
+  m.def("lookups", [] { return py::make_tuple(emulation::lookups().own, emulation::lookups().others); });
   m.def("forget_traffic", &emulation::forget_traffic);
 }
