@@ -171,9 +171,9 @@ class Chooser {
     choose_kinds(chosen.arguments.shape, r.owned, chosen.threads, r.blocks, p_.window_rounds);
     const int64_t maps = kSavedMaps + (backward_ ? kBackwardScratchMaps : kForwardScratchMaps);
     SharedLayout& shared = chosen.arguments.shared;
-    int64_t count = 2 * slices(r.tile_channels, r.tile_positions, chosen.threads);
+    int64_t count = slices(r.tile_channels, r.tile_positions, chosen.threads) + 1;
     do {
-      count = ceil_div(count, 2);
+      --count;
       shared = layout(r.tile_channels, r.tile_positions, count, maps * r.owned, chosen.threads);
     } while (shared.bytes > limit && count > 1);
     r.slices = {static_cast<int>(count), divider(count)};
