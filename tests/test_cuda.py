@@ -296,7 +296,7 @@ def test_channels_are_sliced_until_threads_have_positions(shape, dtype, directio
 def test_a_blocks_own_maps_are_not_looked_up_in_the_cluster():
     """Only windows that reach into other blocks are; of whole fields a thread asks for one number of each map."""
     row = {"cluster": 8, "blocks": 12, "slice_channels": 8}
-    for window, most in ((3, 1.0), ("all", 0.25)):
+    for window, most in ((3, 1 / 8), ("all", 1 / 100)):
         x = case((3, 64, 12, 12), {}, torch.float32).x
         with backend(**row):
             forward, backward = moved(x, window=window)
