@@ -27,31 +27,40 @@ HOPPER = table.Device((9, 0), 132, 60 << 20, 228 << 10, 227 << 10)
 """An H200, for choices that nothing is launched for."""
 TINY = table.Device((9, 0), 3, 1 << 14, 228 << 10, 227 << 10)
 """The emulated device: few multiprocessors and a small cache, so that small tensors take several rounds and chunks."""
-BUILD = ROOT / "build" / "emulated"
+
+
+def module() -> ModuleType:
+    """The kernels compiled for the emulated device."""
+    return _built("emulated")
+
+
+def counted() -> ModuleType:
+    """The same, with accesses to shared memory among the costs that it keeps, at some five times the time."""
+    return _built("counted", "-DDIVNORM_COUNTED=ON")
 
 
 @cache
-def module() -> ModuleType:
-    """The kernels compiled for the emulated device."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with (BUILD / "lock").open("w") as lock:
+def _built(name: str, *more: str) -> ModuleType:
+    folder = ROOT / "build" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes
-        options = (f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
-        run("cmake", "-S", ROOT, "-B", BUILD, "-DDIVNORM_EMULATED=ON", "-DDIVNORM_OPTIMIZE=-O1", *options)
-        run("cmake", "--build", BUILD, "--target", "_emulated", "--parallel")
-    return load("_emulated", BUILD)
+        options = (f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *more)
+        run("cmake", "-S", ROOT, "-B", folder, "-DDIVNORM_EMULATED=ON", "-DDIVNORM_OPTIMIZE=-O1", *options)
+        run("cmake", "--build", folder, "--target", f"_{name}", "--parallel")
+    return load(f"_{name}", folder)
 
 
 @contextmanager
-def backend(library: ModuleType | None = None, **row: Any) -> Iterator[None]:
+def backend(library: ModuleType | None = None, device: table.Device = TINY, **row: Any) -> Iterator[None]:
     """The CUDA backend for `DEVICE`, with entries of the table replaced, for calls that have not been planned yet.
 
-    ``library``: another build for the emulated device.
+    ``library``: another build for the emulated device, which passes for ``device``.
     """
     saved = cuda.library, cuda.DEVICE_TYPE, cuda.device_of, table.ROWS
     table.ROWS = [{**entry, **row} for entry in saved[3]]
     if DEVICE == "cpu":
-        cuda.library, cuda.DEVICE_TYPE, cuda.device_of = library or module(), "cpu", lambda x: TINY
+        cuda.library, cuda.DEVICE_TYPE, cuda.device_of = library or module(), "cpu", lambda x: device
     forget()
     try:
         yield

@@ -15,18 +15,17 @@ template <class T>
 struct Memory {
   using A = Acc<T>;
 
-  explicit __device__ Memory(const Arguments& args)
-      : x(at<T>(args.shared.x)),
-        dy(at<T>(args.shared.dy)),
-        partial(at<A>(args.shared.partial)),
-        owned(at<A>(args.shared.owned)),
-        reduction(at<A>(args.shared.reduction)),
-        totals(at<A>(args.shared.totals)),
-        pitch(args.shared.pitch),
-        local{at<A>(args.shared.local), at<A>(args.shared.local) + pitch, partial, partial + pitch,
-              args.shape.slope_of},
-        affine{at<A>(args.shared.weight), at<A>(args.shared.bias), at<A>(args.shared.dweight),
-               at<A>(args.shared.dbias),  args.shape.per_position, args.shape.relu} {}
+  __device__ Memory(const Shape& shape, const SharedLayout& shared)
+      : x(at<T>(shared.x)),
+        dy(at<T>(shared.dy)),
+        partial(at<A>(shared.partial)),
+        owned(at<A>(shared.owned)),
+        reduction(at<A>(shared.reduction)),
+        totals(at<A>(shared.totals)),
+        pitch(shared.pitch),
+        local{at<A>(shared.local), at<A>(shared.local) + pitch, partial, partial + pitch, shape.slope_of},
+        affine{at<A>(shared.weight), at<A>(shared.bias), at<A>(shared.dweight),
+               at<A>(shared.dbias),  shape.per_position, shape.relu} {}
 
   template <class V>
   static __device__ V* at(int offset) {

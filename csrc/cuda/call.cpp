@@ -116,7 +116,8 @@ void Calls::run(Direction direction, const Call& call) const {
       arguments.partials.dweight = within(call, scratch.dweight);
       arguments.partials.dbias = within(call, scratch.dbias);
     } else {
-      arguments.shared.dweight = arguments.shared.dbias = -1;
+      for (SharedLayout* shared : {&arguments.shared, &arguments.staged.apply_shared})
+        shared->dweight = shared->dbias = -1;
     }
     if (call.dsigma.data != nullptr && problem_.suppression.present)
       arguments.partials.dsigma = within(call, scratch.dsigma);

@@ -105,19 +105,20 @@ struct ApplyItem {
   __device__ ApplyItem(const Arguments& args, const Item& item) : samples(args.shape, args.staged, item.chunk, 0, 0) {
     const Shape& shape = args.shape;
     const Staged& s = args.staged;
-    const int tiles = (shape.positions - 1) / s.tile_positions + 1;
-    const int channel_tiles = (shape.group_channels - 1) / s.tile_channels + 1;
+    const int tiles = (shape.positions - 1) / s.apply_positions + 1;
+    const int channel_tiles = (shape.group_channels - 1) / s.apply_channels + 1;
     const int position_tile = item.index % tiles, rest = item.index / tiles;
     const int span = rest / channel_tiles / shape.groups;
-    channel = rest % channel_tiles * s.tile_channels;
+    channel = rest % channel_tiles * s.apply_channels;
     group = rest / channel_tiles % shape.groups;
-    position = position_tile * s.tile_positions;
+    position = position_tile * s.apply_positions;
     samples = Samples(shape, s, item.chunk, span, s.span_samples);
     slot = static_cast<int64_t>(item.chunk) * s.spans + span;
     if (!shape.per_position) slot = slot * tiles + position_tile;
   }
   __device__ Tile tile(const Arguments& args, int64_t sample) const {
-    return tile_at(args.shape, sample, group, channel, args.staged.tile_channels, position, args.staged.tile_positions);
+    const Staged& s = args.staged;
+    return tile_at(args.shape, sample, group, channel, s.apply_channels, position, s.apply_positions);
   }
   Samples samples;
   int group, channel, position;

@@ -125,6 +125,20 @@ struct Resident {
   int parts = 1;
 };
 
+// Where a block keeps what, in bytes from the start of its shared memory.
+struct SharedLayout {
+  int x = 0, dy = 0;           // the tile
+  int local = 0;               // the maps at the tile's positions
+  int partial = 0;             // statistics of the tile's slices of channels
+  int owned = 0;               // maps of the positions the block keeps for its cluster, or sums under way
+  int weight = 0, bias = 0;    // of the tile, in the type of the sums
+  int dweight = 0, dbias = 0;  // their gradients so far
+  int reduction = 0;           // one number per warp
+  int totals = 0;              // of whole fields: what the block adds to its row
+  int pitch = 0;               // numbers from one map of the tile to the next
+  int bytes = 0;
+};
+
 enum class StageKind : int { statistics, merge, passes, apply };
 
 // Items of one kind, as many for every chunk of samples. An item waits for all items of the stage before it.
@@ -147,27 +161,15 @@ struct Staged {
   int64_t unit_samples = 1;  // 1 but over the batch
   int spans = 1;             // of a chunk: sets of samples that an item of the last stage goes through
   int64_t span_samples = 1;
-  int tile_positions = 1, tile_channels = 1;
+  int tile_positions = 1, tile_channels = 1;    // of statistics,
+  int apply_positions = 1, apply_channels = 1;  // and of the last stage
+  SharedLayout apply_shared;                    // where that keeps what
   Slices slices;
   int row_items = 1;  // blocks that share the passes over one map
   int64_t map_rows = 1;
   int* counters = nullptr;  // a ticket, then one counter per stage and chunk; zero before the launch
   void* maps = nullptr;     // scratch maps, each of map_rows rows
   void* merged = nullptr;   // over the batch, and of whole fields: statistics before they are merged
-};
-
-// Where a block keeps what, in bytes from the start of its shared memory.
-struct SharedLayout {
-  int x = 0, dy = 0;           // the tile
-  int local = 0;               // the maps at the tile's positions
-  int partial = 0;             // statistics of the tile's slices of channels
-  int owned = 0;               // maps of the positions the block keeps for its cluster, or sums under way
-  int weight = 0, bias = 0;    // of the tile, in the type of the sums
-  int dweight = 0, dbias = 0;  // their gradients so far
-  int reduction = 0;           // one number per warp
-  int totals = 0;              // of whole fields: what the block adds to its row
-  int pitch = 0;               // numbers from one map of the tile to the next
-  int bytes = 0;
 };
 
 struct Arguments {

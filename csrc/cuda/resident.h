@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
   const Shape& shape = args.shape;
   const Resident& r = args.resident;
   const Place place(args);
-  const Memory<T> memory(args);
+  const Memory<T> memory(shape, args.shared);
   const int n = shape.group_channels;
   device::let_next_begin();
   clear_counters(args.partials);
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
   const Shape& shape = args.shape;
   const Resident& r = args.resident;
   const Place place(args);
-  const Memory<T> memory(args);
+  const Memory<T> memory(shape, args.shared);
   const int n = shape.group_channels;
   device::let_next_begin();
   clear_counters(args.partials);

@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
   const Item item = Item::next(args.staged);
   if (item.stage < 0) return;
   item.wait(args.staged);
-  const Memory<T> memory(args);
+  const Memory<T> memory(shape, args.shared);
   switch (args.staged.stage[item.stage].kind) {
     case StageKind::statistics: forward_statistics<T, ChannelsLast>(args, memory, item); break;
     case StageKind::merge:
@@ -295,7 +295,9 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
         return ForwardFields<A, GlobalMaps<A>>{shape, maps, sigma_of<A>(args.tensors, group)};
       });
       break;
-    case StageKind::apply: forward_apply<T, ChannelsLast>(args, memory, item); break;
+    case StageKind::apply:
+      forward_apply<T, ChannelsLast>(args, Memory<T>(shape, args.staged.apply_shared), item);
+      break;
   }
   item.done(args.staged);
 }
@@ -311,7 +313,7 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
   const Item item = Item::next(args.staged);
   if (item.stage < 0) return;
   item.wait(args.staged);
-  const Memory<T> memory(args);
+  const Memory<T> memory(shape, args.shared);
   const Stage& stage = args.staged.stage[item.stage];
   A dsigma = 0;
   switch (stage.kind) {
@@ -328,7 +330,9 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
         return BackwardFields<A, GlobalMaps<A>>{shape, maps, A(1) / (static_cast<A>(shape.group_channels) * samples)};
       });
       break;
-    case StageKind::apply: backward_apply<T, ChannelsLast>(args, memory, item); break;
+    case StageKind::apply:
+      backward_apply<T, ChannelsLast>(args, Memory<T>(shape, args.staged.apply_shared), item);
+      break;
   }
   const bool final_statistics = stage.kind == (shape.over_batch ? StageKind::merge : StageKind::statistics);
   if (final_statistics && shape.statistics && !shape.whole) {

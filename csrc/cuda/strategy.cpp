@@ -217,7 +217,9 @@ class Chooser {
     s.tile_channels = static_cast<int>(std::clamp<int64_t>(elements / s.tile_positions, 1, n));
     const int64_t slice_count = slices(s.tile_channels, s.tile_positions, chosen.threads);
     s.slices = {static_cast<int>(slice_count), divider(slice_count)};
-    const int64_t tiles = ceil_div(positions, s.tile_positions), channel_tiles = ceil_div(n, s.tile_channels);
+    shape_apply(s, elements, chosen.threads);
+    const int64_t tiles = ceil_div(positions, s.tile_positions);
+    const int64_t apply_tiles = ceil_div(positions, s.apply_positions), channel_tiles = ceil_div(n, s.apply_channels);
     const int64_t wanted_items = int64_t{device_.multiprocessors} * p_.items;
 
     const int64_t sample_bytes = shape_.channels * positions * element_ * tensors;
@@ -236,7 +238,7 @@ class Chooser {
     s.units = static_cast<int>(ceil_div(s.chunk_samples, s.unit_samples));
     // The gradients' partial sums have a slot for each span: no more of them than there is work to share out.
     const int64_t spans =
-        std::clamp<int64_t>(wanted_items / (tiles * channel_tiles * shape_.groups), 1, s.chunk_samples);
+        std::clamp<int64_t>(wanted_items / (apply_tiles * channel_tiles * shape_.groups), 1, s.chunk_samples);
     s.span_samples = ceil_div(s.chunk_samples, spans);
     s.spans = static_cast<int>(ceil_div(s.chunk_samples, s.span_samples));
 
@@ -263,7 +265,7 @@ class Chooser {
       else
         for (int i = 0; i < shape_.pass_count; ++i) add(StageKind::passes, rows_of_chunk * s.row_items, i, i + 1);
     }
-    add(StageKind::apply, s.spans * shape_.groups * channel_tiles * tiles);
+    add(StageKind::apply, s.spans * shape_.groups * channel_tiles * apply_tiles);
     // Steps of as many items as are at work at once lie before and after the passes: who waits there finds it done.
     const int64_t at_work = int64_t{device_.multiprocessors} * blocks_for(kStagedBlocks, element_);
     const auto apart = static_cast<int>(std::min<int64_t>(ceil_div(at_work, all_items), s.chunks));
@@ -278,6 +280,8 @@ class Chooser {
     const int64_t pitch = pitch_of(s.tile_positions);
     chosen.arguments.shared =
         layout(s.tile_channels, s.tile_positions, s.slices.count, statistics() * pitch, chosen.threads);
+    s.apply_shared = layout(s.apply_channels, s.apply_positions, 1, 0, chosen.threads);
+    chosen.arguments.shared.bytes = std::max(chosen.arguments.shared.bytes, s.apply_shared.bytes);
 
     Scratch& scratch = chosen.scratch;
     ScratchPlan plan;
@@ -291,12 +295,25 @@ class Chooser {
           plan.add(kTotals * (shape_.over_batch ? int64_t{s.units} : shape_.batch) * shape_.groups * tiles * sum_);
     else if (two_passes && shape_.over_batch)
       scratch.merged = plan.add(statistics() * int64_t{s.units} * shape_.groups * positions * sum_);
-    scratch.affine_slots = int64_t{s.chunks} * s.spans * (shape_.per_position ? 1 : tiles);
+    scratch.affine_slots = int64_t{s.chunks} * s.spans * (shape_.per_position ? 1 : apply_tiles);
     scratch.sigma_slots = (shape_.over_batch ? 1 : int64_t{s.chunks} * s.units) * tiles;
     if (shape_.whole) scratch.sigma_slots = shape_.over_batch ? 1 : shape_.batch;
     scratch.l1_slots = int64_t{s.chunks} * s.stage[s.stages - 1].items;
     add_partials(plan, scratch);
     return chosen;
+  }
+
+  // The last stage's tiles. Backward adds up over the positions of one: it takes as many of them as leave every warp
+  // channels, or channels_last a stretch of them.
+  void shape_apply(Staged& s, int64_t elements, int threads) const {
+    s.apply_positions = s.tile_positions;
+    s.apply_channels = s.tile_channels;
+    if (!backward_ || shape_.per_position) return;
+    const int64_t least =
+        shape_.channels_last ? p_.stretch_bytes / element_ : threads / kWarpThreads * kChannelsTogether;
+    const int64_t channels = std::min<int64_t>(least, s.tile_channels);
+    s.apply_positions = static_cast<int>(aligned_positions(std::min<int64_t>(elements / channels, p_.tile_positions)));
+    s.apply_channels = static_cast<int>(channels);
   }
 
   void add_partials(ScratchPlan& plan, Scratch& scratch) const {

@@ -111,6 +111,15 @@ __device__ void copy_numbers(T* tile, const T* global, int rows, int row_bytes, 
   }
 }
 
+template <int Count, class T>
+__device__ Pack<T, Count> read_pack(const T* address) {
+  return *reinterpret_cast<const Pack<T, Count>*>(address);
+}
+template <int Count, class T>
+__device__ void write_pack(T* address, const Pack<T, Count>& pack) {
+  *reinterpret_cast<Pack<T, Count>*>(address) = pack;
+}
+
 // Calls body(Bytes as a constant) with the widest access that the tile's addresses allow.
 template <class T, class Body>
 __device__ void with_access(const Tile& tile, const T* global, Body&& body) {
@@ -146,12 +155,15 @@ template <class T, class Cached = device::AsUsual>
 __device__ void copy_out(const Tile& tile, const T* from, void* tensor, Cached cached = {}) {
   T* global = static_cast<T*>(tensor);
   with_access(tile, global, [&](auto bytes) {
-    using Run = Pack<unsigned char, decltype(bytes)::value>;
+    // in words, which a store takes as they are: bytes it would put together one by one
+    using Part = std::conditional_t < decltype(bytes)::value<kWordBytes, T, uint32_t>;
+    using Run = Pack<Part, decltype(bytes)::value / sizeof(Part)>;
     for_each_run<sizeof(Run)>(
         reinterpret_cast<unsigned char*>(const_cast<T*>(from)), reinterpret_cast<unsigned char*>(global + tile.first),
         tile.rows, tile.row * static_cast<int>(sizeof(T)), tile.pitch * static_cast<int64_t>(sizeof(T)),
         [&](const unsigned char* shared, unsigned char* to) {
-          device::store(reinterpret_cast<Run*>(to), *reinterpret_cast<const Run*>(shared), cached);
+          const auto* const run = reinterpret_cast<const Part*>(shared);
+          device::store(reinterpret_cast<Run*>(to), read_pack<sizeof(Run) / sizeof(Part)>(run), cached);
         });
   });
 }
@@ -165,15 +177,6 @@ __device__ void with_vectors(int length, Body&& body) {
     if (length % kMost != 0) return with_vectors<T, Bytes / 2>(length, body);
   }
   body(std::integral_constant<int, kMost>());
-}
-
-template <int Count, class T>
-__device__ Pack<T, Count> read_pack(const T* address) {
-  return *reinterpret_cast<const Pack<T, Count>*>(address);
-}
-template <int Count, class T>
-__device__ void write_pack(T* address, const Pack<T, Count>& pack) {
-  *reinterpret_cast<Pack<T, Count>*>(address) = pack;
 }
 
 template <int Count, class A>

@@ -1,10 +1,12 @@
 #include "emulated_device.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <memory>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #ifdef DIVNORM_EMULATED_THREADS
@@ -67,9 +69,22 @@ struct Thread {
   int barriers = 0;              // met, left out or not
   bool early = false;            // has to wait for the launch before
   bool wrote_elsewhere = false;  // to another block since the last barrier that waits for that
-  int block_rounds = 0, cluster_rounds = 0, shuffles = 0;
+  int block_rounds = 0, cluster_rounds = 0, shuffles = 0, shuffles_of_phase = 0;
+  std::vector<emulation::Access> accesses = {};  // where costs are kept, as are the two below
+  std::vector<emulation::Ending> endings = {};   // of the phases so far
+  std::vector<int64_t> shuffled = {};            // in each
   Block& block() const { return *cluster->blocks[self.rank]; }
 };
+
+bool keeping_costs = false;
+int64_t most_blocks = 0;
+
+// A barrier has been come to, or the end.
+void end_phase(Thread& thread, emulation::Ending ending) {
+  if (!keeping_costs) return;
+  thread.endings.push_back(ending);
+  thread.shuffled.push_back(std::exchange(thread.shuffles_of_phase, 0));
+}
 
 int left_out_launch = -1, left_out_barrier = -1;
 int launches = 0;
@@ -92,6 +107,7 @@ void run_together(std::vector<Thread>& threads, const std::function<void()>& ker
     running.emplace_back([&thread, &kernel] {
       current = &thread;
       kernel();
+      end_phase(thread, emulation::Ending::kernel);
     });
   for (std::thread& thread : running) thread.join();
 }
@@ -127,6 +143,7 @@ class Fibers {
         switch_to(turn_->context, home_, turn_->stack.get(), kStackBytes, &home_fake_);
         if (turn_->done) --left;
       }
+    current = nullptr;
   }
   void yield() {
     Fiber* fiber = turn_;
@@ -171,6 +188,7 @@ void Fibers::enter() {
   __sanitizer_finish_switch_fiber(nullptr, &fibers.home_stack_, &fibers.home_bytes_);
 #endif
   (*fibers.kernel_)();
+  end_phase(*fibers.turn_->thread, emulation::Ending::kernel);
   Fiber* fiber = fibers.turn_;
   fiber->done = true;
   fibers.switch_to(fibers.home_, fiber->context, fibers.home_stack_, fibers.home_bytes_, nullptr);
@@ -198,6 +216,14 @@ struct Watched {
 std::map<uintptr_t, Watched> watched;  // by address
 emulation::Traffic elsewhere;
 emulation::Lookups looked_up;
+std::vector<emulation::Phase> kept_costs;
+std::vector<emulation::Launched> kept_launches;
+emulation::Conflicts kept_conflicts;
+
+void keep_access(emulation::Space space, const void* address, int bytes, const void* site, bool write = false) {
+  current->accesses.push_back(
+      {site, reinterpret_cast<uintptr_t>(address), bytes, static_cast<int>(current->endings.size()), space, write});
+}
 
 bool left_out_now() { return current->barriers++ == left_out_barrier && launches - 1 == left_out_launch; }
 
@@ -208,17 +234,24 @@ namespace device {
 const Self& self() { return current->self; }
 unsigned char* shared_memory() { return current->block().shared.get(); }
 void sync_block() {
-  if (!left_out_now()) current->block().barrier.wait(current->block_rounds++);
+  if (left_out_now()) return;
+  end_phase(*current, emulation::Ending::block);
+  current->block().barrier.wait(current->block_rounds++);
+}
+
+static void wait_for_cluster(int size, emulation::Ending ending) {
+  if (size != static_cast<int>(current->cluster->blocks.size())) throw std::logic_error("not the cluster's size");
+  if (left_out_now()) return;
+  end_phase(*current, size == 1 ? emulation::Ending::block : ending);
+  current->cluster->barrier.wait(current->cluster_rounds++);
 }
 void sync_cluster(int size) {
   current->wrote_elsewhere = false;
-  if (size != static_cast<int>(current->cluster->blocks.size())) throw std::logic_error("not the cluster's size");
-  if (!left_out_now()) current->cluster->barrier.wait(current->cluster_rounds++);
+  wait_for_cluster(size, emulation::Ending::cluster);
 }
-
 void sync_cluster_shared(int size) {
   if (current->wrote_elsewhere) throw std::logic_error("a barrier for what blocks write to their own memory");
-  sync_cluster(size);
+  wait_for_cluster(size, emulation::Ending::cluster_shared);
 }
 
 unsigned char* in_block(unsigned char* address, int rank, bool to_write) {
@@ -236,6 +269,7 @@ double shuffle_xor(double value, int mask) {
   Block& block = current->block();
   const int thread = current->self.thread, threads = current->self.threads;
   const int round = current->shuffles++;
+  ++current->shuffles_of_phase;
   double* values = block.exchange.data() + round % 2 * threads;
   values[thread] = value;
   block.warps[thread / kWarp]->wait(round);
@@ -260,10 +294,12 @@ static emulation::Traffic& traffic_at(const void* address) {
 void count_read(const void* address, int bytes) {
   check_late();
   traffic_at(address).read += bytes;
+  if (keeping_costs) keep_access(emulation::Space::global, address, bytes, __builtin_return_address(0));
 }
 void count_write(const void* address, int bytes) {
   check_late();
   traffic_at(address).written += bytes;
+  if (keeping_costs) keep_access(emulation::Space::global, address, bytes, __builtin_return_address(0), true);
 }
 #endif
 
@@ -319,10 +355,35 @@ uint16_t bfloat16_of(float value) {
 
 namespace emulation {
 
+// The costs of a cluster that has run.
+static void keep_cluster(int64_t first, int cluster, int count, std::vector<Thread>& threads) {
+  std::vector<std::vector<std::vector<Access>>> accesses(cluster);
+  std::vector<std::vector<Ending>> endings;
+  for (int rank = 0; rank < cluster; ++rank) {
+    Thread* const of_block = &threads[static_cast<size_t>(rank) * count];
+    std::vector<int64_t> shuffles(of_block->endings.size());
+    for (int t = 0; t < count; ++t) {
+      accesses[rank].push_back(std::move(of_block[t].accesses));
+      for (size_t i = 0; i < shuffles.size() && t % device::kWarp == 0; ++i) shuffles[i] += of_block[t].shuffled[i];
+    }
+    endings.push_back(of_block->endings);
+    Phase known;
+    known.launch = static_cast<int>(kept_launches.size()) - 1;
+    known.block = first + rank;
+    known.threads = count;
+    add_phases(known, accesses[rank], endings[rank], shuffles, kept_costs);
+  }
+  const Conflicts found = conflicts_in(accesses, endings);
+  kept_conflicts.races += found.races;
+  kept_conflicts.unordered += found.unordered;
+}
+
 void run(int64_t blocks, int cluster, int threads, int shared_bytes, bool early, const std::function<void()>& kernel) {
   if (blocks % cluster != 0 || threads % device::kWarp != 0) throw std::logic_error("a grid of broken clusters");
   ++launches;
-  for (int64_t first = 0; first < blocks; first += cluster) {
+  const int64_t end = keeping_costs ? std::min(blocks, (most_blocks + cluster - 1) / cluster * cluster) : blocks;
+  if (keeping_costs) kept_launches.push_back({blocks, end, cluster, threads, shared_bytes});
+  for (int64_t first = 0; first < end; first += cluster) {
     Cluster together(cluster, threads, shared_bytes);
     std::vector<Thread> all;
     for (int rank = 0; rank < cluster; ++rank)
@@ -331,6 +392,7 @@ void run(int64_t blocks, int cluster, int threads, int shared_bytes, bool early,
         all.back().early = early;
       }
     run_together(all, kernel);
+    if (keeping_costs) keep_cluster(first, cluster, threads, all);
   }
 }
 
@@ -343,7 +405,27 @@ void forget_traffic() {
   looked_up = {};
 }
 Lookups lookups() { return looked_up; }
+
+void keep_costs(int64_t blocks) {
+  keeping_costs = blocks > 0;
+  most_blocks = blocks;
+  kept_costs.clear();
+  kept_launches.clear();
+  kept_conflicts = {};
+}
+std::vector<Phase> costs() { return kept_costs; }
+std::vector<Launched> launched() { return kept_launches; }
+Conflicts conflicts() { return kept_conflicts; }
+
+void touched(const void* address, int bytes, bool write, const void* site) {
+  if (!keeping_costs || current == nullptr) return;
+  const auto* at = static_cast<const unsigned char*>(address);
+  for (const auto& block : current->cluster->blocks)
+    if (at >= block->shared.get() && at < block->shared.get() + block->bytes)
+      return keep_access(block.get() == &current->block() ? Space::shared : Space::others, address, bytes, site, write);
+}
 void leave_out_barrier(int launch, int barrier) {
+  launches = 0;
   left_out_launch = launch;
   left_out_barrier = barrier;
 }

@@ -10,6 +10,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "costs.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -123,8 +125,16 @@ struct Lookups {
 };
 Lookups lookups();
 
-// Of the launch of this number, the barrier of this number is left out, counted by every thread from the start of its
-// kernel; -1: none is.
+// From here on the first blocks of every launch are run, whole clusters, and their costs kept; 0: all are, and none.
+// Accesses to shared memory are among them in builds that report those (touched.cpp).
+void keep_costs(int64_t blocks);
+std::vector<Phase> costs();
+std::vector<Launched> launched();
+Conflicts conflicts();
+void touched(const void* address, int bytes, bool write, const void* site);
+
+// Of the launch of this number from here on, the barrier of this number is left out, counted by every thread from the
+// start of its kernel; -1: none is.
 void leave_out_barrier(int launch, int barrier);
 
 }  // namespace divnorm::cuda::emulation

@@ -1,6 +1,7 @@
 // The CUDA backend on the emulated device, as a module for the tests: the same calls, on CPU tensors. Plans are those
 // of the package's own module; here calls are made on addresses too, which can be watched before.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "../bindings_cuda.h"
 #include "../cuda/call.h"
@@ -58,7 +59,7 @@ void backward(const divnorm::cuda::Calls& calls, uintptr_t x, uintptr_t maps, ui
 
 }  // namespace
 
-PYBIND11_MODULE(_emulated, m) {
+PYBIND11_MODULE(DIVNORM_MODULE, m) {
   divnorm::bind_cuda(m);
   m.def("forward", &forward);
   m.def("backward", &backward);
@@ -77,4 +78,47 @@ PYBIND11_MODULE(_emulated, m) {
   });
   m.def("lookups", [] { return py::make_tuple(emulation::lookups().own, emulation::lookups().others); });
   m.def("forget_traffic", &emulation::forget_traffic);
+  using emulation::Phase;
+  py::enum_<emulation::Ending>(m, "Ending", py::module_local())
+      .value("block", emulation::Ending::block)
+      .value("cluster", emulation::Ending::cluster)
+      .value("cluster_shared", emulation::Ending::cluster_shared)
+      .value("kernel", emulation::Ending::kernel);
+  py::class_<Phase>(m, "Phase", py::module_local())
+      .def_readonly("launch", &Phase::launch)
+      .def_readonly("block", &Phase::block)
+      .def_readonly("index", &Phase::index)
+      .def_readonly("threads", &Phase::threads)
+      .def_readonly("ending", &Phase::ending)
+      .def_readonly("shared", &Phase::shared)
+      .def_readonly("others", &Phase::others)
+      .def_readonly("global_", &Phase::global)
+      .def_readonly("wavefronts", &Phase::wavefronts)
+      .def_readonly("shared_bytes", &Phase::shared_bytes)
+      .def_readonly("sectors", &Phase::sectors)
+      .def_readonly("read", &Phase::read)
+      .def_readonly("written", &Phase::written)
+      .def_readonly("shuffles", &Phase::shuffles)
+      .def_readonly("at_work", &Phase::at_work)
+      .def_readonly("done", &Phase::done)
+      .def_readonly("depth", &Phase::depth)
+      .def_readonly("depth_others", &Phase::depth_others);
+  m.def("wavefronts", [](const std::vector<uintptr_t>& addresses, int bytes) {
+    std::vector<emulation::Access> lanes;
+    for (const uintptr_t address : addresses) lanes.push_back({nullptr, address, bytes});
+    return emulation::wavefronts_of(lanes);
+  });
+  m.def("keep_costs", &emulation::keep_costs);
+  m.def("costs", &emulation::costs);
+  m.def("conflicts", [] {
+    const emulation::Conflicts found = emulation::conflicts();
+    return py::make_tuple(found.races, found.unordered);
+  });
+  m.def("leave_out_barrier", &emulation::leave_out_barrier);
+  m.def("launched", [] {
+    py::list all;
+    for (const emulation::Launched& l : emulation::launched())
+      all.append(py::make_tuple(l.blocks, l.run, l.cluster, l.threads, l.shared_bytes));
+    return all;
+  });
 }

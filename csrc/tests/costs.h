@@ -1,0 +1,64 @@
+// What costs time on a GPU beside bytes, of the kernels on the emulated device: accesses as warps make them, how the
+// banks of shared memory serve them, barriers, and how the work lies among threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace divnorm::cuda::emulation {
+
+enum class Space { shared, others, global };  // a block's own shared memory, and that of others in its cluster
+enum class Ending { block, cluster, cluster_shared, kernel };
+
+// One access by one thread. site: the instruction, as far as two can be told apart.
+struct Access {
+  const void* site = nullptr;
+  uintptr_t address = 0;
+  int bytes = 0, phase = 0;
+  Space space = Space::shared;
+  bool write = false;
+};
+
+// A launch, of which the first `run` blocks were run.
+struct Launched {
+  int64_t blocks = 0, run = 0;
+  int cluster = 0, threads = 0, shared_bytes = 0;
+};
+
+// A stretch of one block's work between two barriers.
+struct Phase {
+  int launch = 0;
+  int64_t block = 0;
+  int index = 0, threads = 0;
+  Ending ending = Ending::kernel;
+  int64_t shared = 0, others = 0, global = 0;  // accesses, a warp's threads together
+  int64_t wavefronts = 0, shared_bytes = 0;    // that its shared memory takes for `shared`, and what that asks for
+  int64_t sectors = 0;                         // of 32 bytes that `global` touches
+  int64_t read = 0, written = 0;               // bytes of global memory
+  int64_t shuffles = 0;                        // of warps
+  int at_work = 0;                             // threads that access memory
+  int64_t done = 0, depth = 0;                 // accesses of all threads, and of the one with the most
+  int depth_others = 0;                        // of the one with the most to other blocks
+};
+
+// Wavefronts that a warp's accesses to shared memory take: its 32 banks give four bytes each, to all who ask for the
+// same; of wider accesses a half or a quarter of the warp is served at a time.
+int64_t wavefronts_of(const std::vector<Access>& lanes);
+
+// Accesses of a cluster's blocks to the same shared memory, one of them a write, the owner's counted. Races: between
+// the same two of the cluster's barriers. Unordered: the owner writes what another block has read, with nothing in
+// between but barriers for what blocks write to their own memory, which by the letter leave that order open
+// (cuda/device.h).
+struct Conflicts {
+  int64_t races = 0, unordered = 0;
+};
+
+// threads' accesses by block, and the endings of each block's phases.
+Conflicts conflicts_in(const std::vector<std::vector<std::vector<Access>>>& blocks,
+                       const std::vector<std::vector<Ending>>& endings);
+
+// The phases of a block whose threads made these accesses, each in its order; endings: of each phase.
+void add_phases(Phase known, const std::vector<std::vector<Access>>& threads, const std::vector<Ending>& endings,
+                const std::vector<int64_t>& shuffles, std::vector<Phase>& to);
+
+}  // namespace divnorm::cuda::emulation

@@ -1,0 +1,157 @@
+"""Instructions that the CUDA kernels take for a number, read from their machine code for sm_90.
+
+`instructions` compiles a dtype's kernels with line information, which leaves the code as it is, and disassembles them.
+A loop belongs to the function whose source line its instructions come from, and to a vector width by its accesses.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from process import ROOT, run
+
+SOURCES = ROOT / "csrc" / "cuda"
+SIZES = {"bfloat16": 2, "float32": 4}
+_LINE = re.compile(r'//## File "([^"]+)", line (\d+)')
+_BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
+_ACCESS = re.compile(r"\b(LDGSTS|LDS|STS|LDG|STG)\b[^\[]*")
+_FUSED = {"normalize": 1, "sums": 3, "differentiate": 5}
+"""Multiplications with an addition of a number, a ReLU's among them: they tell how many numbers a loop takes."""
+_MOST = {
+    "planes.h": {"normalize": 16, "sums": 8, "differentiate": 8},
+    "pixels.h": {"normalize": 16, "sums": 16, "differentiate": 8},
+}
+"""The most bytes of x that a function takes together."""
+_WIDTH = re.compile(r"\.(128|64|U16|16)\b")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One of a kernel's, and the source lines that it comes from, the innermost first."""
+
+    text: str
+    lines: tuple[tuple[str, int], ...]
+
+    @property
+    def access(self) -> tuple[str, int] | None:
+        """Which kind of access to memory it is, and how many bytes it moves."""
+        found = _ACCESS.search(self.text)
+        if not found:
+            return None
+        width = _WIDTH.search(found[0])
+        return found[1], {None: 4, "128": 16, "64": 8, "U16": 2, "16": 2}[width and width[1]]
+
+
+@cache
+def _text(file: str) -> list[str]:
+    return (SOURCES / file).read_text().splitlines()
+
+
+@cache
+def _functions(file: str) -> list[tuple[int, str]]:
+    """First line and name of the functions of a header, in order."""
+    pattern = re.compile(r"\s*(?:static )?__device__ [\w:<>]+ (\w+)\(")
+    found = ((i, pattern.match(line)) for i, line in enumerate(_text(file), 1))
+    return [(i, match[1]) for i, match in found if match]
+
+
+@cache
+def _function_at(file: str, line: int) -> str:
+    names = [name for first, name in _functions(file) if first <= line]
+    return names[-1] if names else ""
+
+
+def _loops(code: str) -> Iterator[list[Instruction]]:
+    """The innermost loops of a kernel."""
+    body: list[Instruction] = []
+    labels: dict[str, int] = {}
+    back: list[tuple[int, int]] = []
+    lines: list[tuple[str, int]] = []
+    fresh = True
+    for line in code.splitlines():
+        if match := _LINE.search(line):
+            if fresh:
+                lines, fresh = [], False
+            if Path(match[1]).parent == SOURCES:
+                lines.append((Path(match[1]).name, int(match[2])))
+        elif match := re.match(r"(\.L_\w+):", line):
+            labels[match[1]] = len(body)
+        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            fresh = True
+            branch = _BRANCH.search(match[1])
+            if branch and branch[1] in labels:
+                back.append((labels[branch[1]], len(body)))
+            body.append(Instruction(match[1], tuple(lines)))
+    for first, last in back:
+        if not any((first, last) != other and first <= other[0] and other[1] <= last for other in back):
+            yield body[first : last + 1]
+
+
+def _measured(loop: list[Instruction], size: int) -> tuple[str, int, int, float] | None:
+    """What a loop does, the numbers that it takes together, its part of that, and its instructions for a number."""
+    owners = Counter(next(((f, _function_at(f, n)) for f, n in i.lines if f in _MOST), None) for i in loop)
+    owner = max(owners, key=owners.__getitem__)
+    accesses = Counter(i.access for i in loop if i.access)
+    moved = defaultdict(int)
+    for (kind, width), count in accesses.items():
+        moved[kind] += width * count
+    if owner is None:
+        copied = moved["LDGSTS"] or (moved["LDG"] if moved["STS"] else 0)
+        if copied and any(file == "tile.h" for i in loop for file, _ in i.lines):
+            width = max(i.access[1] for i in loop if i.access and i.access[0] in ("LDGSTS", "LDG"))
+            return "copy_in", width // size, 0, len(loop) * size / copied
+        if moved["STG"] and moved["LDS"] and any(_function_at(f, n) == "copy_out" for i in loop for f, n in i.lines):
+            width = max(i.access[1] for i in loop if i.access and i.access[0] == "STG")
+            return "copy_out", width // size, 0, len(loop) * size / moved["STG"]
+        return None
+    file, function = owner
+    fused = sum("FFMA" in i.text for i in loop)
+    if function == "moments" and moved["LDS"]:  # a loop for the mean and one for the squares, which read x alone
+        width = max(width for kind, width in accesses if kind == "LDS")
+        return function, width // size, fused > 0, len(loop) * size / moved["LDS"]
+    if function not in _FUSED:
+        return None
+    numbers, rest = divmod(fused, _FUSED[function])
+    assert rest == 0, (function, loop)
+    kind, times = ("LDS", 2) if function == "sums" else ("STS", 1)
+    for together in (1, 2, 4, 8):  # parameters are as wide as the next or wider
+        fits = together * size <= _MOST[file][function] and numbers % together == 0
+        if fits and accesses[kind, together * size] >= times * numbers // together > 0:
+            return function, together, 0, len(loop) / numbers
+    return None
+
+
+@cache
+def instructions(dtype: str) -> dict[tuple[str, bool, str, int], float]:
+    """Instructions a number by kernel ("resident_forward"), whether channels_last, function, and numbers together.
+
+    Of the loops of one part the shortest counts: the others have parameters by position, or take what unrolling leaves
+    over. A ReLU's and l1's instructions are in them, whether they are wanted or not.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        source = SOURCES / f"kernels_{dtype}.cu"
+        run("nvcc", "-std=c++17", "-O3", "-lineinfo", "-arch=sm_90", "-cubin", "-I", ROOT / "csrc", source, "-o", cubin)
+        printed = run(_disassembler(), "-gi", cubin).stdout
+    found: dict[tuple[str, bool, str, int], dict[int, float]] = defaultdict(dict)
+    for name, code in re.findall(r"\n\.text\.(\S+):\n(.*?)(?=\n\.text\.|\Z)", printed, re.DOTALL):
+        kernel = re.search(r"\d((?:resident|staged)_(?:forward|backward))I.*Lb([01])E", name)
+        for loop in _loops(code) if kernel else ():
+            if measured := _measured(loop, SIZES[dtype]):
+                what, together, part, each = measured
+                parts = found[kernel[1], kernel[2] == "1", what, together]
+                parts[part] = min(each, parts.get(part, each))
+    return {key: sum(parts.values()) for key, parts in found.items()}
+
+
+def _disassembler() -> Path:
+    """That of Triton's package: a compiler need not have come with one."""
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
