@@ -26,6 +26,7 @@ from .modules import (
     convert_sync,
     l1_penalty,
 )
+from .norm import Span
 from .version import __version__
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "NormalizationLayer",
     "PositionalNorm2d",
     "RMSNorm",
+    "Span",
     "__version__",
     "collect_l1",
     "convert_norm",
