@@ -164,8 +164,8 @@ _kept = lru_cache(maxsize=256, typed=True)(Norm)
 
 
 @constant
-def _text(*options: object) -> str:
-    return _written(Norm(*options))
+def _text(window: Any, norm_window: Any, *options: Any) -> str:
+    return _written(Norm(_restored(window), _restored(norm_window), *options))
 
 
 @lru_cache(maxsize=256)
@@ -197,7 +197,7 @@ def _exponent(p: object) -> float:
         return math.inf
     if p > sys.float_info.max:
         raise ValueError(f"p: got an int of {p.bit_length()} bits, {expected}")
-    return int(p) if p == p // 1 else float(p)
+    return range(int(p)).stop if p == p // 1 else float(p)  # settled, see below
 
 
 def _check_window(name: str, window: Window) -> None:
@@ -218,11 +218,22 @@ def _check_window(name: str, window: Window) -> None:
             raise ValueError(f"{name}: got {window!r}, {_TOO_LARGE}")
 
 
-def _settled(value: Window) -> Window:
-    """``value`` with numbers for numbers: those that a compiler takes for variables, a range makes it settle."""
+def _settled(value: Window) -> Any:
+    """``value`` with numbers for numbers: those that a compiler takes for variables, a range makes it settle.
+
+    And with a text for a `Span`: what the code it compiles makes is no constant to it. `_restored` is the way back.
+    """
     if isinstance(value, tuple):
         return tuple(_settled(entry) for entry in value)
+    if isinstance(value, Span):
+        return f"{_settled(value.before)}:{_settled(value.after)}"
     return range(value).stop if _is_int(value) else value
+
+
+def _restored(value: Any) -> Window:
+    if isinstance(value, tuple):
+        return tuple(_restored(entry) for entry in value)
+    return Span(*map(int, value.split(":"))) if isinstance(value, str) and ":" in value else value
 
 
 def _is_int(value: object) -> bool:

@@ -45,8 +45,9 @@ def on_shards(
 ) -> _Result:
     """``function(x, residual, *parameters)`` of what every process holds of ``x`` (N, C, ...), and whole parameters.
 
-    ``residual``, of x's shape, is cut as x is. The function returns ``(y, average, statistics)``: y of x's shape, the average of something over x, and numbers of each sample
-    or of the batch. So does this: y as a DTensor, the average over all of x, and plain tensors of all samples'.
+    ``residual``, of x's shape, is cut as x is. The function returns ``(y, average, statistics)``: y of x's shape, the
+    average of something over x, and numbers of each sample or of the batch. So does this: y as a DTensor, the average
+    over all of x, and plain tensors of all samples'.
 
     Raises:
         ValueError: on an x that is cut along its channels, and on parameters that are not distributed as x is.

@@ -80,9 +80,21 @@ CALLS = {
         ValueError,
         "residual: got shape (1, 6, 5, 5), expected that of x, (2, 6, 5, 5)",
     ),
-    "residual in half": ({"residual": X.half()}, TypeError, "residual: got dtype torch.float16, expected that of x, torch"),
-    "residual elsewhere": ({"residual": meta(2, 6, 5, 5)}, ValueError, "residual: got device meta, expected that of x,"),
-    "residual sparse": ({"residual": X.to_sparse()}, TypeError, "residual: got layout torch.sparse_coo, expected torch."),
+    "residual in half": (
+        {"residual": X.half()},
+        TypeError,
+        "residual: got dtype torch.float16, expected that of x, torch",
+    ),
+    "residual elsewhere": (
+        {"residual": meta(2, 6, 5, 5)},
+        ValueError,
+        "residual: got device meta, expected that of x,",
+    ),
+    "residual sparse": (
+        {"residual": X.to_sparse()},
+        TypeError,
+        "residual: got layout torch.sparse_coo, expected torch.",
+    ),
     "threshold absent": (
         {"activation": "tlu"},
         ValueError,

@@ -21,8 +21,9 @@ class LastBatchNorm(BatchNorm1d):
     def _told_by_eps(self) -> bool:
         return False  # torch.nn has no such layer
 
-    def _call(self, x: Tensor) -> Tensor:
-        return super()._call(x.movedim(-1, 1)).movedim(1, -1)
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        added = None if residual is None else residual.movedim(-1, 1)
+        return super()._call(x.movedim(-1, 1), added).movedim(1, -1)
 
 
 class DenseDivisiveNorm(DivisiveNorm1d):
@@ -34,7 +35,7 @@ class DenseDivisiveNorm(DivisiveNorm1d):
 class BatchedInstanceNorm(InstanceNorm1d):
     """Instance normalization of (N, C, L) alone: a BatchNorm1d's (N, C) is no (C, L) without a batch."""
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.dim() == 2:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, C, L): a feature alone has no deviation")
-        return super()._call(x)
+        return super()._call(x, residual)
