@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..modules import BatchNorm1d, BatchNorm2d, DivisiveNorm1d, InstanceNorm1d
+from ..modules import BatchNorm1d, BatchNorm2d, DivisiveNorm1d, FilterResponseNorm2d, InstanceNorm1d
 
 
 class AnyBatchNorm(BatchNorm2d):
     """Batch normalization of (N, C) and (N, C, *S), of one to three spatial dimensions."""
 
     _dims = (2, 3, 4, 5)
+
+
+class AnyFilterResponseNorm(FilterResponseNorm2d):
+    """Filter response normalization of (N, C, *S), of one to three spatial dimensions."""
+
+    _dims = (3, 4, 5)
 
 
 class LastBatchNorm(BatchNorm1d):

@@ -99,6 +99,8 @@ class NormalizationLayer(nn.Module):
     p, subtract_mean = map(of_norm, ("p", "subtract_mean"))
     l1: Tensor | None
     _default_eps: ClassVar[float | None] = EPS
+    _settled: ClassVar[frozenset[str]] = frozenset()
+    """Options that are not a user's to choose, for they make the layer what it is."""
     _default_activation: ClassVar[str | None] = None
     followed_by: tuple[str, ...] = ()
     """Child modules that `forward` applies behind the normalization, in this order: an activation, a dropout."""

@@ -17,6 +17,8 @@ from .running import along_channels, behind
 class _TopKBatchNorm:
     """Plain PyTorch in place of the operator; what else a batch normalization does stays."""
 
+    _settled = frozenset({"p"})
+
     def __init__(
         self,
         num_features: int,

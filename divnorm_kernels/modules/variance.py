@@ -12,6 +12,8 @@ from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
 class _VarianceNorm:
     """What a batch normalization is made with to be one of variances alone."""
 
+    _settled = frozenset({"subtract_mean"})
+
     def __init__(
         self,
         num_features: int,
