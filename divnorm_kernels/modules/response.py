@@ -69,8 +69,8 @@ class FilterResponseNorm(NormalizationLayer):
 
     @eps.setter
     def eps(self, value: float) -> None:
-        if self.learn_eps or self.learn_sigma:
-            raise AttributeError("eps: it is learned, set its values in place")
+        if self.learn_sigma:
+            raise AttributeError("eps: sigma is learned, set layer.sigma")
         check_at_least_zero("eps", value, "a float")
         self.sigma = self.initial_sigma = float(value) ** (1 / self._norm.root)
 
