@@ -12,7 +12,6 @@ from ..modules.base import EPS
 from .sources import Source
 from .targets import Target, overruled, takes
 
-EPS_OF_RESPONSES = FilterResponseNorm2d._default_eps
 _BY_EPS = {"bn", "frozen", "in", "gn", "ln", "rms"}
 """Families whose eps keeps from dividing by zero, and means the same in all of them."""
 _FIELDS = {"window", "norm_window", "groups", "edges"}
@@ -114,18 +113,17 @@ def missing(source: Source, target: Target, layer: nn.Module) -> list[str]:
 
 
 def _missing_sigma(source: Source, layer: nn.Module) -> list[str]:
-    default = {"rms": None, "dn": 1.0, "frn": EPS_OF_RESPONSES**0.5}.get(source.kind, EPS**0.5)
+    default = {"rms": None, "dn": 1.0, "frn": FilterResponseNorm2d._default_eps}.get(source.kind, EPS)
     sigma = next(iter(_sigma(source, {}, source.module.p if source.ours else 2).items()), None)
     if sigma is None:
         return []
     name, value = sigma
-    root = value if name == "sigma" else value**0.5
+    eps = abs(value) ** source.module.norm.root if name == "sigma" else value
     if isinstance(layer, NormalizationLayer):
-        new = layer.initial_sigma
+        new = None if layer.initial_sigma is None else abs(layer.initial_sigma) ** layer.norm.root
     else:
-        eps = getattr(layer, "eps", None)
-        new = eps**0.5 if isinstance(eps, float) else None
-    same = [other is not None and math.isclose(root, other, rel_tol=1e-6) for other in (default, new)]
+        new = getattr(layer, "eps", None)
+    same = [isinstance(other, float) and math.isclose(eps, other, rel_tol=2e-6) for other in (default, new)]
     return [] if any(same) else [f"{name}={value!r}"]
 
 
