@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import flops, sharding
@@ -96,8 +97,8 @@ def divisive_norm(
         TypeError, ValueError: on a bad argument; the message names it, what it got and what was expected.
         RuntimeError: where the named backend cannot serve the call; the message says why.
     """
-    plain = residual is None and threshold is None and exact(window) and exact(norm_window)
-    if plain and not torch.compiler.is_dynamo_compiling():
+    usual = residual is None and threshold is None and exact(window, norm_window)
+    if usual and not is_dynamo_compiling():
         try:
             call = _prepared(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean, backend)
         except (TypeError, ValueError):  # a list, which has no hash, or what is refused below
@@ -152,7 +153,7 @@ def normalize(
     or over the batch (1, groups, 1, ...). They have no gradient. ``call``: the prepared one, where the caller holds it.
     """
     check_name(backend)
-    if residual is None and threshold is None and not torch.compiler.is_dynamo_compiling():
+    if residual is None and threshold is None and not is_dynamo_compiling():
         call = prepared(norm, backend) if call is None else call
         found = call(x, weight, bias, sigma, with_l1, with_statistics)
         if found is not NotImplemented:

@@ -139,7 +139,7 @@ def norm_of(
 ) -> Norm:
     """The `Norm` of these options; the latest are kept."""
     options = window, norm_window, groups, edges, over_batch, activation, p, subtract_mean
-    if exact(window) and exact(norm_window) and not torch.compiler.is_compiling():
+    if exact(window, norm_window) and not torch.compiler.is_compiling():
         try:
             return _kept(*options)
         except TypeError:  # a list, which has no hash, or a bad type, which raises again
@@ -181,9 +181,12 @@ def _read(value: dict[str, Any]) -> Any:
     return {**value, "p": math.inf} if value.get("p", 2) is None else value
 
 
-def exact(window: Window) -> bool:
-    """Whether no other window equals this one: a cache tells 5.0 from 5 as an argument, but not inside a tuple."""
-    return not isinstance(window, tuple) or all(type(entry) in (int, str, Span) for entry in window)
+def exact(window: Window, norm_window: Window) -> bool:
+    """Whether no others equal these windows: a cache tells 5.0 from 5 as an argument, but not inside a tuple."""
+    if not isinstance(window, tuple) and not isinstance(norm_window, tuple):
+        return True
+    entries = (entry for field in (window, norm_window) if isinstance(field, tuple) for entry in field)
+    return all(type(entry) in (int, str, Span) for entry in entries)
 
 
 def _exponent(p: object) -> float:
