@@ -104,6 +104,16 @@ def test_batch_normalization_with_p_1_is_l1_batch_normalization():
     assert math.isnan(layer.eps), "what reads torch's attributes must not take it for batch normalization"
 
 
+def test_eval_mode_rounds_once():
+    """Of half types, a residual and an activation before the rounding of y."""
+    layer = dk.BatchNorm2d(4, activation="silu").eval()
+    layer.running_mean.normal_()
+    x, residual = torch.randn(2, 3, 4, 9, 9).bfloat16()
+    exact = copy.deepcopy(layer).double()(x.double(), residual.double())
+    error = (layer(x, residual).double() - exact).abs()
+    assert (error <= torch.finfo(torch.bfloat16).eps / 2 * exact.abs() + 1e-5).all()
+
+
 @pytest.mark.parametrize("p", [1, 1.5, 3, math.inf])
 def test_eval_mode_divides_by_what_training_did(p):
     """With a momentum of 1, on a batch whose variance is not corrected."""
