@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .fields import Geometry
+from .sharding import distributed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -16,6 +17,18 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def compute_dtype(t: Tensor) -> torch.dtype:
     """The dtype that sums and statistics of ``t`` are computed in."""
     return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def sizes_of(t: Tensor) -> tuple[int, ...]:
+    """The shape of ``t``; while torch.jit traces, in numbers that leave no trace."""
+    state = torch._C._get_tracing_state()
+    if state is None:
+        return t.shape
+    torch._C._set_tracing_state(None)
+    try:
+        return tuple(t.shape)
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 def check_activation(x: object) -> None:
@@ -37,6 +50,34 @@ def check_affine(name: str, t: object, g: Geometry, x: Tensor) -> None:
         what = "feature" if g.features else "channel"
         raise ValueError(f"{name}: got shape {tuple(t.shape)}, expected ({g.affine_size},), one per {what} of x")
     _check_parameter(name, t, x)
+
+
+def check_threshold(threshold: object, g: Geometry, x: Tensor) -> None:
+    """Raises unless ``threshold`` is one number per channel (feature) of ``x`` where "tlu" wants it, else ``None``."""
+    wanted = g.norm.activation == "tlu"
+    if not wanted and threshold is not None:
+        got = f"{type(threshold).__name__} with activation {g.norm.activation!r}"
+        raise ValueError(f'threshold: got {got}, expected None, for "tlu" alone has a threshold')
+    if wanted and threshold is None:
+        raise ValueError(f'threshold: got None, expected a Tensor of shape ({g.affine_size},) for activation "tlu"')
+    check_affine("threshold", threshold, g, x)
+
+
+def check_residual(residual: object, x: Tensor) -> None:
+    """Raises unless ``residual`` is ``None`` or a tensor like ``x``: of its shape, dtype and device, and strided."""
+    if residual is None:
+        return
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"residual: got {type(residual).__name__}, expected a Tensor or None")
+    _check_strided("residual", residual)
+    if sizes_of(residual) != sizes_of(x):
+        raise ValueError(f"residual: got shape {tuple(residual.shape)}, expected that of x, {tuple(x.shape)}")
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual: got dtype {residual.dtype}, expected that of x, {x.dtype}")
+    if residual.device != x.device:
+        raise ValueError(f"residual: got device {residual.device}, expected that of x, {x.device}")
+    if distributed(residual) != distributed(x):
+        raise ValueError(f"residual: got a {type(residual).__name__} beside an x that is a {type(x).__name__}")
 
 
 def check_sigma(sigma: object, g: Geometry, x: Tensor) -> None:

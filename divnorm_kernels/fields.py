@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .norm import Norm, Window
+from .norm import Norm, Span, Window
 
 MAX_SPATIAL_DIMS = 3
 UNKNOWN = 2**31
@@ -105,10 +105,12 @@ def _axes(name: str, window: Window, spatial: tuple[int, ...], edges: str) -> tu
         if entry == "all":
             axes.append(Axis(extent, max(extent - 1, 0), max(extent - 1, 0), 0))
         else:
-            lo, hi = (entry - 1) // 2, entry // 2
-            if lo >= extent - 1:  # there is nothing further away; where this is false, hi is at most extent - 1 too
-                lo = hi = max(extent - 1, 0)
-            axes.append(Axis(extent, lo, hi, entry if edges == "zero" else 0))
+            span = entry if isinstance(entry, Span) else Span((entry - 1) // 2, entry // 2)
+            furthest = max(extent - 1, 0)
+            # in this form sizes that a compiler knows nothing of are compared no more than once for an int's two sides
+            lo = span.before if span.before < extent - 1 else furthest
+            hi = span.after if span.after <= extent - 1 else furthest
+            axes.append(Axis(extent, lo, hi, span.size if edges == "zero" else 0))
     return tuple(axes)
 
 

@@ -9,13 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import flops, sharding
 from .addresses import check_alive, check_held, direct
 from .autograd import DivisiveNormFunction
 from .backends import check_name, select
-from .checks import check_activation, check_affine, check_flag, check_sigma
+from .checks import (
+    check_activation,
+    check_affine,
+    check_flag,
+    check_residual,
+    check_sigma,
+    check_threshold,
+    sizes_of,
+)
 from .fields import UNKNOWN, geometry
 from .norm import Norm, Window, exact, norm_of
 from .prepared import prepared
@@ -36,15 +45,21 @@ def divisive_norm(
     groups: int = 1,
     edges: str = "valid",
     over_batch: bool = False,
+    p: float = 2,
+    subtract_mean: bool = True,
+    residual: Tensor | None = None,
     activation: str | None = None,
+    threshold: Tensor | None = None,
     return_l1: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Divisive normalization: ``y = weight * v / sqrt(sigma^2 + B[mean v^2]) + bias`` with ``v = x - A[mean x]``.
 
     The means run over the channels of a group, A and B average over the summation and the suppression field around
-    each position; v in B is each neighbour's own. Differentiable in x, weight, bias and sigma, twice.
-    Source: Ren et al., "Normalizing the Normalizers", ICLR 2017 (arXiv 1611.04520), equations 1 to 4.
+    each position; v in B is each neighbour's own. What may stand behind it: ``activation(y + residual)``.
+    Differentiable in x, weight, bias, sigma, residual and threshold, twice.
+    Source: Ren et al., "Normalizing the Normalizers", ICLR 2017 (arXiv 1611.04520), equations 1 to 4; p = 1: Hoffer et
+    al., "Norm matters", NeurIPS 2018; "tlu": Singh & Krishnan, "Filter Response Normalization Layer", CVPR 2020.
 
     Args:
         x: ``(N, C, *S)`` with one to three spatial dimensions, or (N, F), which is computed as (N, 1, F). float64,
@@ -52,14 +67,25 @@ def divisive_norm(
             channels_last tensors are read as they lie; any other layout costs one copy.
         weight: (C,), or (F,) for the feature form; ``None`` stands for ones.
         bias: as ``weight``; ``None`` stands for zeros.
-        window: the summation field A: an int k covering positions p-(k-1)//2 .. p+k//2, a tuple or list with one entry
-            per spatial dimension, ``"all"`` (also as an entry), or ``None``: no mean is subtracted.
+        window: the summation field A: an int k covering positions p-(k-1)//2 .. p+k//2, a `Span` of any others, a tuple
+            or list with one entry per spatial dimension, ``"all"`` (also as an entry), or ``None``: no mean is
+            subtracted.
         norm_window: the suppression field B, likewise; ``"same"``: as ``window``; ``None``: no division.
         sigma: a float, or a tensor of shape () or (groups,). Only its square enters.
         groups: number of equal groups the channels form.
         edges: ``"valid"`` divides an average by the positions inside the image, ``"zero"`` by the full window.
         over_batch: also average the statistics over N (the batch-norm family).
-        activation: ``"relu"``: y is never below zero, and where it would be its gradient is zero; costs no pass.
+        p: the exponent of the deviation, at least 1: ``s = (abs(sigma)^p + B[mean (c_p abs(v))^p])^(1/p)``, where c_p
+            makes s without sigma the standard deviation of a normal v: 1 for p = 2, sqrt(pi/2) for p = 1. For
+            ``math.inf`` s is abs(sigma) plus the largest abs(v) of the field, times c_inf, which is taken to be 1; of
+            equal ones the first has the gradient. Float32 holds powers from 1e-38 to 1e38. Where v is 0, abs(v) counts
+            as flat. Other exponents than 2 are the reference's alone.
+        subtract_mean: without, x stands in the numerator in place of v; s is v's all the same. The reference's alone.
+        residual: added before the activation: a tensor of x's shape, dtype and device. The reference's alone.
+        activation: ``"relu"``: y is never below zero, and where it would be its gradient is zero; costs no pass. The
+            reference alone computes ``"tlu"``, max(y, threshold), ``"silu"``, y sigmoid(y), and ``"gelu"`` and
+            ``"gelu_tanh"``, torch's two forms of it.
+        threshold: of "tlu", as ``weight``; where y is no larger, the gradient is the threshold's.
         return_l1: also return the mean of abs(v), the paper's sparse regulariser before its coefficient.
         backend: ``None`` (the best for x), ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
@@ -71,19 +97,21 @@ def divisive_norm(
         TypeError, ValueError: on a bad argument; the message names it, what it got and what was expected.
         RuntimeError: where the named backend cannot serve the call; the message says why.
     """
-    if exact(window) and exact(norm_window) and not torch.compiler.is_dynamo_compiling():
+    usual = residual is None and threshold is None and exact(window, norm_window)
+    if usual and not is_dynamo_compiling():
         try:
-            call = _prepared(window, norm_window, groups, edges, over_batch, activation, backend)
+            call = _prepared(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean, backend)
         except (TypeError, ValueError):  # a list, which has no hash, or what is refused below
             pass
         else:
             found = call(x, weight, bias, sigma, return_l1)
             if found is not NotImplemented:
                 return found[:2] if return_l1 else found
-    if has_torch_function((x, weight, bias, sigma)):
+    tensors = x, weight, bias, sigma, residual, threshold
+    if has_torch_function(tensors):
         return handle_torch_function(
             divisive_norm,
-            (x, weight, bias, sigma),
+            tensors,
             x,
             weight,
             bias,
@@ -93,12 +121,16 @@ def divisive_norm(
             groups=groups,
             edges=edges,
             over_batch=over_batch,
+            p=p,
+            subtract_mean=subtract_mean,
+            residual=residual,
             activation=activation,
+            threshold=threshold,
             return_l1=return_l1,
             backend=backend,
         )
-    norm = norm_of(window, norm_window, groups, edges, over_batch, activation)
-    y, l1, _ = normalize(norm, x, weight, bias, sigma, return_l1, backend)
+    norm = norm_of(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean)
+    y, l1, _ = normalize(norm, x, weight, bias, sigma, return_l1, backend, residual=residual, threshold=threshold)
     return (y, l1) if return_l1 else y
 
 
@@ -112,6 +144,8 @@ def normalize(
     backend: str | None,
     with_statistics: bool = False,
     call: Callable[..., Any] | None = None,
+    residual: Tensor | None = None,
+    threshold: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
     """`divisive_norm` by a `Norm`: ``(y, l1, statistics)``, the latter two where asked for.
 
@@ -119,7 +153,7 @@ def normalize(
     or over the batch (1, groups, 1, ...). They have no gradient. ``call``: the prepared one, where the caller holds it.
     """
     check_name(backend)
-    if not torch.compiler.is_dynamo_compiling():
+    if residual is None and threshold is None and not is_dynamo_compiling():
         call = prepared(norm, backend) if call is None else call
         found = call(x, weight, bias, sigma, with_l1, with_statistics)
         if found is not NotImplemented:
@@ -130,11 +164,13 @@ def normalize(
     check_affine("weight", weight, g, x)
     check_affine("bias", bias, g, x)
     check_sigma(sigma, g, x)
+    check_threshold(threshold, g, x)
+    check_residual(residual, x)
     if not isinstance(sigma, Tensor):
         sigma = float(sigma)
     check_flag("return_l1", with_l1)
 
-    kernels = select(backend, g, x)
+    kernels = select(backend, g, x, residual is not None)
     if kernels is not None and _transformed():
         if backend is not None:
             raise RuntimeError(
@@ -150,16 +186,20 @@ def normalize(
             y, maps, l1 = kernels.forward(g, x, weight, bias, sigma, with_l1, with_statistics)
     elif sharding.distributed(x):
 
-        def on_own(x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float) -> Any:
-            y, l1, found = normalize(norm, x, weight, bias, sigma, with_l1, backend, with_statistics)
+        def on_own(
+            x: Tensor, residual: Tensor | None, weight: Any, bias: Any, sigma: Any, threshold: Tensor | None
+        ) -> Any:
+            behind = {"residual": residual, "threshold": threshold}
+            y, l1, found = normalize(norm, x, weight, bias, sigma, with_l1, backend, with_statistics, **behind)
             return y, l1 if with_l1 else None, found
 
-        return sharding.on_shards(on_own, x, {"weight": weight, "bias": bias, "sigma": sigma}, norm.over_batch)
+        parameters = {"weight": weight, "bias": bias, "sigma": sigma, "threshold": threshold}
+        return sharding.on_shards(on_own, x, residual, parameters, norm.over_batch)
     elif by_reference:
         eager = not (torch.compiler.is_compiling() or _recorded() or _transformed())
         if eager:
-            check_held(x=x, weight=weight, bias=bias, sigma=sigma)
-        y, l1 = evaluate(g, x, weight, bias, sigma)
+            check_held(x=x, weight=weight, bias=bias, sigma=sigma, residual=residual, threshold=threshold)
+        y, l1 = evaluate(g, x, weight, bias, sigma, residual, threshold)
         for result in (y, l1) if with_l1 else (y,):
             if eager and result.requires_grad:
                 result.register_hook(_check_gradient)
@@ -190,23 +230,20 @@ def _prepared(
     edges: str,
     over_batch: bool,
     activation: str | None,
+    p: float,
+    subtract_mean: bool,
     backend: str | None,
 ) -> Callable[..., Any]:
     check_name(backend)
-    return prepared(Norm(window, norm_window, groups, edges, over_batch, activation), backend)
+    return prepared(Norm(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean), backend)
 
 
 def _sizes(x: Tensor) -> tuple[int, ...]:
     """The shape of ``x``; while torch.jit traces, with unknown extents in place of the example's."""
-    state = torch._C._get_tracing_state()
-    if state is None:
-        return x.shape
-    torch._C._set_tracing_state(None)  # the sizes as numbers, which leave no trace
-    try:
-        shape = tuple(x.shape)
-    finally:
-        torch._C._set_tracing_state(state)
-    return shape if len(shape) < 3 else (UNKNOWN, shape[1], *(UNKNOWN,) * (len(shape) - 2))
+    shape = sizes_of(x)
+    if len(shape) < 3 or not torch.jit.is_tracing():
+        return shape
+    return (UNKNOWN, shape[1], *(UNKNOWN,) * (len(shape) - 2))
 
 
 def _check_gradient(dy: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from .backends import select
+from .backends import select, without_kernels
 from .backends.native import module
 from .fields import geometry
 from .norm import Norm
@@ -36,7 +36,7 @@ def prepared(norm: Norm, backend: str | None, form: Form | None = None) -> Calla
     with the statistics in one tensor; or NotImplemented. ``form``: of a layer whose x has other shapes than the
     operator's; sigma may have shape (1,) then.
     """
-    return nothing if module is None else module.Call(norm, backend, form, _plan)
+    return nothing if module is None or without_kernels(norm) is not None else module.Call(norm, backend, form, _plan)
 
 
 def nothing(*arguments: object) -> Any:

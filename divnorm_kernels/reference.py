@@ -5,11 +5,14 @@ Source: Ren, Liao, Urtasun, Sinz, Zemel, "Normalizing the Normalizers", ICLR 201
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import compute_dtype
+from .epilogue import applied
 from .fields import Axis, Geometry, geometry
 from .norm import Window, norm_of
 
@@ -34,10 +37,26 @@ def _mean(t: Tensor, dim: int, keepdim: bool = False) -> Tensor:
 def _axis_sum(m: Tensor, dim: int, axis: Axis) -> Tensor:
     if axis.whole:
         return m.sum(dim, keepdim=True).expand_as(m)
-    padded, reach = F.pad(m, [0, 0] * (m.dim() - 1 - dim) + [axis.lo, axis.hi]), axis.lo + axis.hi
-    if torch.jit.is_tracing():  # the exporter to ONNX behind it knows unfold for sizes that are constants alone
-        return sum(padded[(slice(None),) * dim + (slice(i, i - reach or None),)] for i in range(reach + 1))
-    return padded.unfold(dim, reach + 1, 1).sum(-1)
+    if torch.jit.is_tracing():
+        return sum(_shifted(m, dim, axis))
+    return _windows(m, dim, axis).sum(-1)
+
+
+def _windows(m: Tensor, dim: int, axis: Axis) -> Tensor:
+    """Every position's window along ``dim``, in a last dimension; what lies outside is zero."""
+    if torch.jit.is_tracing():
+        return torch.stack(_shifted(m, dim, axis), -1)
+    return _padded(m, dim, axis).unfold(dim, axis.lo + axis.hi + 1, 1)
+
+
+def _shifted(m: Tensor, dim: int, axis: Axis) -> list[Tensor]:
+    """`_windows` for the exporter to ONNX behind torch.jit, which knows unfold for sizes that are constants alone."""
+    padded, reach = _padded(m, dim, axis), axis.lo + axis.hi
+    return [padded[(slice(None),) * dim + (slice(i, i - reach or None),)] for i in range(reach + 1)]
+
+
+def _padded(m: Tensor, dim: int, axis: Axis) -> Tensor:
+    return F.pad(m, [0, 0] * (m.dim() - 1 - dim) + [axis.lo, axis.hi])
 
 
 def _divisors(axis: Axis, extent: int, dim: int, like: Tensor) -> Tensor | int:
@@ -62,24 +81,98 @@ def _row_average(g: Geometry, x: Tensor, values: Tensor, axes: tuple[Axis, ...])
     return field_average(_mean(m, 0, keepdim=True) if g.over_batch else m, axes, x.shape[1 if g.features else 2 :])
 
 
+def _powers(g: Geometry, x: Tensor, v: Tensor) -> Tensor:
+    """The suppression field's average of what the channels have of (c_p abs(v))^p; for p = inf the largest abs(v)."""
+    p = g.norm.p
+    if p == math.inf:
+        return _largest(g, v.abs())
+    return _row_average(g, x, v.square() if p == 2 else power(_scale(p) * v.abs(), p), g.suppression)
+
+
+def _scale(p: float) -> float:
+    """c_p, by which s without sigma is the standard deviation of a normal v: 1 for p = 2."""
+    if p > 1e15:  # its limit, where the gamma function is too large a number
+        return math.sqrt(math.e / p)
+    moment = p / 2 * math.log(2) + math.lgamma((p + 1) / 2) - math.log(math.pi) / 2  # log of the mean of abs(z)^p
+    return math.exp(-moment / p)
+
+
+def power(t: Tensor, p: float) -> Tensor:
+    """``t`` to the power p, for t of at least 0, flat to any order where t is 0: there abs(v) has no derivative."""
+    if p == 1:
+        return t
+    zero = t == 0
+    return t.masked_fill(zero, 1).pow(float(p)).masked_fill(zero, 0)
+
+
+def _largest(g: Geometry, size: Tensor) -> Tensor:
+    """The largest ``size`` in the suppression field; of equal ones the first in memory's order has the gradient.
+
+    Last dimensions first, so that among equal ones the earlier sample decides, then the channel, then the position.
+    """
+    for dim in range(len(g.spatial) + 2, 2, -1):
+        axis = g.suppression[dim - 3]
+        size = _max(size, dim).expand_as(size) if axis.whole else _max(_windows(size, dim, axis), -1).squeeze(-1)
+    size = _max(size, 2).squeeze(2)
+    return _max(size, 0) if g.over_batch else size
+
+
+def _max(t: Tensor, dim: int) -> Tensor:
+    """The maximum along ``dim``, which stays as one; zero where there is nothing. Its gradient goes to the first."""
+    if not torch.jit.is_tracing() and t.numel() == 0:
+        return t.sum(dim, keepdim=True)
+    return t.max(dim, keepdim=True).values
+
+
+def _magnitude(sigma: Tensor | float) -> Tensor | float:
+    """abs(sigma); not abs() of a tensor, which has no second derivative on distributed ones."""
+    return sigma * sigma.detach().sign() if isinstance(sigma, Tensor) else abs(sigma)
+
+
+def deviation(sigma: Tensor | float, q: Tensor, p: float) -> Tensor:
+    """(abs(sigma)^p + q)^(1/p), for p = inf their sum; where sigma is alone it is abs(sigma).
+
+    For its power may be too small a number.
+    """
+    if p in (1, math.inf):
+        return _magnitude(sigma) + q
+    tiny = torch.finfo(q.dtype).tiny
+    if p == 2:
+        raised = sigma * sigma
+        if not isinstance(sigma, Tensor) and (sigma == 0 or raised >= tiny):
+            return (raised + q).sqrt()
+    else:
+        sigma = sigma if isinstance(sigma, Tensor) else q.new_full((), sigma)
+        raised = power(_magnitude(sigma), p)
+    alone = (raised < tiny) & (q == 0)
+    rest = (raised + q).masked_fill(alone, 1)
+    return torch.where(alone, _magnitude(sigma), rest.sqrt() if p == 2 else rest.pow(1 / p))
+
+
 def evaluate(
-    g: Geometry, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float
+    g: Geometry,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    residual: Tensor | None = None,
+    threshold: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The operator on ``x`` of the geometry's input shape: ``(y, l1)``. Half types compute in float32.
 
     Only the channels are taken from the geometry, other sizes from x: a recording of this holds for any.
     """
-    v = _in_groups(g, x)
+    norm = g.norm
+    numerator = v = _in_groups(g, x)
     compute = v.dtype
     if g.summation is not None:
         v = v - _row_average(g, x, v, g.summation).unsqueeze(2)
 
-    y = v
+    y = v if norm.subtract_mean else numerator
     if g.suppression is not None:
-        q = _row_average(g, x, v.square(), g.suppression)
         if isinstance(sigma, Tensor):
             sigma = sigma.to(compute).reshape(-1, *[1] * len(g.spatial))
-        y = v / _deviation(sigma, q).unsqueeze(2)
+        y = y / deviation(sigma, _powers(g, x, v), norm.p).unsqueeze(2)
 
     y = y[:, 0, 0] if g.features else y.flatten(1, 2)
     affine = (-1,) if g.features else (-1, *[1] * len(g.spatial))
@@ -87,29 +180,21 @@ def evaluate(
         y = y * weight.to(compute).reshape(affine)
     if bias is not None:
         y = y + bias.to(compute).reshape(affine)
-    if g.relu:
-        y = y.relu()
+    y = applied(y, residual, norm.activation, None if threshold is None else threshold.reshape(affine))
     return y.to(x.dtype), v.abs().sum() / max(x.numel(), 1)
-
-
-def _deviation(sigma: Tensor | float, q: Tensor) -> Tensor:
-    """sqrt(sigma^2 + q); where sigma is alone it is abs(sigma), for its square may be too small a number."""
-    square, tiny = sigma * sigma, torch.finfo(q.dtype).tiny
-    if not isinstance(sigma, Tensor) and (sigma == 0 or square >= tiny):
-        return (square + q).sqrt()
-    alone = (square < tiny) & (q == 0)
-    # not abs() of a tensor, which has no second derivative on distributed ones
-    size = sigma * sigma.detach().sign() if isinstance(sigma, Tensor) else abs(sigma)
-    return torch.where(alone, size, (square + q).masked_fill(alone, 1).sqrt())
 
 
 @torch.no_grad()
 def statistics(g: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of ``x`` for whole fields, a number a row, (N, groups, 1, ...); without gradients."""
+    """Mean and biased variance of ``x`` for whole fields, a number a row, (N, groups, 1, ...); without gradients.
+
+    The variance is the square of what s is without sigma.
+    """
     first = (slice(None), slice(None), *(slice(1),) * len(g.spatial))
     v = _in_groups(g, x)
     mean = _row_average(g, x, v, g.summation)
-    return mean[first], _row_average(g, x, (v - mean.unsqueeze(2)).square(), g.suppression)[first]
+    raised = _powers(g, x, v - mean.unsqueeze(2))[first]
+    return mean[first], raised if g.norm.p == 2 else raised.pow(2 / g.norm.root)
 
 
 def gradients(
@@ -161,10 +246,14 @@ def divisive_norm(
     groups: int = 1,
     edges: str = "valid",
     over_batch: bool = False,
+    p: float = 2,
+    subtract_mean: bool = True,
+    residual: Tensor | None = None,
     activation: str | None = None,
+    threshold: Tensor | None = None,
     return_l1: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`divnorm_kernels.divisive_norm`, from its definition. Same arguments (but ``backend``), same results."""
-    g = geometry(norm_of(window, norm_window, groups, edges, over_batch, activation), tuple(x.shape))
-    y, l1 = evaluate(g, x, weight, bias, sigma)
+    norm = norm_of(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean)
+    y, l1 = evaluate(geometry(norm, tuple(x.shape)), x, weight, bias, sigma, residual, threshold)
     return (y, l1) if return_l1 else y

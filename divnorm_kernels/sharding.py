@@ -37,12 +37,17 @@ def distributed(x: Any) -> bool:
 
 
 def on_shards(
-    function: Callable[..., _Result], x: DTensor, parameters: dict[str, Tensor | float | None], over_batch: bool = False
+    function: Callable[..., _Result],
+    x: DTensor,
+    residual: DTensor | None,
+    parameters: dict[str, Tensor | float | None],
+    over_batch: bool = False,
 ) -> _Result:
-    """``function(x, *parameters)`` of what every process holds of ``x`` (N, C, ...), and of whole parameters.
+    """``function(x, residual, *parameters)`` of what every process holds of ``x`` (N, C, ...), and whole parameters.
 
-    It returns ``(y, average, statistics)``: y of x's shape, the average of something over x, and numbers of each sample
-    or of the batch. So does this: y as a DTensor, the average over all of x, and plain tensors of all samples'.
+    ``residual``, of x's shape, is cut as x is. The function returns ``(y, average, statistics)``: y of x's shape, the
+    average of something over x, and numbers of each sample or of the batch. So does this: y as a DTensor, the average
+    over all of x, and plain tensors of all samples'.
 
     Raises:
         ValueError: on an x that is cut along its channels, and on parameters that are not distributed as x is.
@@ -56,7 +61,8 @@ def on_shards(
     pending = [Partial() if c else Replicate() for c in cut]
     x = _placed(x, places)
     own = x.to_local()
-    y, average, statistics = function(own, *(_own(name, t, x, pending) for name, t in parameters.items()))
+    added = None if residual is None else _placed(residual, places).to_local()
+    y, average, statistics = function(own, added, *(_own(name, t, x, pending) for name, t in parameters.items()))
     y = DTensor.from_local(y, mesh, places, shape=x.shape, stride=_strides(x))
     if average is not None:
         share = own.numel() / max(x.numel(), 1) if any(cut) else 1.0
@@ -66,8 +72,10 @@ def on_shards(
     return y, average, statistics
 
 
-def by_rows(function: Callable[[DTensor], DTensor], x: DTensor, dims: int) -> DTensor:
-    """``function`` of ``x`` as rows of its trailing ``dims`` dimensions, cut wherever x is along a leading one.
+def by_rows(
+    function: Callable[[DTensor, DTensor | None], DTensor], x: DTensor, residual: DTensor | None, dims: int
+) -> DTensor:
+    """``function`` of ``x`` and a residual as rows of x's trailing ``dims`` dimensions, cut as x along leading ones.
 
     Every process keeps the rows that it holds. How many these are does not follow from their number in all, as the
     shapes of a DTensor's views do, so that ``function`` must take no views.
@@ -84,8 +92,12 @@ def by_rows(function: Callable[[DTensor], DTensor], x: DTensor, dims: int) -> DT
     own, size = x.to_local(), prod(x.shape[leading:])
     places = [Shard(0) if _is_cut(p) else p for p in x.placements]
     shape = torch.Size((prod(x.shape[:leading]), size))
-    rows = DTensor.from_local(own.reshape(-1, size), mesh, places, shape=shape, stride=(size, 1))
-    y = function(rows).to_local().view(own.shape)
+
+    def rows(own: Tensor) -> DTensor:
+        return DTensor.from_local(own.reshape(-1, size), mesh, places, shape=shape, stride=(size, 1))
+
+    added = None if residual is None else rows(_placed(residual, list(x.placements)).to_local())
+    y = function(rows(own), added).to_local().view(own.shape)
     stride = torch.empty(x.shape, device="meta").stride()
     return DTensor.from_local(y, mesh, x.placements, shape=x.shape, stride=stride)
 

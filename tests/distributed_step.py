@@ -86,15 +86,22 @@ def synchronized(rank: int) -> None:
     """Values, gradients, penalty and running statistics of one layer, in float64 and on numbers far from zero."""
     x = (batch(None).double() + 1e4).requires_grad_()
     dy = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    for options in ({}, {"affine": False, "activation": "relu"}, {"learn_sigma": True, "l1_weight": 0.3}):
+    residual = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    for options in (
+        {},
+        {"affine": False, "activation": "relu"},
+        {"learn_sigma": True, "l1_weight": 0.3},
+        {"subtract_mean": False, "learn_sigma": True, "l1_weight": 0.3, "activation": "tlu"},
+    ):
         layer = BatchNorm2d(3, sigma=0.7, dtype=torch.float64, **options)
         across = convert_sync(copy.deepcopy(layer))
-        (torch.sum(layer(x) * dy) + l1_penalty(layer)).backward()
+        (torch.sum(layer(x, residual) * dy) + l1_penalty(layer)).backward()
         own, own_dy = (t.detach().split(SIZES)[rank].requires_grad_() for t in (x, dy))
-        y = across(own)
+        added = residual.split(SIZES)[rank]
+        y = across(own, added)
         # every process adds the same penalty: of the sum of the losses it is half
         (torch.sum(y * own_dy) + l1_penalty(across) / WORLD).backward()
-        torch.testing.assert_close(y, layer(x).split(SIZES)[rank])
+        torch.testing.assert_close(y, layer(x, residual).split(SIZES)[rank])
         torch.testing.assert_close(own.grad, x.grad.split(SIZES)[rank])
         for p, q in zip(across.parameters(), layer.parameters(), strict=True):
             distributed.all_reduce(p.grad)
@@ -104,6 +111,8 @@ def synchronized(rank: int) -> None:
         torch.testing.assert_close(across.running_mean, layer.running_mean)
         torch.testing.assert_close(across.running_var, layer.running_var)
         x.grad = None
+    with pytest.raises(ValueError, match=r"^p: got 1 in a layer of convert_sync, expected 2"):
+        convert_sync(BatchNorm2d(3, p=1))(own.float())
 
 
 def to_the_last_digit(rank: int) -> None:

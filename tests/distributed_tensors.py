@@ -118,6 +118,46 @@ def function(mesh: DeviceMesh) -> None:
             assert outcomes[1][0].placements == ((Shard(0),) if kept else (Replicate(),))
 
 
+def behind(mesh: DeviceMesh) -> None:
+    """Residuals and thresholds, cut as x is or otherwise, in the function and in layers of both forms."""
+    generator = torch.Generator().manual_seed(7)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((3, 4, 5, 6), (3, 4, 5, 6), (4,))]
+    options = {"window": 3, "activation": "tlu", "p": 1, "return_l1": True}
+    for places in ((Shard(0), Shard(0)), (Shard(0), Replicate()), (Replicate(), Shard(2)), (Shard(0), Partial())):
+        outcomes = []
+        for cut in (False, True):
+            leaves = [t.clone() for t in tensors]
+            if cut:
+                placements = (*places, Replicate())
+                leaves = [distributed(t, mesh, p) for t, p in zip(tensors, placements, strict=True)]
+            x, residual, threshold = leaves = [t.requires_grad_() for t in leaves]
+            y, l1 = divisive_norm(x, residual=residual, threshold=threshold, **options)
+            outcomes.append([y, l1, *torch.autograd.grad(y.square().sum() + l1, leaves)])
+        for have, want in zip(*reversed(outcomes), strict=True):
+            close(have, want)
+    for make in (
+        lambda: DivisiveNorm2d(4, 3, activation="tlu"),
+        lambda: BatchNorm2d(4, activation="tlu"),
+        lambda: BatchNorm2d(4, p=1, activation="silu").eval(),
+        lambda: LayerNorm(6, activation="tlu"),
+        lambda: DivisiveNormFeatures(6, 3, activation="gelu"),
+    ):
+        layer = made(make)
+        across = distribute_module(copy.deepcopy(layer), mesh)
+        own, added = (t.clone().requires_grad_() for t in tensors[:2])
+        cut, cut_added = (distributed(t, mesh, Shard(0)).requires_grad_() for t in tensors[:2])
+        expected, found = layer(own, added), across(cut, cut_added)
+        close(found, expected)
+        for have, want in zip(
+            torch.autograd.grad(found.square().sum(), [cut, cut_added, *across.parameters()]),
+            torch.autograd.grad(expected.square().sum(), [own, added, *layer.parameters()]),
+            strict=True,
+        ):
+            close(have, want)
+        with pytest.raises(ValueError, match=r"^residual: got a Tensor beside an x that is a DTensor"):
+            across(cut, tensors[1])
+
+
 def layers(mesh: DeviceMesh) -> None:
     """Every layer, in training and where that differs in evaluating; also on fewer samples than processes."""
     for name, (make, shape) in LAYERS.items():
@@ -220,6 +260,7 @@ def compare_all(rank: int, world: int) -> None:
     """All of the above, in one process of ``world``."""
     mesh = init_device_mesh("cpu", (world,))
     function(mesh)
+    behind(mesh)
     layers(mesh)
     followed(mesh)
     running_statistics(mesh)

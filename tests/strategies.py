@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from oracle import Call
 from torch import Tensor
 
+from divnorm_kernels import Span
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 EXTENTS = {0: 300, 1: 300, 2: 70, 3: 12}
 """The largest extent by the number of spatial dimensions."""
@@ -74,8 +76,9 @@ class Recipe:
 
 @st.composite
 def windows(draw: st.DrawFn, dims: int, largest: int = 400) -> int | str | tuple | None:
-    """Any window for ``dims`` spatial dimensions: small, even, larger than the image, rectangular, whole, absent."""
-    size = st.one_of(st.integers(1, 12), st.integers(1, largest))
+    """Any window for ``dims`` spatial dimensions: small, even, off-centre, larger than the image, whole, absent."""
+    side = st.one_of(st.just(0), st.integers(0, 12), st.integers(0, largest))
+    size = st.one_of(st.integers(1, 12), st.integers(1, largest), st.builds(Span, side, side))
     entry = st.one_of(size, st.just("all"))
     return draw(st.one_of(size, st.none(), st.just("all"), st.tuples(*[entry] * dims)))
 

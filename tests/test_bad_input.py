@@ -15,6 +15,7 @@ from divnorm_kernels import (
     GroupNorm,
     LayerNorm,
     LocalContrastNorm2d,
+    Span,
     divisive_norm,
 )
 
@@ -64,8 +65,61 @@ CALLS = {
     "edges": ({"edges": "same"}, ValueError, 'edges: got \'same\', expected "valid" or "zero"'),
     "edges a list": ({"edges": ["valid"]}, TypeError, "edges: got ['valid'] of type list"),
     "over_batch": ({"over_batch": 1}, TypeError, "over_batch: got 1 of type int, expected a bool"),
-    "activation": ({"activation": "gelu"}, ValueError, "activation: got 'gelu', expected None or \"relu\""),
+    "activation": ({"activation": "selu"}, ValueError, "activation: got 'selu', expected None or one of 'relu', 'tlu'"),
     "activation a bool": ({"activation": True}, TypeError, "activation: got True of type bool, expected None or"),
+    "p below one": ({"p": 0.5}, ValueError, "p: got 0.5, expected a number of at least 1, or inf"),
+    "p not a number": ({"p": math.nan}, ValueError, "p: got nan, expected a number of at least 1, or inf"),
+    "p a bool": ({"p": True}, TypeError, "p: got True of type bool, expected a number of at least 1, or inf"),
+    "p a word": ({"p": "inf"}, TypeError, "p: got 'inf' of type str, expected a number of at least 1, or inf"),
+    "p a tensor": ({"p": torch.tensor(2)}, TypeError, "p: got tensor(2) of type Tensor, expected a number of at least"),
+    "p beyond a float": ({"p": 10**400}, ValueError, "p: got an int of 1329 bits, expected a number of at least 1"),
+    "subtract_mean": ({"subtract_mean": 1}, TypeError, "subtract_mean: got 1 of type int, expected a bool"),
+    "residual no tensor": ({"residual": 1.0}, TypeError, "residual: got float, expected a Tensor or None"),
+    "residual of another shape": (
+        {"residual": X[:1]},
+        ValueError,
+        "residual: got shape (1, 6, 5, 5), expected that of x, (2, 6, 5, 5)",
+    ),
+    "residual in half": (
+        {"residual": X.half()},
+        TypeError,
+        "residual: got dtype torch.float16, expected that of x, torch",
+    ),
+    "residual elsewhere": (
+        {"residual": meta(2, 6, 5, 5)},
+        ValueError,
+        "residual: got device meta, expected that of x,",
+    ),
+    "residual sparse": (
+        {"residual": X.to_sparse()},
+        TypeError,
+        "residual: got layout torch.sparse_coo, expected torch.",
+    ),
+    "threshold absent": (
+        {"activation": "tlu"},
+        ValueError,
+        'threshold: got None, expected a Tensor of shape (6,) for activation "tlu"',
+    ),
+    "threshold of nothing": (
+        {"threshold": torch.ones(6), "activation": "relu"},
+        ValueError,
+        "threshold: got Tensor with activation 'relu', expected None",
+    ),
+    "threshold of another size": (
+        {"threshold": torch.ones(5), "activation": "tlu"},
+        ValueError,
+        "threshold: got shape (5,), expected (6,), one per channel of x",
+    ),
+    "threshold no tensor": (
+        {"threshold": 0.0, "activation": "tlu"},
+        TypeError,
+        "threshold: got float, expected a Tensor or None",
+    ),
+    "threshold in half": (
+        {"threshold": torch.ones(6).half(), "activation": "tlu"},
+        TypeError,
+        "threshold: got dtype torch.float16, expected torch.float32",
+    ),
     "return_l1": ({"return_l1": 1}, TypeError, "return_l1: got 1 of type int, expected a bool"),
     "weight of another size": (
         {"weight": torch.ones(5)},
@@ -153,6 +207,8 @@ def test_call(name):
         ({"groups": 2}, {"groups": 2.0}),
         ({"over_batch": True}, {"over_batch": 1}),
         ({"over_batch": False}, {"over_batch": 0.0}),
+        ({"p": 1}, {"p": True}),
+        ({"subtract_mean": True}, {"subtract_mean": 1}),
     ],
     ids=str,
 )
@@ -161,6 +217,21 @@ def test_an_equal_argument_of_another_type_is_refused_after_a_good_one(good, bad
     (name,) = bad
     with pytest.raises(TypeError, match=f"^{name}: got "):
         divisive_norm(X, **{"window": 3, **bad})
+
+
+@pytest.mark.parametrize(
+    ("sides", "error", "message"),
+    [
+        ((-1, 0), ValueError, "before: got -1, expected an int of at least 0"),
+        ((0, 2.0), TypeError, "after: got 2.0 of type float, expected an int of at least 0"),
+        ((True, 0), TypeError, "before: got True of type bool, expected an int of at least 0"),
+        ((2**31 - 2, 1), ValueError, "before, after: got Span(2147483646, 1) of size 2147483648, expected at most"),
+    ],
+    ids=str,
+)
+def test_span(sides, error, message):
+    with pytest.raises(error, match="^" + re.escape(message)):
+        Span(*sides)
 
 
 def test_window_is_required():

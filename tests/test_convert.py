@@ -204,7 +204,7 @@ def test_report(capsys):
 
 
 def test_bad_targets():
-    with pytest.raises(ValueError, match="to: got 'weight norm', expected a class, a partial, or one of 'bn', 'ln'"):
+    with pytest.raises(ValueError, match="to: got 'weight norm', expected a class, a partial, or one of 'bn', 'l1bn'"):
         convert_norm(images(), "weight norm")
     with pytest.raises(TypeError, match="to: got 3 of type int, expected a str, a class or a partial"):
         convert_norm(images(), 3)

@@ -249,9 +249,9 @@ BAD = {
     "num_groups": (lambda: dk.GroupNorm(2, 3), ValueError, "num_groups: got 2, expected a divisor of the 3 channels"),
     "shape": (lambda: dk.LayerNorm(()), ValueError, "normalized_shape: got (), expected at least one"),
     "activation": (
-        lambda: dk.BatchNorm2d(3, activation="gelu"),
+        lambda: dk.BatchNorm2d(3, activation="selu"),
         ValueError,
-        "activation: got 'gelu', expected",
+        "activation: got 'selu', expected",
     ),
     "learned nothing": (lambda: dk.RMSNorm(3, learn_sigma=True), ValueError, "sigma: got None with learn_sigma=True"),
     "rank": (lambda: dk.BatchNorm2d(3)(torch.ones(2, 3)), ValueError, "x: got 2 dimensions, expected 4"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracle import Call, check
 
-from divnorm_kernels import divisive_norm
+from divnorm_kernels import Span, divisive_norm
 from divnorm_kernels.fields import Axis, geometry
 from divnorm_kernels.norm import Norm
 
@@ -21,13 +21,18 @@ from divnorm_kernels.norm import Norm
         (2**31 - 1, "valid", Axis(6, 5, 5, 0)),
         (2**31 - 1, "zero", Axis(6, 5, 5, 2**31 - 1)),
         ("all", "zero", Axis(6, 5, 5, 0)),
+        (Span(2, 0), "zero", Axis(6, 2, 0, 3)),
+        (Span(9, 1), "valid", Axis(6, 5, 1, 0)),
+        (Span(0, 9), "zero", Axis(6, 0, 5, 10)),
+        (Span(5, 5), "valid", Axis(6, 5, 5, 0)),
+        (Span(2**31 - 2, 0), "zero", Axis(6, 5, 0, 2**31 - 1)),
     ],
 )
 def test_an_axis_reaches_no_further_than_its_extent(window, edges, expected):
     g = geometry(Norm(window, edges=edges), (2, 3, 6))
     assert g.summation == (expected,)
-    assert g.summation[0].whole == (window == "all" or window >= 11)
-    assert g.whole == (window == "all" or (window >= 11 and edges == "valid"))
+    assert g.summation[0].whole == (window in ("all", 11, 2**31 - 1, Span(5, 5)))
+    assert g.whole == (window == "all" or (g.summation[0].whole and edges == "valid"))
     assert geometry(Norm(window, edges=edges), (2, 3, 0)).summation[0].hi == 0
 
 

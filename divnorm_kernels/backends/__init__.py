@@ -17,6 +17,7 @@ from types import ModuleType
 from torch import Tensor
 
 from ..fields import Geometry
+from ..norm import Norm
 from . import cpu, cuda, triton
 from .preference import order
 
@@ -31,22 +32,43 @@ def availability() -> dict[str, str | None]:
     return {**{name: backend.missing() for name, backend in KERNELS.items()}, "reference": None}
 
 
-def select(name: str | None, g: Geometry, x: Tensor) -> ModuleType | None:
+def without_kernels(norm: Norm, residual: bool = False) -> str | None:
+    """What of a call only the reference computes, whatever its tensors; ``None`` where kernels may serve it.
+
+    ``residual``: whether one is added.
+    """
+    if norm.p != 2:
+        what = f"p={norm.p}"
+    elif not norm.subtract_mean:
+        what = "subtract_mean=False"
+    elif residual:
+        what = "a residual"
+    elif norm.activation not in (None, "relu"):
+        what = f"activation={norm.activation!r}"
+    else:
+        return None
+    return f"{what}: only the reference computes it"
+
+
+def select(name: str | None, g: Geometry, x: Tensor, residual: bool = False) -> ModuleType | None:
     """The named backend, or for ``None`` the best one that serves the call; ``None`` stands for the reference.
+
+    ``residual``: whether one is added.
 
     Raises:
         TypeError, ValueError: on a name that is none.
         RuntimeError: where the named backend is missing here or cannot serve the call; the message says why.
     """
+    reason = without_kernels(g.norm, residual)
     if name is None:
-        for candidate in order(g, x):
+        for candidate in order(g, x) if reason is None else ():
             if KERNELS[candidate].refusal(g, x) is None:
                 return KERNELS[candidate]
         return None
     check_name(name)
     if name == "reference":
         return None
-    reason = KERNELS[name].refusal(g, x)
+    reason = reason or KERNELS[name].refusal(g, x)
     if reason is not None:
         raise RuntimeError(f"backend: got {name!r}, which cannot serve this call: {reason}")
     return KERNELS[name]

@@ -14,6 +14,7 @@ from torch import nn
 from ..modules import NormalizationLayer
 from .carry import replacement
 from .fast_paths import keep_off
+from .fuse import fused
 from .sources import Source, examine, looks_like_one
 from .targets import Wanted, split, target
 
@@ -27,6 +28,7 @@ def convert_norm(
     only: Only = None,
     inplace: bool = True,
     report: Callable[[str], None] | None = print,
+    fuse: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Replaces the normalization layers of ``model`` and says which; all that is not normalization stays as it is.
@@ -44,7 +46,8 @@ def convert_norm(
     Args:
         model: any module; where it is a normalization layer itself, its replacement is returned.
         to: a class or a partial, called with the number of channels, ``device``, ``dtype`` and ``options``, or a name:
-            "bn", "ln", "gn", "in", "rms", "dn", "dn-mean-only" or "none". "-s" behind it means sigma = 1, "*" sigma = 1
+            "bn", "l1bn" (of p=1), "vn" (`VarianceNorm2d`), "ln", "gn", "in", "frn" (`FilterResponseNorm2d`), "rms",
+            "dn", "dn-mean-only" or "none". "-s" behind it means sigma = 1, "*" sigma = 1
             and l1_weight = 0.01, the paper's variants. A name takes the form that fits the place: on images "ln" is
             normalization over (C, H, W), on the last dimension of tokens or features it is `LayerNorm`, in place of a
             layer that normalizes every position of an image `PositionalNorm2d`, and "dn" on tokens or features is
@@ -53,6 +56,10 @@ def convert_norm(
             name and module.
         inplace: whether the model itself is changed, or a copy.
         report: receives a line for every replaced layer; ``None`` for silence.
+        fuse: whether the new layers take in what follows them. A ReLU, SiLU or GELU module behind one, and behind it
+            alone, by what `torch.fx` records of the module that calls both: `torch.nn.Identity` takes its place. In
+            the ResNet blocks of torchvision, timm and transformers also the residual, where nothing stands between:
+            such a block gets a subclass of its class. What is hooked, shared, or a function in place of a module stays.
         options: for the new layers' constructor, such as ``window=5``, ``sigma=0.5``, ``affine=False``.
 
     Returns:
@@ -103,8 +110,18 @@ def convert_norm(
             new = None if child is None else replace(f"{prefix}.{name}".lstrip("."), child)
             if new is not None:
                 places.append((parent, name, new))
+    before = [(parent, name, parent._modules[name]) for parent, name, _ in places]
     for parent, name, new in places:  # when all are made: an error leaves the model as it was
         parent._modules[name] = new
+    if fuse:
+        try:
+            taken_in = fused(model if whole is None else whole, made.values())
+        except BaseException:
+            for parent, name, old in before:
+                parent._modules[name] = old
+            raise
+        for line in taken_in if report is not None else ():
+            report(line)
     if whole is None:
         keep_off(model, made.values())
     for (kind, reason), paths in left.items():

@@ -18,6 +18,15 @@ from .targets import Target
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_with_kwargs", "_always_called")))
 
 
+_MODULES = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+}
+"""Torch's, for a layer that fuses none."""
+
+
 def replacement(source: Source, target: Target) -> tuple[nn.Module, list[str]]:
     """The new layer with everything that it can take over from the old one, and what it could not."""
     old, asked = source.module, target.explicit
@@ -42,6 +51,8 @@ def _hand_over(source: Source, layer: nn.Module, asked: dict[str, Any]) -> None:
     names = ["weight", "bias"]
     if source.ours and source.module.learn_sigma and isinstance(layer, NormalizationLayer):
         names += [] if {"sigma", "eps"} & asked.keys() else ["sigma"]
+    if source.ours and isinstance(layer, NormalizationLayer):
+        names += ["threshold"]
     for name in names:
         value, owner = getattr(source.module, name, None), owner_of(layer, name)
         if value is None or owner is None:
@@ -84,8 +95,9 @@ def _followed(layer: nn.Module, source: Source, asked: dict[str, Any]) -> nn.Mod
             layer.add_module(name, follower)
         layer.followed_by = tuple(followers)
         return layer
-    if source.ours and source.module.activation == "relu":
-        followers = {"activation": nn.ReLU(), **followers}
+    activation = _MODULES.get(source.module.activation) if source.ours else None
+    if activation is not None:
+        followers = {"activation": activation(), **followers}
     if not followers:
         return layer
     norm = {} if isinstance(layer, nn.Identity) else {"norm": layer}
@@ -96,7 +108,12 @@ def _followed(layer: nn.Module, source: Source, asked: dict[str, Any]) -> nn.Mod
 
 def _is_plain_relu(module: nn.Module) -> bool:
     """Whether nobody could tell a fused ReLU from ``module``."""
-    return type(module) is nn.ReLU and not any(getattr(module, name) for name in _HOOKS)
+    return type(module) is nn.ReLU and not hooked(module)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody looks at what ``module`` takes and gives."""
+    return any(getattr(module, name) for name in _HOOKS)
 
 
 def _share_hooks(old: nn.Module, layer: nn.Module) -> None:

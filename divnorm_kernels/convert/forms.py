@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..modules import BatchNorm1d, BatchNorm2d, DivisiveNorm1d, InstanceNorm1d
+from ..modules import BatchNorm1d, BatchNorm2d, DivisiveNorm1d, FilterResponseNorm2d, InstanceNorm1d
 
 
 class AnyBatchNorm(BatchNorm2d):
     """Batch normalization of (N, C) and (N, C, *S), of one to three spatial dimensions."""
 
     _dims = (2, 3, 4, 5)
+
+
+class AnyFilterResponseNorm(FilterResponseNorm2d):
+    """Filter response normalization of (N, C, *S), of one to three spatial dimensions."""
+
+    _dims = (3, 4, 5)
 
 
 class LastBatchNorm(BatchNorm1d):
@@ -21,8 +27,9 @@ class LastBatchNorm(BatchNorm1d):
     def _told_by_eps(self) -> bool:
         return False  # torch.nn has no such layer
 
-    def _call(self, x: Tensor) -> Tensor:
-        return super()._call(x.movedim(-1, 1)).movedim(1, -1)
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        added = None if residual is None else residual.movedim(-1, 1)
+        return super()._call(x.movedim(-1, 1), added).movedim(1, -1)
 
 
 class DenseDivisiveNorm(DivisiveNorm1d):
@@ -34,7 +41,7 @@ class DenseDivisiveNorm(DivisiveNorm1d):
 class BatchedInstanceNorm(InstanceNorm1d):
     """Instance normalization of (N, C, L) alone: a BatchNorm1d's (N, C) is no (C, L) without a batch."""
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.dim() == 2:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, C, L): a feature alone has no deviation")
-        return super()._call(x)
+        return super()._call(x, residual)

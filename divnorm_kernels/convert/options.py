@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..modules import LocalContrastNorm2d, NormalizationLayer
+from ..modules import FilterResponseNorm2d, LocalContrastNorm2d, NormalizationLayer
 from ..modules.base import EPS
 from .sources import Source
 from .targets import Target, overruled, takes
@@ -36,20 +36,27 @@ def options(source: Source, target: Target) -> dict[str, Any]:
     kept |= fields
     if source.ours:
         kept |= {name: getattr(old, name) for name in ("activation", "l1_weight", "learn_sigma", "backend")}
+        if target.family != "bn":  # of whose kinds these make one another
+            kept |= {name: getattr(old, name) for name in ("p", "subtract_mean")}
     if fields or {source.kind, target.family} <= _BY_EPS or kept.get("learn_sigma"):
-        kept |= _sigma(source, target.explicit)
+        kept |= _sigma(source, target.explicit, (target.place | kept | target.explicit).get("p", 2))
     kept = {name: value for name, value in kept.items() if name in taken}
     return overruled(overruled(target.place, kept), target.explicit)
 
 
-def _sigma(source: Source, asked: dict[str, Any]) -> dict[str, float]:
-    """Sigma or eps of the old layer as the new one's option; nothing where it goes by the dtype."""
+def _sigma(source: Source, asked: dict[str, Any], p: float) -> dict[str, float]:
+    """Sigma or eps of the old layer as the new one's option; nothing where it goes by the dtype.
+
+    Of layers with different ``p`` it is eps that stays, what is added under the root.
+    """
     if not source.ours:
         return {} if source.eps is None else {"eps": source.eps}
     old = source.module
     sigma = old.initial_sigma if old.learn_sigma else old.sigma
     if old.learn_sigma and asked.get("learn_sigma") is False and not old.sigma.is_meta:
         sigma = old.sigma.item()  # fixed at what was learned
+    if sigma is not None and p != old.p and source.kind in _BY_EPS:
+        return {"eps": sigma**old.norm.root}
     return {} if sigma is None else {"sigma": sigma}
 
 
@@ -95,6 +102,8 @@ def missing(source: Source, target: Target, layer: nn.Module) -> list[str]:
             defaults["momentum"] = 0.1
     if source.ours:
         defaults |= {"l1_weight": 0.0, "learn_sigma": False, "backend": None}
+        if not isinstance(layer, NormalizationLayer) and old.activation == "tlu":  # torch has no such module
+            defaults["activation"] = None
     nothing = object()
     for name, default in defaults.items():
         value = getattr(old, name, default)
@@ -104,18 +113,17 @@ def missing(source: Source, target: Target, layer: nn.Module) -> list[str]:
 
 
 def _missing_sigma(source: Source, layer: nn.Module) -> list[str]:
-    default = {"rms": None, "dn": 1.0}.get(source.kind, EPS**0.5)
-    sigma = next(iter(_sigma(source, {}).items()), None)
+    default = {"rms": None, "dn": 1.0, "frn": FilterResponseNorm2d._default_eps}.get(source.kind, EPS)
+    sigma = next(iter(_sigma(source, {}, source.module.p if source.ours else 2).items()), None)
     if sigma is None:
         return []
     name, value = sigma
-    root = value if name == "sigma" else value**0.5
+    eps = abs(value) ** source.module.norm.root if name == "sigma" else value
     if isinstance(layer, NormalizationLayer):
-        new = layer.initial_sigma
+        new = None if layer.initial_sigma is None else abs(layer.initial_sigma) ** layer.norm.root
     else:
-        eps = getattr(layer, "eps", None)
-        new = eps**0.5 if isinstance(eps, float) else None
-    same = [other is not None and math.isclose(root, other, rel_tol=1e-6) for other in (default, new)]
+        new = getattr(layer, "eps", None)
+    same = [isinstance(other, float) and math.isclose(eps, other, rel_tol=2e-6) for other in (default, new)]
     return [] if any(same) else [f"{name}={value!r}"]
 
 

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .. import modules
 from ..modules import NormalizationLayer
-from .forms import AnyBatchNorm, BatchedInstanceNorm, DenseDivisiveNorm, LastBatchNorm
+from .forms import AnyBatchNorm, AnyFilterResponseNorm, BatchedInstanceNorm, DenseDivisiveNorm, LastBatchNorm
 from .probing import FOLLOWERS, STATE, recognized
 
 _KINDS: dict[type[nn.Module], tuple[str, int | None]] = {
@@ -44,6 +44,10 @@ _KINDS: dict[type[nn.Module], tuple[str, int | None]] = {
     modules.DivisiveNorm3d: ("dn", 3),
     modules.LocalContrastNorm2d: ("dn", 2),
     modules.DivisiveNormFeatures: ("dn", None),
+    modules.FilterResponseNorm1d: ("frn", 1),
+    modules.FilterResponseNorm2d: ("frn", 2),
+    modules.FilterResponseNorm3d: ("frn", 3),
+    AnyFilterResponseNorm: ("frn", None),
 }
 """The family of every known layer, and its spatial dimensions where they are known."""
 
@@ -141,7 +145,7 @@ def _untouchable(module: nn.Module) -> str | None:
         return f"has methods of its own, {_listed(ways)}"
     own = (module._parameters.keys() | module._buffers.keys()) - STATE
     if isinstance(module, NormalizationLayer):
-        own -= {"sigma"}
+        own -= {"sigma", "threshold", "eps"}
     return f"has parameters or buffers of its own, {_listed(own)}" if own else None
 
 
@@ -160,6 +164,8 @@ def _by_class(module: nn.Module, known: type[nn.Module]) -> Source:
     if kind in ("bn", "in"):
         shape = (module.num_features,) if known is LastBatchNorm else None
         return Source(module, kind, module.num_features, eps, dims, shape)
+    if kind == "frn":
+        return Source(module, kind, module.num_features, dims=dims)
     if kind == "gn":
         return Source(module, kind, module.num_channels, eps)
     if known is modules.PositionalNorm2d:

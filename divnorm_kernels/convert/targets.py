@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import modules
 from ..modules import NormalizationLayer
 from ..modules.base import EPS
-from .forms import AnyBatchNorm, BatchedInstanceNorm, DenseDivisiveNorm, LastBatchNorm
+from .forms import AnyBatchNorm, AnyFilterResponseNorm, BatchedInstanceNorm, DenseDivisiveNorm, LastBatchNorm
 from .sources import Source
 
 Wanted = str | type[nn.Module] | Callable[..., nn.Module]
@@ -28,8 +28,17 @@ _DIVISIVE = {
     2: modules.DivisiveNorm2d,
     3: modules.DivisiveNorm3d,
 }
+_VARIANCE = {1: modules.VarianceNorm1d, 2: modules.VarianceNorm2d, 3: modules.VarianceNorm3d}
+_RESPONSE = {
+    None: AnyFilterResponseNorm,
+    1: modules.FilterResponseNorm1d,
+    2: modules.FilterResponseNorm2d,
+    3: modules.FilterResponseNorm3d,
+}
+_TOP_K = (modules.TopKBatchNorm1d, modules.TopKBatchNorm2d, modules.TopKBatchNorm3d)
 _FAMILIES: dict[str, tuple[type[NormalizationLayer], ...]] = {
-    "bn": tuple(_BATCH.values()),
+    "bn": (*_BATCH.values(), *_VARIANCE.values(), *_TOP_K),
+    "frn": tuple(_RESPONSE.values()),
     "in": (*_INSTANCE.values(), BatchedInstanceNorm),
     "gn": (modules.GroupNorm,),
     "ln": (modules.LayerNorm, modules.PositionalNorm2d),
@@ -44,7 +53,9 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "*": {"sigma": 1.0, "l1_weight": 0.01},
 }
 """The paper's variants: a real sigma, and the penalty too. Both numbers are for options to overrule."""
-NAMES = ("bn", "ln", "gn", "in", "rms", "dn", "dn-mean-only", "none")
+NAMES = ("bn", "l1bn", "vn", "ln", "gn", "in", "frn", "rms", "dn", "dn-mean-only", "none")
+_BATCH_KINDS: dict[str, dict[str, Any]] = {"bn": {}, "l1bn": {"p": 1}, "vn": {"subtract_mean": False}}
+"""What a name of batch normalization adds to it."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ def target(source: Source, to: Wanted, options: dict[str, Any]) -> Target:
             return Target(lambda **_: nn.Identity(), None, family)
         layer, place = _named(family, source)
         explicit = _renamed(layer, overruled(variant, options))
+        family = "bn" if family in _BATCH_KINDS else family
         return Target(layer, layer, family, _sized(layer, source) | place, explicit)
     layer = to.func if isinstance(to, partial) else to
     family = next((family for family, layers in _FAMILIES.items() if layer in layers), None)
@@ -136,7 +148,11 @@ def _named(family: str, source: Source) -> tuple[type[NormalizationLayer], dict[
         return modules.GroupNorm, {"num_groups": source.size}
     if family == "in" and dense:
         return BatchedInstanceNorm, {}
-    return {"bn": _BATCH, "in": _INSTANCE}[family][dims], {}
+    if family == "vn" and dims is not None:
+        return _VARIANCE[dims], {}
+    if family in _BATCH_KINDS:
+        return _BATCH[dims], _BATCH_KINDS[family]
+    return {"in": _INSTANCE, "frn": _RESPONSE}[family][dims], {}
 
 
 def _over_the_end(family: str) -> tuple[type[NormalizationLayer], dict[str, Any]]:
@@ -145,12 +161,12 @@ def _over_the_end(family: str) -> tuple[type[NormalizationLayer], dict[str, Any]
         "rms": modules.RMSNorm,
         "dn": modules.DivisiveNormFeatures,
         "dn-mean-only": modules.DivisiveNormFeatures,
-        "bn": LastBatchNorm,
+        **dict.fromkeys(_BATCH_KINDS, LastBatchNorm),
     }
     if family not in layers:
         names = ", ".join(map(repr, layers))
         raise ValueError(f"to: got {family!r} for a layer over the last dimension, expected one of {names}")
-    return layers[family], _mean_only(family)
+    return layers[family], _BATCH_KINDS.get(family) or _mean_only(family)
 
 
 def _mean_only(family: str) -> dict[str, Any]:
@@ -172,7 +188,7 @@ def overruled(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
 @cache
 def takes(layer: type[NormalizationLayer]) -> set[str]:
     """The options of a layer's constructor."""
-    return set(inspect.signature(layer).parameters) | modules.base.Options.__annotations__.keys()
+    return set(inspect.signature(layer).parameters) | modules.base.Options.__annotations__.keys() - layer._settled
 
 
 def _sized(layer: type[NormalizationLayer], source: Source) -> dict[str, Any]:

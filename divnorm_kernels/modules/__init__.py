@@ -20,6 +20,9 @@ from .divisive import (
     PositionalNorm2d,
 )
 from .penalty import collect_l1, l1_penalty
+from .response import FilterResponseNorm1d, FilterResponseNorm2d, FilterResponseNorm3d
+from .top_k import TopKBatchNorm1d, TopKBatchNorm2d, TopKBatchNorm3d
+from .variance import VarianceNorm1d, VarianceNorm2d, VarianceNorm3d
 from .whole import GroupNorm, LayerNorm, RMSNorm
 
 __all__ = [
@@ -31,6 +34,9 @@ __all__ = [
     "DivisiveNorm2d",
     "DivisiveNorm3d",
     "DivisiveNormFeatures",
+    "FilterResponseNorm1d",
+    "FilterResponseNorm2d",
+    "FilterResponseNorm3d",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -40,6 +46,12 @@ __all__ = [
     "NormalizationLayer",
     "PositionalNorm2d",
     "RMSNorm",
+    "TopKBatchNorm1d",
+    "TopKBatchNorm2d",
+    "TopKBatchNorm3d",
+    "VarianceNorm1d",
+    "VarianceNorm2d",
+    "VarianceNorm3d",
     "collect_l1",
     "convert_sync",
     "l1_penalty",

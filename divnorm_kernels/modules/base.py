@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..addresses import check_held
 from ..backends import check_name
-from ..checks import check_activation, check_at_least_zero, check_flag, check_number, check_size
+from ..checks import check_activation, check_at_least_zero, check_flag, check_number, check_residual, check_size
 from ..functional import normalize
 from ..norm import Norm
 from ..prepared import Form, nothing, prepared
@@ -26,7 +26,7 @@ from .penalty import Calls
 EPS = 1e-5
 """torch.nn's."""
 
-_LEAST_SIGMA = {wide: torch.finfo(torch.float64 if wide else torch.float32).eps ** 0.5 for wide in (False, True)}
+_LEAST_EPS = {wide: torch.finfo(torch.float64 if wide else torch.float32).eps for wide in (False, True)}
 """Where a layer has none, by whether x is of float64."""
 
 Statistics = tuple[Tensor, Tensor]
@@ -39,14 +39,16 @@ class Options(TypedDict, total=False):
     sigma: float | None
     learn_sigma: bool
     l1_weight: float
+    p: float
+    subtract_mean: bool
     activation: str | None
     backend: str | None
 
 
-def _resolved_sigma(sigma: float | None, eps: float | None, default_eps: float | None = EPS) -> float | None:
-    """The sigma that a layer is made with: of it and its square, eps, one is given or none."""
+def _resolved_sigma(sigma: float | None, eps: float | None, default_eps: float | None, root: float) -> float | None:
+    """The sigma that a layer is made with: of it and eps, its power ``root``, one is given or none."""
     if sigma is not None and eps is not None:
-        raise ValueError(f"eps: got {eps!r} beside sigma {sigma!r}, expected one of them: eps is sigma squared")
+        raise ValueError(f"eps: got {eps!r} beside sigma {sigma!r}, expected one of them: eps is sigma^{root:g}")
     if sigma is not None:
         check_number("sigma", sigma, "a float")
         return float(sigma)
@@ -54,7 +56,7 @@ def _resolved_sigma(sigma: float | None, eps: float | None, default_eps: float |
     if eps is None:
         return None
     check_at_least_zero("eps", eps, "a float")
-    return float(eps) ** 0.5
+    return float(eps) ** (1 / root)
 
 
 def of_norm(option: str, size: str | None = None) -> Any:
@@ -86,13 +88,20 @@ class NormalizationLayer(nn.Module):
         learn_sigma: makes sigma a parameter, of shape (1,), under the key ``sigma``.
         l1_weight: the coefficient of the paper's penalty on the centred activations. Above 0, each call in training
             mode keeps mean abs(v) in ``l1``; add `l1_penalty` of the model to the loss, or `collect_l1`'s sum.
-        activation: ``"relu"`` for a fused one.
+        p: the exponent of the deviation, as for `divnorm_kernels.divisive_norm`. Eps is sigma to this power, and sigma
+            itself for ``math.inf``: what is added under the root, where there is one.
+        subtract_mean: without, x stands in the numerator; of a layer that subtracts no mean, the same.
+        activation: as for `divnorm_kernels.divisive_norm`. With ``"tlu"`` the layer has a parameter ``threshold``, of
+            the shape that weight has, which starts from zero.
         backend: as for `divnorm_kernels.divisive_norm`.
     """
 
-    activation = of_norm("activation")
+    p, subtract_mean = map(of_norm, ("p", "subtract_mean"))
     l1: Tensor | None
     _default_eps: ClassVar[float | None] = EPS
+    _settled: ClassVar[frozenset[str]] = frozenset()
+    """Options that are not a user's to choose, for they make the layer what it is."""
+    _default_activation: ClassVar[str | None] = None
     followed_by: tuple[str, ...] = ()
     """Child modules that `forward` applies behind the normalization, in this order: an activation, a dropout."""
 
@@ -110,21 +119,26 @@ class NormalizationLayer(nn.Module):
         sigma: float | None = None,
         learn_sigma: bool = False,
         l1_weight: float = 0.0,
+        p: float = 2,
+        subtract_mean: bool = True,
         activation: str | None = None,
         backend: str | None = None,
     ) -> None:
         nn.Module.__init__(self)  # of torch.nn's layers, which some are, the names and no more
-        sigma = _resolved_sigma(sigma, eps, self._default_eps)
+        norm = replace(norm, p=p, subtract_mean=subtract_mean, activation=activation)
+        sigma = _resolved_sigma(sigma, eps, self._default_eps, norm.root)
         check_flag("learn_sigma", learn_sigma)
         check_name(backend)
         if learn_sigma and sigma is None:
             raise ValueError("sigma: got None with learn_sigma=True, expected a float to start from")
         self.initial_sigma, self.learn_sigma = sigma, learn_sigma
-        self._norm, self._form, self._backend = replace(norm, activation=activation), form, backend
-        self.l1_weight = l1_weight
+        self._norm, self._form, self._backend = norm, form, backend
+        self.l1_weight, self._affine_shape = l1_weight, affine_shape
         factory = {"device": device, "dtype": dtype}
         self.register_parameter("weight", nn.Parameter(torch.empty(affine_shape, **factory)) if weight else None)
         self.register_parameter("bias", nn.Parameter(torch.empty(affine_shape, **factory)) if bias else None)
+        threshold = nn.Parameter(torch.empty(affine_shape, **factory)) if activation == "tlu" else None
+        self.register_parameter("threshold", threshold)
         # one dimension: torch's sharding takes no scalars
         self.sigma = nn.Parameter(torch.empty(1, **factory)) if learn_sigma else sigma
         self.l1 = None
@@ -139,6 +153,21 @@ class NormalizationLayer(nn.Module):
     @norm.setter
     def norm(self, norm: Norm) -> None:
         self._norm, self._prepared = norm, None
+
+    @property
+    def activation(self) -> str | None:
+        """As for `divnorm_kernels.divisive_norm`; setting it to "tlu" gives the layer a threshold of zeros."""
+        return self._norm.activation
+
+    @activation.setter
+    def activation(self, activation: str | None) -> None:
+        self.norm = replace(self._norm, activation=activation)
+        if activation != "tlu":
+            self.threshold = None
+        elif self.threshold is None:
+            like = next((t for t in self.parameters(recurse=False)), None)
+            factory = {} if like is None else {"device": like.device, "dtype": like.dtype}
+            self.threshold = nn.Parameter(torch.zeros(self._affine_shape, **factory))
 
     @property
     def form(self) -> Form | None:
@@ -171,63 +200,74 @@ class NormalizationLayer(nn.Module):
 
     @property
     def eps(self) -> float | None:
-        """Sigma squared, torch.nn's name for it; ``None``: the epsilon of the dtype that x is computed in.
+        """Sigma to the power p, torch.nn's name for it; ``None``: the epsilon of the dtype that x is computed in.
 
         NaN where weight, bias and eps do not tell all that the layer does: of layers that torch.nn has not, and with
-        an activation, a penalty, a learned sigma or modules that follow. What computes a layer by itself from
-        torch.nn's attributes, as `torch.nn.TransformerEncoderLayer` in eval mode and SyncBatchNorm's conversion do,
-        then leaves it alone or shows that it must not; what a layer was made with is its ``sigma``.
+        another p than 2, x in the numerator, an activation, a penalty, a learned sigma or modules that follow. What
+        computes a layer by itself from torch.nn's attributes, as `torch.nn.TransformerEncoderLayer` in eval mode and
+        SyncBatchNorm's conversion do, then leaves it alone or shows that it must not; what a layer was made with is
+        its ``sigma``.
         """
         if not self._told_by_eps():
             return math.nan
-        return None if self.sigma is None else self.sigma**2
+        return None if self.sigma is None else self.sigma**self._norm.root
 
     @eps.setter
     def eps(self, value: float) -> None:
         if self.learn_sigma:
             raise AttributeError("eps: sigma is learned, set layer.sigma")
-        self.sigma = self.initial_sigma = _resolved_sigma(None, value, self._default_eps)
+        self.sigma = self.initial_sigma = _resolved_sigma(None, value, self._default_eps, self._norm.root)
 
     def _told_by_eps(self) -> bool:
         """Whether torch.nn's layer with the same weight, bias and eps does the same."""
         torchs = isinstance(self, _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm)
-        plain = self.activation is None and self.l1_weight == 0 and not self.learn_sigma and not self.followed_by
-        return torchs and plain
+        norm = self._norm
+        plain = self.l1_weight == 0 and not self.learn_sigma and not self.followed_by
+        return torchs and plain and norm.activation is None and norm.p == 2 and norm.subtract_mean
 
     def reset_parameters(self) -> None:
-        """Sets weight to one, bias to zero and a learned sigma to its initial value."""
+        """Sets weight to one, bias and threshold to zero and a learned sigma to its initial value."""
         if self.weight is not None:
             nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+        if self.threshold is not None:
+            nn.init.zeros_(self.threshold)
         if self.learn_sigma:
             nn.init.constant_(self.sigma, self.initial_sigma)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalizes x; in training with ``l1_weight > 0`` also keeps the penalty of this call in ``l1``.
 
-        In a graph that `torch.fx` records the layer is one node, as torch.nn's are.
+        ``residual``, a tensor of x's shape, dtype and device, is added before the activation. In a graph that
+        `torch.fx` records the layer is one node, as torch.nn's are.
         """
         x = input
-        if type(x) is Tensor and self._form is not None and not torch.compiler.is_dynamo_compiling():
+        usual = type(x) is Tensor and residual is None and self._form is not None
+        if usual and not torch.compiler.is_dynamo_compiling():
             y = self._at_once(x)
             if y is not NotImplemented:
                 return self._followed(y) if self.followed_by else y
-        if type(x) is not Tensor:
-            if isinstance(x, Proxy):
-                path = x.tracer.path_of_module(self)
-                return x.tracer.create_proxy("call_module", path or "itself", (x,), {})
-            if not isinstance(x, Tensor):
-                check_activation(x)
+        for t in (x, residual):
+            if isinstance(t, Proxy):
+                path, arguments = t.tracer.path_of_module(self), (x,) if residual is None else (x, residual)
+                return t.tracer.create_proxy("call_module", path or "itself", arguments, {})
+        if not isinstance(x, Tensor):
+            check_activation(x)
+        nested = x.layout is not torch.strided or x.is_nested
+        if residual is not None:
+            if nested:
+                raise TypeError("residual: got one beside an x that is nested or not strided, expected None")
+            check_residual(residual, x)
         if type(x) is not Tensor and distributed(x):
-            y = self._on_shards(x)
-        elif x.layout is not torch.strided or x.is_nested:
+            y = self._on_shards(x, residual)
+        elif nested:
             y = self._on_values(x)
         else:
             try:
-                y = self._call(x)
+                y = self._call(x, residual)
             except RuntimeError:
-                check_held(x=x)  # where a view of it was refused in other words
+                check_held(x=x, residual=residual)  # where a view of it was refused in other words
                 raise
         return self._followed(y)
 
@@ -240,7 +280,7 @@ class NormalizationLayer(nn.Module):
         except KeyError:  # parametrized, or in a replica
             return NotImplemented
         if sigma is None and self._default_eps is None:
-            sigma = _LEAST_SIGMA[x.dtype == torch.float64]
+            sigma = self._least_sigma(x)
         call = self._prepared_call()
         with_l1 = self._l1_weight > 0 and self.training
         y = call(x, weight, bias, sigma, with_l1)
@@ -260,6 +300,9 @@ class NormalizationLayer(nn.Module):
             self._prepared = prepared(self._norm, self._backend, self._form) if own else nothing
         return self._prepared
 
+    def _least_sigma(self, x: Tensor) -> float:
+        return _LEAST_EPS[x.dtype == torch.float64] ** (1 / self._norm.root)
+
     def _followed(self, y: Tensor) -> Tensor:
         for name in self.followed_by:
             y = getattr(self, name)(y)
@@ -270,13 +313,13 @@ class NormalizationLayer(nn.Module):
         """The layer: where it is itself what `torch.fx` records, the path to it."""
         return self
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """`forward` of a tensor."""
         raise NotImplementedError
 
-    def _on_shards(self, x: Tensor) -> Tensor:
+    def _on_shards(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """`forward` of a DTensor."""
-        return self._call(x)
+        return self._call(x, residual)
 
     def _on_values(self, x: Tensor) -> Tensor:
         """`forward` of a nested tensor, jagged or strided, whose rows are normalized each by itself."""
@@ -298,25 +341,31 @@ class NormalizationLayer(nn.Module):
     def _normalize(
         self,
         x: Tensor,
+        residual: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
+        threshold: Tensor | None,
         with_statistics: bool = False,
     ) -> tuple[Tensor, Statistics | None]:
         """``(y, statistics)`` of a call; keeps the penalty in ``l1`` where it counts."""
         wants_l1 = self.l1_weight > 0 and self.training
-        sigma = self.sigma
+        sigma = self._sigma()
         if isinstance(sigma, Tensor):
             sigma = sigma.squeeze(0) if sigma.shape == (1,) else sigma
         elif sigma is None and self._default_eps is None:
-            sigma = _LEAST_SIGMA[x.dtype == torch.float64]
+            sigma = self._least_sigma(x)
         call = None
         if self._form is None and not torch.compiler.is_dynamo_compiling():
             call = self._prepared_call()
         y, l1, statistics = normalize(
-            self._norm, x, weight, bias, sigma, wants_l1, self._backend, with_statistics, call
+            self._norm, x, weight, bias, sigma, wants_l1, self._backend, with_statistics, call, residual, threshold
         )
         self._keep(y, l1 if wants_l1 else None)
         return y, statistics
+
+    def _sigma(self) -> Tensor | float | None:
+        """What the operator is called with; ``None`` where it goes by the dtype of x."""
+        return self.sigma
 
     def _keep(self, y: Tensor, l1: Tensor | None) -> None:
         """Keeps the penalty of a call, ``None`` where it has none."""
@@ -335,11 +384,13 @@ class NormalizationLayer(nn.Module):
             (
                 "sigma",
                 self.initial_sigma if isinstance(self.sigma, Tensor) else self.sigma,
-                None if self._default_eps is None else self._default_eps**0.5,
+                None if self._default_eps is None else self._default_eps ** (1 / self._norm.root),
             ),
             ("learn_sigma", self.learn_sigma, False),
             ("l1_weight", self.l1_weight, 0.0),
-            ("activation", self.activation, None),
+            ("p", self.p, 2),
+            ("subtract_mean", self.subtract_mean, True),
+            ("activation", self.activation, self._default_activation),
             ("backend", self.backend, None),
         ]
 

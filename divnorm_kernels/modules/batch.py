@@ -6,15 +6,15 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from ..addresses import check_held
-from ..checks import check_activation, check_flag, check_number, check_running, check_size, compute_dtype
+from ..checks import check_activation, check_flag, check_number, check_running, check_size
 from ..norm import Norm
 from ..sharding import distributed, held_here, on_shards
 from .base import NormalizationLayer, Options, Statistics, listed, of_norm
-from .distributed import ProcessGroup, along_channels, batch_norm_across
+from .distributed import ProcessGroup, batch_norm_across
+from .running import scaled
 
 
 class _RunningNorm(NormalizationLayer):
@@ -78,19 +78,19 @@ class _RunningNorm(NormalizationLayer):
         self.reset_running_stats()
         super().reset_parameters()
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """By x's own statistics, or in eval mode by the running ones where they are tracked."""
         self._check_input(x)
         if not torch.compiler.is_compiling():
             self._check_held(x)
         if not self._takes_own_statistics():
-            return self._by_running_statistics(x)
+            return self._by_running_statistics(x, residual)
         count = x.numel() // (self.num_features * (1 if self._over_batch else max(x.shape[0], 1)))
         if count == 1 and not self._across_processes():
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected more than 1 value per channel when training")
         tracks = self._tracks()
         kept = tracks and self._has_running_statistics() and (count > 1 or self._across_processes())
-        y, statistics, joined = self._normalized(x, kept, count)
+        y, statistics, joined = self._normalized(x, residual, kept, count)
         if tracks:
             self._track(statistics, joined)
         return y
@@ -102,7 +102,7 @@ class _RunningNorm(NormalizationLayer):
             check_running(name, t, self.num_features, x)
         check_held(**running)
         if not self._takes_own_statistics() or self._across_processes():
-            check_held(x=x, weight=self.weight, bias=self.bias)
+            check_held(x=x, weight=self.weight, bias=self.bias, threshold=self.threshold)
 
     def _takes_own_statistics(self) -> bool:
         """Whether x's own statistics normalize it; torch.nn's rule, which differs between its families."""
@@ -130,23 +130,24 @@ class _RunningNorm(NormalizationLayer):
             raise ValueError(f"x: got {x.shape[1]} channels, expected num_features, {self.num_features}")
 
     def _normalized(
-        self, x: Tensor, with_statistics: bool, count: int
+        self, x: Tensor, residual: Tensor | None, with_statistics: bool, count: int
     ) -> tuple[Tensor, Statistics | None, Tensor | int]:
         """``(y, statistics, count)`` by the statistics of ``x``, averages of ``count`` values."""
-        rows = x.unsqueeze(-1) if x.dim() == 2 else x
-        y, statistics = self._normalize(rows, self.weight, self.bias, with_statistics)
-        return (y.squeeze(-1) if x.dim() == 2 else y), statistics, count
+        flat = x.dim() == 2
+        rows, added = (t.unsqueeze(-1) if flat and t is not None else t for t in (x, residual))
+        y, statistics = self._normalize(rows, added, self.weight, self.bias, self.threshold, with_statistics)
+        return (y.squeeze(-1) if flat else y), statistics, count
 
     def _track(self, statistics: Statistics | None, count: Tensor | int) -> None:
         """Moves the running statistics towards those of the call; the variance is the unbiased one of ``count``.
 
-        A batch without values moves nothing.
+        For other p than 2 it is the square of the deviation as it stands. A batch without values moves nothing.
         """
         if statistics is None or (self.momentum is None and not self._averages()):
             return
         mean, variance = (t.flatten(1)[0] if self._over_batch else t.flatten(1).mean(0) for t in statistics)
         self._move(self.running_mean, mean)
-        self._move(self.running_var, variance * (count / (count - 1)))
+        self._move(self.running_var, variance * (count / (count - 1)) if self.norm.p == 2 else variance)
 
     def _averages(self) -> bool:
         """Whether without a momentum the running statistics are plain averages; else they stay as they are."""
@@ -166,49 +167,25 @@ class _RunningNorm(NormalizationLayer):
         else:
             running.copy_(running.to(wide).lerp_(value, share))
 
-    def _on_shards(self, x: Tensor) -> Tensor:
+    def _on_shards(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if self._across_processes():
             raise ValueError(
                 "x: got a DTensor in a layer of convert_sync, expected a Tensor of this process' samples (a DTensor's "
                 "statistics are those of all without)"
             )
-        return super()._on_shards(x)
+        return super()._on_shards(x, residual)
 
-    def _by_running_statistics(self, x: Tensor) -> Tensor:
-        mean, variance, weight, bias, sigma = self.running_mean, self.running_var, self.weight, self.bias, self.sigma
-        for name, running in (("running_mean", mean), ("running_var", variance)):
+    def _by_running_statistics(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        parameters = {"running_mean": self.running_mean, "running_var": self.running_var}
+        for name, running in parameters.items():
             if running is None:
                 raise RuntimeError(f"{name}: got None in eval mode, expected a Tensor")
         if self.l1 is not None:
             self.l1 = None
+        parameters |= {name: getattr(self, name) for name in ("weight", "bias", "sigma", "threshold")}
         if type(x) is not Tensor and distributed(x):
-            parameters = {"running_mean": mean, "running_var": variance, "weight": weight, "bias": bias, "sigma": sigma}
-            return on_shards(lambda *own: (self._scaled(*own), None, None), x, parameters)[0]
-        return self._scaled(x, mean, variance, weight, bias, sigma)
-
-    def _scaled(
-        self,
-        x: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        sigma: Tensor | float,
-    ) -> Tensor:
-        """``x`` by given statistics."""
-        alike = mean.dtype == variance.dtype and all(t is None or t.dtype == mean.dtype for t in (weight, bias))
-        if (
-            self.learn_sigma or not alike or mean.dtype not in (x.dtype, torch.float32)
-        ):  # torch's function takes neither
-            compute = compute_dtype(x)
-            square = sigma.to(compute).square() if self.learn_sigma else sigma * sigma
-            scale = (variance.to(compute) + square).rsqrt()
-            scale = scale if weight is None else scale * weight.to(compute)
-            y = (x.to(compute) - along_channels(mean.to(compute), x)) * along_channels(scale, x)
-            y = (y if bias is None else y + along_channels(bias.to(compute), x)).to(x.dtype)
-        else:
-            y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, sigma * sigma)
-        return y.relu() if self.activation == "relu" else y
+            return on_shards(lambda *own: (scaled(self.norm, *own), None, None), x, residual, parameters)[0]
+        return scaled(self.norm, x, residual, *parameters.values())
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *lists) -> None:
         # Checkpoints from before torch counted batches, as torch.nn reads them, but by way of no default device.
@@ -280,12 +257,12 @@ class _BatchNorm(_RunningNorm):
         return self.sync and self.training and torch.distributed.is_initialized()
 
     def _normalized(
-        self, x: Tensor, with_statistics: bool, count: int
+        self, x: Tensor, residual: Tensor | None, with_statistics: bool, count: int
     ) -> tuple[Tensor, Statistics | None, Tensor | int]:
         if not self._across_processes():
-            return super()._normalized(x, with_statistics, count)
+            return super()._normalized(x, residual, with_statistics, count)
         y, l1, statistics, joined = batch_norm_across(
-            self.process_group, x, self.weight, self.bias, self.sigma, self.activation
+            self.process_group, self.norm, x, residual, self.weight, self.bias, self.sigma, self.threshold
         )
         self._keep(y, l1 if self.l1_weight > 0 else None)
         return y, statistics if with_statistics else None, joined
@@ -298,14 +275,18 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
 
 
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
-    """Batch normalization of (N, C, H, W): `torch.nn.BatchNorm2d` with a sigma, a penalty and a fused ReLU.
+    """Batch normalization of (N, C, H, W): `torch.nn.BatchNorm2d` with more options.
 
     Constructor order and ``state_dict`` keys are torch.nn's. In eval mode the running statistics normalize, those that
     training has tracked: mean and unbiased variance of each channel over the batch.
 
+    With p=1 it is L1 batch normalization, ``weight * v / (sqrt(pi/2) * mean abs(v) + eps) + bias`` (Hoffer et al.,
+    "Norm matters", NeurIPS 2018). The running variance of other p than 2 is the average of the squared deviation
+    without sigma, for p=1 of ``(sqrt(pi/2) * mean abs(v))^2``, so that checkpoints go from one p to another.
+
     Args:
         num_features: C.
-        eps: sigma squared; 1e-5 where neither it nor sigma is given.
+        eps: sigma^p; 1e-5 where neither it nor sigma is given.
         momentum: the share of the newest batch in the running statistics; ``None``: their plain average (of instance
             norms, as torch.nn's: they stay as they are).
         affine: gives the layer a weight and, with ``bias``, a bias of shape (C,).
@@ -343,11 +324,12 @@ class _InstanceNorm(_RunningNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, **options)
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """As of torch.nn's, x may come without a batch dimension."""
         if x.dim() == self._dims[0] - 1:
-            return super()._call(x.unsqueeze(0)).squeeze(0)
-        return super()._call(x)
+            added = None if residual is None else residual.unsqueeze(0)
+            return super()._call(x.unsqueeze(0), added).squeeze(0)
+        return super()._call(x, residual)
 
     def _takes_own_statistics(self) -> bool:
         return self.training or not self.track_running_stats

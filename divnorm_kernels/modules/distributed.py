@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ..checks import compute_dtype
+from ..norm import Norm
 from .base import Statistics
+from .running import along_channels, behind
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -27,7 +29,7 @@ class _AcrossProcesses(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         sigma: Tensor | float,
-        relu: bool,
+        subtract_mean: bool,
         group: ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         compute = compute_dtype(x)
@@ -44,34 +46,29 @@ class _AcrossProcesses(torch.autograd.Function):
         variance = squares / terms
         rstd = (variance + square).rsqrt().masked_fill(count == 0, 0)  # gradients from nothing are zero
         centred = values - along_channels(mean, x)
-        y = centred * along_channels(rstd, x)
+        y = (centred if subtract_mean else values) * along_channels(rstd, x)
         if weight is not None:
             y = y * along_channels(weight.to(compute), x)
         if bias is not None:
             y = y + along_channels(bias.to(compute), x)
-        if relu:
-            y = y.relu_()
         l1 = centred.abs().sum()
         torch.distributed.all_reduce(l1, group=group)
         l1 = l1 / (terms * x.shape[1])
         ctx.save_for_backward(x, weight, mean, rstd, terms, sigma if isinstance(sigma, Tensor) else None)
-        ctx.rectified = None
-        if relu:
-            ctx.rectified = y > 0
+        ctx.subtract_mean = subtract_mean
         ctx.group, ctx.bias_dtype = group, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(mean, variance, count)
-        return y.to(x.dtype), l1, mean, variance, count
+        return y, l1, mean, variance, count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dl1: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd, terms, sigma = ctx.saved_tensors
         dims = [0, *range(2, x.dim())]
-        centred = x.to(mean.dtype) - along_channels(mean, x)
-        upstream = dy.to(mean.dtype)
-        if ctx.rectified is not None:
-            upstream = upstream * ctx.rectified
-        dbias, products, signs = upstream.sum(dims), (upstream * centred).sum(dims), centred.sign()
+        values, upstream = x.to(mean.dtype), dy
+        centred = values - along_channels(mean, x)
+        numerator = centred if ctx.subtract_mean else values
+        dbias, products, signs = upstream.sum(dims), (upstream * numerator).sum(dims), centred.sign()
         g = rstd if weight is None else rstd * weight.to(mean.dtype)
         # Every process has l1, the same number: its gradient is the sum of theirs.
         sums = torch.cat([dbias, products, signs.sum(dims), dl1.to(mean.dtype).view(1)])
@@ -79,7 +76,9 @@ class _AcrossProcesses(torch.autograd.Function):
         all_bias, all_products, all_signs = sums[:-1].view(3, -1)
         pull = sums[-1] / (terms * x.shape[1])
         slope = g * rstd.square() * all_products / terms
-        shift = (g * all_bias + pull * all_signs) / terms
+        shift = pull * all_signs / terms  # the sum of centred, by which x in the numerator would move it, is 0
+        if ctx.subtract_mean:
+            shift = shift + g * all_bias / terms
         dx = along_channels(g, x) * upstream - along_channels(slope, x) * centred - along_channels(shift, x)
         dx = dx + pull * signs
         dsigma = None
@@ -93,11 +92,6 @@ class _AcrossProcesses(torch.autograd.Function):
             None,
             None,
         )
-
-
-def along_channels(t: Tensor, x: Tensor) -> Tensor:
-    """A number per channel, to broadcast against ``x``."""
-    return t.view(-1, *[1] * (x.dim() - 2))
 
 
 def _merged(count: int, mean: Tensor, squares: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,11 +110,13 @@ def _merged(count: int, mean: Tensor, squares: Tensor, group: ProcessGroup | Non
 
 def batch_norm_across(
     group: ProcessGroup | None,
+    norm: Norm,
     x: Tensor,
+    residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     sigma: Tensor | float,
-    activation: str | None,
+    threshold: Tensor | None,
 ) -> tuple[Tensor, Tensor, Statistics | None, Tensor]:
     """``(y, l1, statistics, count)`` of ``x`` (N, C, ...) by the statistics of every process' batch.
 
@@ -128,8 +124,12 @@ def batch_norm_across(
     there is none, there are no statistics.
 
     Raises:
-        ValueError: in every process, where there is one value per channel in all of them together.
+        ValueError: in every process, where there is one value per channel in all of them together, and for p that is
+            not 2.
     """
-    y, l1, mean, variance, count = _AcrossProcesses.apply(x, weight, bias, sigma, activation == "relu", group)
+    if norm.p != 2:
+        raise ValueError(f"p: got {norm.p} in a layer of convert_sync, expected 2: processes merge mean squares alone")
+    y, l1, mean, variance, count = _AcrossProcesses.apply(x, weight, bias, sigma, norm.subtract_mean, group)
     empty = x.numel() == 0 and int(count) == 0
+    y = behind(norm, y, residual, threshold).to(x.dtype)
     return y, l1, None if empty else (mean.unsqueeze(0), variance.unsqueeze(0)), count

@@ -82,9 +82,9 @@ class DivisiveNorm(NormalizationLayer):
         self.affine = affine
         self.reset_parameters()
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self._form(x.shape)
-        return self._normalize(x, self.weight, self.bias)[0]
+        return self._normalize(x, residual, self.weight, self.bias, self.threshold)[0]
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""
@@ -252,18 +252,20 @@ class DivisiveNormFeatures(NormalizationLayer):
     def num_features(self, size: int) -> None:
         self.form = replace(self.form, row=(size,))
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         shape = x.shape
-        rows = self._form(shape)
-        return self._rows(x) if len(shape) == 2 else self._rows(x.reshape(rows)).view(shape)
+        form = self._form(shape)
+        if len(shape) == 2:
+            return self._rows(x, residual)
+        return self._rows(x.reshape(form), None if residual is None else residual.reshape(form)).view(shape)
 
-    def _on_shards(self, x: Tensor) -> Tensor:
+    def _on_shards(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if x.dim() < 2 or x.shape[-1] != self.num_features:
             return self._call(x)  # which says so
-        return by_rows(self._rows, x, 1)
+        return by_rows(self._rows, x, residual, 1)
 
-    def _rows(self, rows: Tensor) -> Tensor:
-        return self._normalize(rows, self.weight, self.bias)[0]
+    def _rows(self, rows: Tensor, residual: Tensor | None) -> Tensor:
+        return self._normalize(rows, residual, self.weight, self.bias, self.threshold)[0]
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""

@@ -49,39 +49,52 @@ class _Trailing(NormalizationLayer):
         self.elementwise_affine = elementwise_affine
         self.reset_parameters()
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         dims = len(self.normalized_shape)
         shape = x.shape
         form = self._form(shape)
-        weight, bias = self.weight, self.bias
-        if dims > 1:
-            if x.dim() == dims + 1 and not x.is_contiguous():
-                return self._channels_last(x)
-            weight, bias = (None if t is None else t.flatten() for t in (weight, bias))
-        rows = x if len(shape) == 2 and dims == 1 else x.reshape(form)
-        return self._rows(rows, weight, bias).view(shape)
+        if dims > 1 and x.dim() == dims + 1 and not x.is_contiguous():
+            return self._channels_last(x, residual)
+        as_they_are = len(shape) == 2 and dims == 1
+        rows, added = (t if t is None or as_they_are else t.reshape(form) for t in (x, residual))
+        return self._rows(rows, added, *self._flattened()).view(shape)
 
-    def _channels_last(self, x: Tensor) -> Tensor:
+    def _flattened(self, *turn: int) -> tuple[Tensor | None, ...]:
+        """Weight, bias and threshold in one dimension; ``turn``: a dimension that moves, and where it goes before."""
+        parameters = self.weight, self.bias, self.threshold
+        if len(self.normalized_shape) == 1:
+            return parameters
+        if turn:
+            parameters = (None if t is None else t.movedim(*turn) for t in parameters)
+        return tuple(None if t is None else t.flatten() for t in parameters)
+
+    def _channels_last(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """As `_call`, in and out of a tensor whose second dimension lies last; the parameters are turned instead."""
-        rows = x.movedim(1, -1)
-        weight, bias = (None if t is None else t.movedim(0, -1).flatten() for t in (self.weight, self.bias))
-        return (
-            self._rows(rows.reshape(-1, math.prod(self.normalized_shape)), weight, bias).view(rows.shape).movedim(-1, 1)
-        )
+        turned, added = (None if t is None else t.movedim(1, -1) for t in (x, residual))
+        size = math.prod(self.normalized_shape)
+        rows, added = (None if t is None else t.reshape(-1, size) for t in (turned, added))
+        return self._rows(rows, added, *self._flattened(0, -1)).view(turned.shape).movedim(-1, 1)
 
-    def _on_shards(self, x: Tensor) -> Tensor:
+    def _on_shards(self, x: Tensor, residual: Tensor | None) -> Tensor:
         dims = len(self.normalized_shape)
         if tuple(x.shape[-dims:]) != self.normalized_shape:
             return self._call(x)  # which says so
-        weight, bias = (None if t is None else t.flatten() for t in (self.weight, self.bias))
-        return by_rows(lambda rows: self._rows(rows, weight, bias), x, dims)
+        parameters = self._flattened()
+        return by_rows(lambda rows, added: self._rows(rows, added, *parameters), x, residual, dims)
 
-    def _rows(self, rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return self._normalize(rows, weight, bias)[0]
+    def _rows(
+        self,
+        rows: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        threshold: Tensor | None,
+    ) -> Tensor:
+        return self._normalize(rows, residual, weight, bias, threshold)[0]
 
 
 class LayerNorm(_Trailing, nn.LayerNorm):
-    """Layer normalization of ``(..., *normalized_shape)``: `torch.nn.LayerNorm` with a sigma, a penalty and a ReLU.
+    """Layer normalization of ``(..., *normalized_shape)``: `torch.nn.LayerNorm` with more options.
 
     Constructor order and ``state_dict`` keys are torch.nn's.
 
@@ -145,9 +158,9 @@ class RMSNorm(_Trailing, nn.RMSNorm):
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, False, device, dtype, **options)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """As of the other layers, under torch.nn's name of what it takes."""
-        return super().forward(x)
+        return super().forward(x, residual)
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""
@@ -161,7 +174,7 @@ class RMSNorm(_Trailing, nn.RMSNorm):
 
 
 class GroupNorm(NormalizationLayer, nn.GroupNorm):
-    """Group normalization of (N, C, ...): `torch.nn.GroupNorm` with a sigma, a penalty and a fused ReLU.
+    """Group normalization of (N, C, ...): `torch.nn.GroupNorm` with more options.
 
     Constructor order and ``state_dict`` keys are torch.nn's. One group is the paper's layer normalization of images.
 
@@ -205,12 +218,13 @@ class GroupNorm(NormalizationLayer, nn.GroupNorm):
         self.affine = affine
         self.reset_parameters()
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         shape = x.shape
         form = self._form(shape)
-        rows = x if tuple(shape) == form else x.reshape(form)
-        y = self._normalize(rows, self.weight, self.bias)[0]
-        return y if rows is x else y.view(shape)
+        as_they_are = tuple(shape) == form
+        rows, added = (t if t is None or as_they_are else t.reshape(form) for t in (x, residual))
+        y = self._normalize(rows, added, self.weight, self.bias, self.threshold)[0]
+        return y if as_they_are else y.view(shape)
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""

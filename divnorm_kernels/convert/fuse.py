@@ -1,0 +1,142 @@
+"""Norms that take in what follows them: an activation, and in ResNet blocks a residual too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+
+from torch import nn
+from torch.fx import Node, Tracer
+
+from ..modules import NormalizationLayer
+from . import blocks
+from .carry import hooked
+
+Undo = Callable[[], None]
+_PLAIN = {nn.ReLU: "relu", nn.SiLU: "silu"}
+_GELU = {"none": "gelu", "tanh": "gelu_tanh"}
+
+
+def activation_of(module: nn.Module | None) -> str | None:
+    """The activation that nobody could tell from a ``module``; ``None`` where there is none."""
+    if module is None or hooked(module):
+        return None
+    return _GELU.get(module.approximate) if type(module) is nn.GELU else _PLAIN.get(type(module))
+
+
+def fused(model: nn.Module, new: Collection[nn.Module]) -> list[str]:
+    """Lets the layers ``new`` of ``model`` take in what follows them; lines for a report. An error changes nothing.
+
+    Where the code of a module shows, by `torch.fx` and in both modes, that a layer's output goes to an activation and
+    nowhere else; `torch.nn.Identity` then stands in the activation's place. What is hooked, shared, called more than
+    once or not a module stays.
+    """
+    done: list[str] = []
+    undo: list[Undo] = []
+    times = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
+    free = {m for m in new if isinstance(m, NormalizationLayer) and times[id(m)] == 1 and m.activation is None}
+    free = {m for m in free if not hooked(m)}
+    try:
+        for path, module in model.named_modules():
+            _fuse_follower(path, module, free, done, undo)
+        free = {m for m in free if not m.followed_by}
+        for path, module in model.named_modules():
+            _fuse_block(path, module, free, done, undo)
+        for path, module in list(model.named_modules()):
+            if not free.isdisjoint(module._modules.values()):
+                _fuse_pairs(path, module, free, done, undo)
+    except BaseException:
+        while undo:  # the last first
+            undo.pop()()
+        raise
+    return done
+
+
+def _take_in(norm: NormalizationLayer, activation: str, undo: list[Undo]) -> None:
+    norm.activation = activation
+    undo.append(lambda: setattr(norm, "activation", None))
+
+
+def _fuse_follower(path: str, norm: nn.Module, free: set[nn.Module], done: list[str], undo: list[Undo]) -> None:
+    """The activation that a layer itself applies, as those in the places of timm's."""
+    if norm not in free or norm.followed_by != ("act",):
+        return
+    module = norm._modules["act"]
+    activation = activation_of(module)
+    if activation is None:
+        return
+    _take_in(norm, activation, undo)
+    del norm._modules["act"]
+    norm.followed_by = ()
+
+    def back() -> None:
+        norm._modules["act"], norm.followed_by = module, ("act",)
+
+    undo.append(back)
+    free.discard(norm)
+    done.append(f"{path}: with {type(module).__name__}")
+
+
+def _fuse_block(path: str, module: nn.Module, free: set[nn.Module], done: list[str], undo: list[Undo]) -> None:
+    known = blocks.block_of(module)
+    if known is None or "forward" in vars(module):
+        return
+    name, block = known
+    children = dict(module.named_modules(remove_duplicate=False))
+    if any(not isinstance(children.get(child), nn.Identity | None) for child in block.absent):
+        return
+    pairs = [(children.get(norm), activation_of(children.get(act))) for norm, act in block.pairs]
+    if any(norm not in free or activation is None for norm, activation in pairs):
+        return
+    for norm, activation in pairs:
+        _take_in(norm, activation, undo)
+        free.discard(norm)
+    kind = type(module)
+    module.__class__ = getattr(blocks, name)
+    undo.append(lambda: setattr(module, "__class__", kind))
+    done.append(f"{path}: {kind.__name__} -> {name}")
+
+
+def _fuse_pairs(path: str, module: nn.Module, free: set[nn.Module], done: list[str], undo: list[Undo]) -> None:
+    if "forward" in vars(module):
+        return
+    found, in_eval = (_followers(module, training) for training in (True, False))
+    for name, names in found.items():
+        act, norms = module._modules[name], [module._modules.get(norm) for norm in names]
+        activation = activation_of(act)
+        if activation is None or in_eval.get(name) != names or not free.issuperset(norms):
+            continue
+        for norm, its_name in zip(norms, names, strict=True):
+            _take_in(norm, activation, undo)
+            free.discard(norm)
+            done.append(f"{path}.{its_name}: with {type(act).__name__}".lstrip("."))
+        module._modules[name] = nn.Identity()
+        undo.append(lambda name=name, act=act: module._modules.__setitem__(name, act))
+
+
+class _ChildrenAreLeaves(Tracer):
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return True
+
+
+def _followers(module: nn.Module, training: bool) -> dict[str, list[str]]:
+    """The children that take nothing but other children's whole outputs, and each once, with the names of the latter.
+
+    By the code of ``module`` alone; a twin runs it, for it may set attributes.
+    """
+    twin = object.__new__(type(module))
+    vars(twin).update({**vars(module), "_modules": dict(module._modules), "training": training})
+    try:
+        graph = _ChildrenAreLeaves().trace(twin)
+    except Exception:  # whatever it is, the code does not say what follows what
+        return {}
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    times = Counter(node.target for node in calls)
+    found: dict[str, list[str]] = {}
+    for node in calls:
+        before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+        if not (isinstance(before, Node) and before.op == "call_module" and len(before.users) == 1):
+            before = None
+        alone = before is not None and times[before.target] == 1
+        found.setdefault(node.target, []).append(before.target if alone else "")
+    return {name: names for name, names in found.items() if name in module._modules and "" not in names}
