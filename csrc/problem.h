@@ -15,6 +15,9 @@ constexpr Dtype compute_dtype(Dtype dtype) { return dtype == Dtype::float64 ? Dt
 
 enum class Direction { forward, backward };
 
+// What stands behind the norm. gelu is that of the error function, gelu_tanh its approximation.
+enum class Activation : int { none, relu, silu, gelu, gelu_tanh };
+
 constexpr int kAxes = 3;  // spatial axes, outermost first; where there are fewer, those in the middle have extent 1
 
 // One averaging field. The field of position p covers p-lo..p+hi on each axis, clipped to the image.
@@ -30,8 +33,8 @@ struct Problem {
   bool channels_last = false;
   bool over_batch = false;
   bool affine_per_position = false;  // the (N, F) form: one weight per position of the single channel
-  bool relu = false;                 // y is never below zero
   bool whole = false;                // every field covers all positions: a row of the maps is one number
+  Activation activation = Activation::none;
   int64_t batch = 0;
   int64_t channels = 0;
   int64_t groups = 1;
@@ -51,7 +54,7 @@ struct Problem {
   // Below it y ends; a NaN, below which nothing is, where y has no end.
   template <class A>
   A floor() const {
-    return relu ? A(0) : std::numeric_limits<A>::quiet_NaN();
+    return activation == Activation::relu ? A(0) : std::numeric_limits<A>::quiet_NaN();
   }
   int64_t affine_size() const { return affine_per_position ? positions() : channels; }
 };
@@ -85,7 +88,7 @@ struct BackwardTensors {
   const void* dy = nullptr;
   const void* mean = nullptr;
   const void* rstd = nullptr;
-  Parameter weight, bias, sigma;  // bias: of use where there is a ReLU
+  Parameter weight, bias, sigma;  // bias: of use where there is an activation
   double dl1 = 0.0;
   void* dx = nullptr;
   Parameter dweight, dbias, dsigma;  // data null: not wanted

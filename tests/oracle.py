@@ -62,6 +62,7 @@ def tolerances(call: Call, expected: dict[str, Tensor]) -> dict[str, float]:
 
     A channel or field sum of k terms rounds k times at most. v = x - mu keeps the absolute error of mu, and 1/s
     raises it by |x|/s (y) and once more in each further power of 1/s (gradients). Outputs round once in their dtype.
+    An activation adds the few roundings that `depth` has room for.
     """
     exact = call.in_double()
     g = geometry(Norm(**call.options), tuple(call.x.shape))
@@ -88,6 +89,14 @@ def tolerances(call: Call, expected: dict[str, Tensor]) -> dict[str, float]:
         "dbias": per_term * grad * terms,
         "dsigma": per_term * slope * steepness * terms * g.affine_size,
     }
+    if call.options.get("activation") not in (None, "relu"):
+        # smooth ones: |act'| is below 1.2, and |act''|, which raises the error of what stands before them, below 1
+        bend = accumulate * depth * value
+        sizes = {name: 1.2 * size for name, size in sizes.items()}
+        sizes["dx"] += bend * slope * steepness
+        sizes["dweight"] += bend * grad * steepness * terms
+        sizes["dbias"] += bend * grad * terms
+        sizes["dsigma"] += bend * slope * steepness * terms * g.affine_size
     stored = {"y": call.x, "l1": exact.x if call.x.dtype == torch.float64 else torch.empty(0), "dx": call.x}
     stored |= {"dweight": call.weight, "dbias": call.bias, "dsigma": call.sigma}
     return {

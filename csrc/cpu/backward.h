@@ -129,7 +129,7 @@ class BackwardPass {
   }
 
  private:
-  bool kinks() const { return s_.l1_scale != 0 || s_.problem.relu; }
+  bool kinks() const { return s_.l1_scale != 0 || s_.problem.activation != Activation::none; }
 
   // This tile's share: all the unit's channels, or in the (N, F) form the tile's own positions.
   void clear_partials(Tile tile, A* dweight, A* dbias, double* sigma) const {

@@ -209,7 +209,7 @@ class BackwardColumns {
     const Problem& p = s_.problem;
     const int64_t tiles = s_.layout.tiles();
     const T *x = static_cast<const T*>(s_.tensors.x), *dy = static_cast<const T*>(s_.tensors.dy);
-    const bool kinks = s_.l1_scale != 0 || p.relu;
+    const bool kinks = s_.l1_scale != 0 || p.activation != Activation::none;
     member.sync();
     member.share(0, p.groups, [&](int64_t from, int64_t to) {
       for (int64_t group = from; group < to; ++group) {

@@ -242,7 +242,7 @@ class BackwardRuns {
     if (p.suppression.present) scale.rstd = static_cast<const A*>(s_.tensors.rstd)[row];
     A* dweight = s_.dweight + unit.block * p.affine_size();
     A* dbias = s_.dbias + unit.block * p.affine_size();
-    const bool kinks = s_.l1_scale != 0 || p.relu;
+    const bool kinks = s_.l1_scale != 0 || p.activation != Activation::none;
     member.sync();
     member.share(0, pieces, [&](int64_t from, int64_t to) {
       layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {

@@ -56,7 +56,7 @@ inline Problem problem_of(const Case& c, Dtype dtype) {
   problem.channels_last = c.channels_last;
   problem.over_batch = c.over_batch;
   problem.affine_per_position = c.features;
-  problem.relu = c.relu;
+  problem.activation = c.relu ? Activation::relu : Activation::none;
   problem.whole = c.whole();
   problem.batch = c.batch;
   problem.channels = c.channels;
