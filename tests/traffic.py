@@ -160,7 +160,7 @@ def _strategy(made: Addresses, direction: str) -> dict[str, Any]:
     x = made.x
     row = table.row_for(HOPPER, direction, x.element_size())
     last = _format(x) == torch.channels_last
-    return native.module.cuda_strategy(
+    return counted().cuda_strategy(
         made.geometry, native.DTYPES[x.dtype], last, direction == "backward", HOPPER.facts(), row
     )
 
