@@ -8,6 +8,11 @@ import torch
 from emulated import DEVICE, HOPPER, backend, counted
 from traffic import DIRECTIONS, Addresses, done
 
+from divnorm_kernels import fields
+from divnorm_kernels.backends import native
+from divnorm_kernels.backends.cuda import table
+from divnorm_kernels.norm import Norm
+
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="needs the emulated device")
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
@@ -96,6 +101,21 @@ def test_barriers_of_a_sample(kept):
     of_block = [phase.ending.name for phase in phases if phase.block == 0]
     assert of_block.count("cluster_shared") == 2 + 4 + 1
     assert of_block.count("cluster") == 0
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_partial_sums_of_two_passes_are_few(channels_last):
+    """Backward's last stage takes tiles of many positions, each of which leaves a number for every channel of it."""
+    norm, dtype = Norm(5), torch.float32
+    for shape in ((64, 256, 56, 56), (64, 64, 112, 112)):
+        x_bytes = dtype.itemsize * torch.Size(shape).numel()
+        row = table.row_for(HOPPER, "backward", dtype.itemsize)
+        found = counted().cuda_strategy(
+            fields.geometry(norm, shape), native.DTYPES[dtype], channels_last, True, HOPPER.facts(), row
+        )
+        assert found["name"] == "two-pass"
+        written_and_read = 2 * 2 * found["slots"] * shape[1] * dtype.itemsize  # of weight and bias
+        assert written_and_read < 0.03 * 3 * x_bytes, (shape, found["slots"])
 
 
 def test_time_is_that_of_the_bytes_where_nothing_else_takes_any():
