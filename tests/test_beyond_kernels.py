@@ -1,4 +1,4 @@
-"""What only the reference computes: which backend says so, that nothing else takes the call, and how tracers see it."""
+"""What no kernel computes: which backend says so, who computes it in its place, and how tracers see it."""
 
 import math
 import warnings
@@ -29,18 +29,20 @@ BEYOND = {
 }
 
 
+BEHIND = [name for name in BEYOND if not name.startswith(("p=", "subtract"))]
+"""What stands behind the norm."""
+
+
 @pytest.mark.parametrize("name", BEYOND)
 def test_a_named_kernel_backend_says_what_it_has_not(name):
     for backend in KERNELS:
-        with pytest.raises(
-            RuntimeError, match=f"^backend: got '{backend}', which cannot serve this call: {name}: only"
-        ):
+        with pytest.raises(RuntimeError, match=f"^backend: got '{backend}', which cannot serve this call: {name}: no"):
             divisive_norm(X, window=3, backend=backend, **BEYOND[name])
     plain = divisive_norm(X, window=3, backend="reference", **BEYOND[name])
-    assert torch.equal(divisive_norm(X, window=3, **BEYOND[name]), plain)
+    torch.testing.assert_close(divisive_norm(X, window=3, **BEYOND[name]), plain)
 
 
-@pytest.mark.parametrize("name", BEYOND)
+@pytest.mark.parametrize("name", [name for name in BEYOND if name not in BEHIND])
 def test_no_kernel_sees_the_call(name, monkeypatch):
     """Neither directly nor by a prepared call, behind one that kernels served."""
     divisive_norm(X, window=3, activation="relu")
@@ -57,19 +59,52 @@ def test_no_kernel_sees_the_call(name, monkeypatch):
     torch.autograd.grad(y.sum(), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize("name", BEHIND)
+def test_kernels_compute_the_norm_and_torch_what_stands_behind(name, over_batch, dtype, monkeypatch):
+    seen = []
+    monkeypatch.setattr("divnorm_kernels.functional.prepared", lambda *arguments: nothing)
+    forward = cpu.forward
+    monkeypatch.setattr(cpu, "forward", lambda g, x, *rest: seen.append((g.norm, x.dtype)) or forward(g, x, *rest))
+    leaves = [t.to(dtype).requires_grad_() for t in (X, torch.randn(4), torch.randn(4), RESIDUAL, THRESHOLD)]
+
+    def call(leaves, backend=None):
+        x, weight, bias, residual, threshold = leaves
+        options = {"window": 3, "over_batch": over_batch, "sigma": 0.5, "backend": backend, **BEYOND[name]}
+        options |= {"residual": residual} if "residual" in options else {}
+        options |= {"threshold": threshold} if "threshold" in options else {}
+        y, l1 = divisive_norm(x, weight, bias, return_l1=True, **options)
+        dy = torch.linspace(-1, 1, y.numel()).view(y.shape).to(dtype).to(y.dtype)
+        wanted = [t for t in leaves if t is not residual or "residual" in options]
+        wanted = [t for t in wanted if t is not threshold or "threshold" in options]
+        return y, l1, *torch.autograd.grad([y, l1], wanted, [dy, torch.ones_like(l1)])
+
+    found = call(leaves)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert seen == [(Norm(3, over_batch=over_batch), wide)]
+    exact = call([t.detach().double().requires_grad_() for t in leaves], "reference")
+    for got, want in zip(found, exact, strict=True):
+        arithmetic = (
+            torch.finfo(wide).eps * 1e3 * max(1.0, float(want.detach().abs().max()))
+        )  # sums of up to 1,152 terms
+        limit = torch.finfo(got.dtype).eps * want.abs() + arithmetic
+        assert ((got.double() - want).abs() <= limit).all()
+
+
 def test_one_place_says_what_kernels_serve():
     for norm in (Norm(3, p=3), Norm(3, subtract_mean=False), Norm(3, activation="silu")):
         assert without_kernels(norm) is not None
         assert prepared(norm, None) is nothing
         assert select(None, geometry(norm, (2, 4, 9, 8)), X) is None
     assert without_kernels(Norm(Span(2, 0), p=2.0, activation="relu")) is None
-    assert without_kernels(Norm(3), residual=True) == "a residual: only the reference computes it"
+    assert without_kernels(Norm(3), residual=True) == "a residual: no kernel computes it"
     assert prepared(Norm(3, activation="relu"), None) is not nothing
 
 
 def test_the_raw_operators_refuse_it():
     arguments = (X, None, None, None, 1.0)
-    for backend, message in ((None, "the operators run kernels only"), ("cpu", "p=3: only the reference computes it")):
+    for backend, message in ((None, "the operators run kernels only"), ("cpu", "p=3: no kernel computes it")):
         with pytest.raises(RuntimeError, match=message):
             torch.ops.divnorm_kernels.forward(*arguments, Norm(3, p=3).text, False, False, backend)
 
@@ -122,7 +157,7 @@ def test_a_span_is_one_node_of_a_compiled_graph():
 
 
 class Both(nn.Module):
-    """Layers of both kinds that the reference alone computes."""
+    """Layers of both kinds that no kernel computes."""
 
     def __init__(self):
         super().__init__()

@@ -17,7 +17,7 @@ from types import ModuleType
 from torch import Tensor
 
 from ..fields import Geometry
-from ..norm import Norm
+from ..norm import Norm, norm_of
 from . import cpu, cuda, triton
 from .preference import order
 
@@ -33,7 +33,7 @@ def availability() -> dict[str, str | None]:
 
 
 def without_kernels(norm: Norm, residual: bool = False) -> str | None:
-    """What of a call only the reference computes, whatever its tensors; ``None`` where kernels may serve it.
+    """What of a call no kernel computes, whatever its tensors; ``None`` where kernels may serve all of it.
 
     ``residual``: whether one is added.
     """
@@ -47,7 +47,17 @@ def without_kernels(norm: Norm, residual: bool = False) -> str | None:
         what = f"activation={norm.activation!r}"
     else:
         return None
-    return f"{what}: only the reference computes it"
+    return f"{what}: no kernel computes it"
+
+
+def served_alone(norm: Norm, residual: bool = False) -> Norm | None:
+    """``norm`` without what stands behind it, where kernels serve that and not all of it; else ``None``."""
+    if without_kernels(norm, residual) is None:
+        return None
+    alone = norm_of(
+        norm.window, norm.norm_window, norm.groups, norm.edges, norm.over_batch, None, norm.p, norm.subtract_mean
+    )
+    return alone if without_kernels(alone) is None else None
 
 
 def select(name: str | None, g: Geometry, x: Tensor, residual: bool = False) -> ModuleType | None:
