@@ -15,6 +15,7 @@ constexpr int kWarpThreads = 32;
 constexpr int kPitchNumbers = 8;  // maps of a tile start at multiples of this
 constexpr int kMostBlocks = 32;
 constexpr int kBlockOverhead = 1024;  // of shared memory, what the driver keeps of every block
+constexpr int kApplySets = 3;         // of neighbouring channels, that a warp goes through in backward's last stage
 constexpr double kFull = 0.9;         // of the blocks that the table wants at once: a device that has these is full
 
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -303,14 +304,14 @@ class Chooser {
     return chosen;
   }
 
-  // The last stage's tiles. Backward adds up over the positions of one: it takes as many of them as leave every warp
-  // channels, or channels_last a stretch of them.
+  // The last stage's tiles. Backward adds up over the positions of one, and reads the maps for each set of channels: it
+  // takes as many positions as leave every warp channels to go through, or channels_last a stretch of them.
   void shape_apply(Staged& s, int64_t elements, int threads) const {
     s.apply_positions = s.tile_positions;
     s.apply_channels = s.tile_channels;
     if (!backward_ || shape_.per_position) return;
     const int64_t least =
-        shape_.channels_last ? p_.stretch_bytes / element_ : threads / kWarpThreads * kChannelsTogether;
+        shape_.channels_last ? p_.stretch_bytes / element_ : threads / kWarpThreads * kApplySets * kChannelsTogether;
     const int64_t channels = std::min<int64_t>(least, s.tile_channels);
     s.apply_positions = static_cast<int>(aligned_positions(std::min<int64_t>(elements / channels, p_.tile_positions)));
     s.apply_channels = static_cast<int>(channels);
