@@ -60,6 +60,8 @@ def check_threshold(threshold: object, g: Geometry, x: Tensor) -> None:
         raise ValueError(f'threshold: got {got}, expected None, for "tlu" alone has a threshold')
     if wanted and threshold is None:
         raise ValueError(f'threshold: got None, expected a Tensor of shape ({g.affine_size},) for activation "tlu"')
+    if threshold is not None and not isinstance(threshold, Tensor):
+        raise TypeError(f"threshold: got {type(threshold).__name__}, expected a Tensor of shape ({g.affine_size},)")
     check_affine("threshold", threshold, g, x)
 
 

@@ -53,6 +53,34 @@ class Looking(Net):
         return self.act(y) if x.sum() > 0 else y
 
 
+class TwoNames(Net):
+    def __init__(self):
+        super().__init__()
+        self.conv2, self.norm2, self.act2 = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), self.act
+
+    def forward(self, x):
+        """To a recording both activations are the first."""
+        return self.act2(self.norm2(self.conv2(self.act(self.norm(self.conv(x))))))
+
+
+class Keeping(Net):
+    def forward(self, x):
+        """Keeps what it saw."""
+        self.seen = self.norm(self.conv(x))
+        return self.act(self.seen)
+
+
+class Logging(Net):
+    def __init__(self):
+        super().__init__()
+        self.log = []
+
+    def forward(self, x):
+        """The same, in a list."""
+        self.log.append(self.norm(self.conv(x)))
+        return self.act(self.log[-1])
+
+
 def converted(model, to="bn", **options):
     lines = []
     return convert_norm(model, to, inplace=False, report=lines.append, fuse=True, **options), lines
@@ -109,6 +137,9 @@ LEFT = {
     "in training alone": InTraining,
     "another use of the activation": Called,
     "a condition": Looking,
+    "an activation of two names": TwoNames,
+    "an attribute": Keeping,
+    "a list": Logging,
     "a hook on the norm": lambda: hooked(Net()),
     "a hook on the activation": lambda: act_hooked(Net()),
     "a norm in two places": shared,
@@ -140,15 +171,55 @@ def test_layers_that_are_not_replaced_take_in_nothing():
     assert fused[1][1].activation == "relu"
 
 
-def test_code_that_sets_attributes_sets_none_of_the_models():
-    class Keeping(Net):
-        def forward(self, x):
-            """Keeps what it saw."""
-            self.seen = self.norm(self.conv(x))
-            return self.act(self.seen)
+def test_looking_at_code_changes_nothing():
+    class Counting(Net):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.seen = {}
 
-    fused, _ = converted(Keeping())
-    assert not hasattr(fused, "seen")
+        def forward(self, x):
+            """Counts, draws and keeps."""
+            self.calls += 1
+            self.last = torch.rand(1)
+            self.seen["calls"] = int(self.calls)
+            return self.act(self.norm(self.conv(x)))
+
+    model = Counting()
+    state = torch.random.get_rng_state()
+    convert_norm(model, "bn", report=None, fuse=True)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert (model.calls, model.seen) == (0, {})
+    assert not hasattr(model, "last")
+    assert model.norm.activation == "silu"
+
+
+def test_fused_blocks_convert_on():
+    """To what adds no residual as the library's blocks, to others fused, and an error leaves them fused."""
+    model = torchvision("resnet18").double().eval()
+    x = torch.randn(2, 3, 40, 40, dtype=torch.float64)
+    fused, _ = converted(model)
+    for to, kind in ((nn.BatchNorm2d, "BasicBlock"), ("bn", "TorchvisionBasicBlock"), ("none", "BasicBlock")):
+        again = convert_norm(fused, to, inplace=False, report=None)
+        assert type(again.layer1[0]).__name__ == kind
+        expected = convert_norm(model, to, inplace=False, report=None)
+        torch.testing.assert_close(again(x), expected(x), rtol=1e-9, atol=1e-9)
+    assert type(convert_norm(fused, "gn", inplace=False, report=None).layer1[0]).__name__ == "TorchvisionBasicBlock"
+    with pytest.raises(TypeError):
+        convert_norm(fused, "bn", report=None, nonsense=1)
+    assert type(fused.layer1[0]).__name__ == "TorchvisionBasicBlock"
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+def test_fused_blocks_under_autocast():
+    """The shortcut may be of another dtype than the convolution's result, whose dtype the sum has."""
+    model = torchvision("resnet18").eval()
+    fused, _ = converted(model)
+    h = torch.randn(2, 64, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = fused.layer1(h), model.layer1(h)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
 
 
 RESNETS = {

@@ -165,10 +165,6 @@ def test_top_k_batch_normalization_says_what_it_is_not():
         layer(torch.randn(2, 4, 3, 3))
     with pytest.raises(ValueError, match="k: got 0, expected a positive int"):
         dk.TopKBatchNorm2d(4, 0)
-    with pytest.raises(TypeError, match="multiple values for keyword argument 'p'"):
-        dk.TopKBatchNorm2d(4, p=1)
-    with pytest.raises(TypeError, match="multiple values for keyword argument 'subtract_mean'"):
-        dk.VarianceNorm2d(4, subtract_mean=True)
 
 
 OPTIONS = (
@@ -251,3 +247,86 @@ def test_nested_tensors_take_no_residual():
     rows = torch.nested.nested_tensor([torch.randn(2, 6), torch.randn(3, 6)], layout=torch.jagged)
     with pytest.raises(TypeError, match=r"^residual: got one beside an x that is nested"):
         dk.LayerNorm(6)(rows, rows)
+
+
+def test_conversions_between_them_keep_what_they_are_made_of():
+    learned = dk.FilterResponseNorm2d(4, 1e-3, learn_eps=True)
+    with torch.no_grad():
+        learned.eps.fill_(0.5)
+    (again,) = dk.convert_norm(nn.Sequential(learned), "frn", inplace=False, report=None)
+    assert again.learn_eps
+    assert again.eps.item() == 0.5
+    (plain,) = dk.convert_norm(nn.Sequential(dk.FilterResponseNorm2d(4, 1e-3)), "frn", report=None)
+    assert math.isclose(plain.eps, 1e-3)
+    with pytest.warns(UserWarning, match="learn_eps=True"):
+        dk.convert_norm(nn.Sequential(learned), "dn", window=3, inplace=False, report=None)
+    (made,) = dk.convert_norm(nn.Sequential(dk.BatchNorm2d(4)), "frn", learn_eps=True, report=None)
+    assert (made.activation, made.learn_eps) == ("tlu", True)
+    (top,) = dk.convert_norm(nn.Sequential(dk.TopKBatchNorm2d(4, 3)), dk.TopKBatchNorm2d, report=None)
+    assert top.k == 3
+    with pytest.warns(UserWarning, match="k=3"):
+        (norm,) = dk.convert_norm(nn.Sequential(top), "ln", report=None)
+    assert norm.p == 2
+
+
+def test_a_learned_eps_in_a_replica():
+    layer = dk.FilterResponseNorm2d(3, learn_eps=True)
+    x = torch.randn(2, 3, 5, 5)
+    replica = layer._replicate_for_data_parallel()
+    for name in ("weight", "bias", "threshold", "eps"):
+        setattr(replica, name, getattr(layer, name).detach().clone())
+    torch.testing.assert_close(replica(x), layer(x))
+
+
+def test_what_they_refuse():
+    with pytest.raises(TypeError, match=r"^subtract_mean: got True, expected none"):
+        dk.VarianceNorm2d(4, subtract_mean=True)
+    with pytest.raises(TypeError, match=r"^p: got 2, expected none"):
+        dk.TopKBatchNorm2d(4, p=2)
+    with pytest.raises(ValueError, match=r"^eps: got 0 beside learn_eps"):
+        dk.FilterResponseNorm2d(4, 0.0, learn_eps=True)
+
+
+def test_top_k_of_an_empty_batch():
+    layer = dk.TopKBatchNorm2d(4, l1_weight=0.1)
+    assert layer(torch.zeros(0, 4, 3, 3)).shape == (0, 4, 3, 3)
+    assert layer.l1 == 0
+
+
+def test_an_activation_that_is_set_is_of_the_layers_dtype():
+    layer = dk.BatchNorm2d(4, affine=False).double()
+    layer.activation = "tlu"
+    assert layer.threshold.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dk.BatchNorm2d(3).eval(),
+        lambda: dk.BatchNorm2d(3, activation="relu"),
+        lambda: dk.TopKBatchNorm2d(3),
+        lambda: dk.FilterResponseNorm2d(3),
+        lambda: dk.GroupNorm(1, 3),
+    ],
+)
+def test_freed_residuals_are_refused(make):
+    x, residual = torch.randn(2, 2, 3, 5, 5)
+    residual = residual.clone()
+    residual.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"^residual: got a Tensor of shape .* whose storage holds 0 bytes"):
+        make()(x, residual)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: dk.FilterResponseNorm2d(3, learn_eps=True), "eps"),
+        (lambda: dk.TopKBatchNorm2d(3, learn_sigma=True), "sigma"),
+        (lambda: dk.BatchNorm2d(3, learn_sigma=True).eval(), "sigma"),
+    ],
+)
+def test_freed_scalars_are_refused(make, name):
+    layer = make()
+    getattr(layer, name).untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=rf"^{name}: got a (Tensor|Parameter) of shape .* whose storage holds 0 bytes"):
+        layer(torch.randn(2, 3, 5, 5))

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import check_flag
 from ..modules import NormalizationLayer
 from .carry import replacement
 from .fast_paths import keep_off
-from .fuse import fused
+from .fuse import closed, fused, opened
 from .sources import Source, examine, looks_like_one
 from .targets import Wanted, split, target
 
@@ -76,8 +77,24 @@ def convert_norm(
         raise TypeError(f"to: got {to!r} of type {type(to).__name__}, expected a str, a class or a partial")
     if isinstance(to, str):
         split(to)
+    check_flag("fuse", fuse)
     if not inplace:
         model = copy.deepcopy(model)
+    unfused = opened(model)  # a class from elsewhere takes in nothing
+    try:
+        return _converted(model, to, only, report, fuse, options)
+    finally:
+        closed(unfused)
+
+
+def _converted(
+    model: nn.Module,
+    to: Wanted,
+    only: Only,
+    report: Callable[[str], None] | None,
+    fuse: bool,
+    options: dict[str, Any],
+) -> nn.Module:
     made: dict[nn.Module, nn.Module] = {}
     left: dict[tuple[str, str], list[str]] = defaultdict(list)
     without: dict[tuple[str, str], list[str]] = defaultdict(list)

@@ -33,13 +33,13 @@ class Block:
 
 def _two(self: Any, x: Tensor) -> Tensor:
     y = _smoothed(self, self.bn1(self.conv1(x)))
-    return self.bn2(self.conv2(y), _shortcut(self, x))
+    return _with_residual(self.bn2, self.conv2(y), _shortcut(self, x))
 
 
 def _three(self: Any, x: Tensor) -> Tensor:
     y = self.bn1(self.conv1(x))
     y = _smoothed(self, self.bn2(self.conv2(y)))
-    return self.bn3(self.conv3(y), _shortcut(self, x))
+    return _with_residual(self.bn3, self.conv3(y), _shortcut(self, x))
 
 
 def _smoothed(self: Any, y: Tensor) -> Tensor:
@@ -56,7 +56,12 @@ def _transformers(self: Any, hidden_state: Tensor) -> Tensor:
     for layer in self.layer[:-1]:
         y = layer(y)
     last = self.layer[-1]
-    return last.normalization(last.convolution(y), self.shortcut(hidden_state))
+    return _with_residual(last.normalization, last.convolution(y), self.shortcut(hidden_state))
+
+
+def _with_residual(norm: nn.Module, y: Tensor, residual: Tensor) -> Tensor:
+    """The libraries add in place: the sum has y's dtype, whatever autocast has made of it."""
+    return norm(y, residual.to(y.dtype))
 
 
 _BETWEEN = ("drop_block", "se", "drop_path")
@@ -91,6 +96,12 @@ def block_of(module: nn.Module) -> tuple[str, Block] | None:
     kind = type(module)
     name = _NAMES.get((kind.__module__, kind.__name__))
     return None if name is None else (name, BLOCKS[name])
+
+
+def fused_block(module: nn.Module) -> Block | None:
+    """What is known of a fused block; ``None`` for any other module."""
+    kind = type(module)
+    return BLOCKS.get(kind.__name__) if kind.__module__ == __name__ else None
 
 
 def __getattr__(name: str) -> Any:

@@ -53,6 +53,8 @@ def _hand_over(source: Source, layer: nn.Module, asked: dict[str, Any]) -> None:
         names += [] if {"sigma", "eps"} & asked.keys() else ["sigma"]
     if source.ours and isinstance(layer, NormalizationLayer):
         names += ["threshold"]
+        if getattr(source.module, "learn_eps", False) and not {"sigma", "eps"} & asked.keys():
+            names += ["eps"]
     for name in names:
         value, owner = getattr(source.module, name, None), owner_of(layer, name)
         if value is None or owner is None:

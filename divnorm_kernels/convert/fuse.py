@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Collection
 
+import torch
 from torch import nn
-from torch.fx import Node, Tracer
+from torch.fx import Node, Proxy, Tracer
 
 from ..modules import NormalizationLayer
 from . import blocks
@@ -50,6 +52,27 @@ def fused(model: nn.Module, new: Collection[nn.Module]) -> list[str]:
             undo.pop()()
         raise
     return done
+
+
+def opened(model: nn.Module) -> list[nn.Module]:
+    """Gives the fused blocks of ``model`` their libraries' classes back, in which activations follow the norms."""
+    found = []
+    for module in model.modules():
+        block = blocks.fused_block(module)
+        if block is not None:
+            children = dict(module.named_modules(remove_duplicate=False))
+            for norm, _ in block.pairs:
+                children[norm].activation = None
+            module.__class__ = type(module).__mro__[1]
+            found.append(module)
+    return found
+
+
+def closed(again: list[nn.Module]) -> None:
+    """Fuses what was `opened` again, where its norms can take in what they took in."""
+    for module in again:
+        norms = {m for m in module.modules() if isinstance(m, NormalizationLayer) and m.activation is None}
+        _fuse_block("", module, norms, [], [])
 
 
 def _take_in(norm: NormalizationLayer, activation: str, undo: list[Undo]) -> None:
@@ -106,12 +129,20 @@ def _fuse_pairs(path: str, module: nn.Module, free: set[nn.Module], done: list[s
         activation = activation_of(act)
         if activation is None or in_eval.get(name) != names or not free.issuperset(norms):
             continue
+        if sum(child is act for child in module._modules.values()) > 1:
+            continue  # to the tracer all calls of it are of one name
         for norm, its_name in zip(norms, names, strict=True):
             _take_in(norm, activation, undo)
             free.discard(norm)
             done.append(f"{path}.{its_name}: with {type(act).__name__}".lstrip("."))
         module._modules[name] = nn.Identity()
         undo.append(lambda name=name, act=act: module._modules.__setitem__(name, act))
+
+
+def _holds_output(value: object) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, Proxy) or (isinstance(value, list | set | tuple) and any(map(_holds_output, value)))
 
 
 class _ChildrenAreLeaves(Tracer):
@@ -122,13 +153,19 @@ class _ChildrenAreLeaves(Tracer):
 def _followers(module: nn.Module, training: bool) -> dict[str, list[str]]:
     """The children that take nothing but other children's whole outputs, and each once, with the names of the latter.
 
-    By the code of ``module`` alone; a twin runs it, for it may set attributes.
+    By the code of ``module`` alone; a twin runs it, for it may set attributes. What it would keep of its children's
+    outputs has another use.
     """
     twin = object.__new__(type(module))
-    vars(twin).update({**vars(module), "_modules": dict(module._modules), "training": training})
+    state = {name: copy.copy(v) if isinstance(v, dict | list | set) else v for name, v in vars(module).items()}
+    state["_buffers"] = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
+    vars(twin).update({**state, "training": training})
     try:
-        graph = _ChildrenAreLeaves().trace(twin)
+        with torch.random.fork_rng(devices=[]):
+            graph = _ChildrenAreLeaves().trace(twin)
     except Exception:  # whatever it is, the code does not say what follows what
+        return {}
+    if any(_holds_output(value) for value in vars(twin).values()):
         return {}
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times = Counter(node.target for node in calls)

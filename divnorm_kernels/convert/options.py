@@ -36,9 +36,19 @@ def options(source: Source, target: Target) -> dict[str, Any]:
     kept |= fields
     if source.ours:
         kept |= {name: getattr(old, name) for name in ("activation", "l1_weight", "learn_sigma", "backend")}
+        if old.activation is None and target.family == "frn" and source.kind != "frn":
+            del kept["activation"]  # its threshold is part of what it is
+        kept |= {name: getattr(old, name) for name in ("k", "learn_eps") if hasattr(old, name)}
         if target.family != "bn":  # of whose kinds these make one another
-            kept |= {name: getattr(old, name) for name in ("p", "subtract_mean")}
-    if fields or {source.kind, target.family} <= _BY_EPS or kept.get("learn_sigma"):
+            kept |= {name: getattr(old, name) for name in {"p", "subtract_mean"} - old._settled}
+    if source.kind == target.family == "frn" and old.learn_eps and "eps" not in target.explicit:
+        kept["eps"] = old.initial_eps
+    elif (
+        fields
+        or source.kind == target.family == "frn"
+        or {source.kind, target.family} <= _BY_EPS
+        or kept.get("learn_sigma")
+    ):
         kept |= _sigma(source, target.explicit, (target.place | kept | target.explicit).get("p", 2))
     kept = {name: value for name, value in kept.items() if name in taken}
     return overruled(overruled(target.place, kept), target.explicit)
@@ -101,7 +111,7 @@ def missing(source: Source, target: Target, layer: nn.Module) -> list[str]:
         if old.track_running_stats:
             defaults["momentum"] = 0.1
     if source.ours:
-        defaults |= {"l1_weight": 0.0, "learn_sigma": False, "backend": None}
+        defaults |= {"l1_weight": 0.0, "learn_sigma": False, "backend": None, "learn_eps": False, "k": 10}
         if not isinstance(layer, NormalizationLayer) and old.activation == "tlu":  # torch has no such module
             defaults["activation"] = None
     nothing = object()

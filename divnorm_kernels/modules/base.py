@@ -165,7 +165,8 @@ class NormalizationLayer(nn.Module):
         if activation != "tlu":
             self.threshold = None
         elif self.threshold is None:
-            like = next((t for t in self.parameters(recurse=False)), None)
+            own = (*self.parameters(recurse=False), *self.buffers(recurse=False))
+            like = next((t for t in own if t.is_floating_point()), None)
             factory = {} if like is None else {"device": like.device, "dtype": like.dtype}
             self.threshold = nn.Parameter(torch.zeros(self._affine_shape, **factory))
 
@@ -259,6 +260,8 @@ class NormalizationLayer(nn.Module):
             if nested:
                 raise TypeError("residual: got one beside an x that is nested or not strided, expected None")
             check_residual(residual, x)
+            if not torch.compiler.is_compiling():
+                check_held(residual=residual)
         if type(x) is not Tensor and distributed(x):
             y = self._on_shards(x, residual)
         elif nested:

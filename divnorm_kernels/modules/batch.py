@@ -102,7 +102,7 @@ class _RunningNorm(NormalizationLayer):
             check_running(name, t, self.num_features, x)
         check_held(**running)
         if not self._takes_own_statistics() or self._across_processes():
-            check_held(x=x, weight=self.weight, bias=self.bias, threshold=self.threshold)
+            check_held(x=x, weight=self.weight, bias=self.bias, sigma=self.sigma, threshold=self.threshold)
 
     def _takes_own_statistics(self) -> bool:
         """Whether x's own statistics normalize it; torch.nn's rule, which differs between its families."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from ..addresses import check_held
 from ..checks import check_at_least_zero, check_flag, check_size
 from ..norm import Norm
 from ..reference import power
@@ -41,8 +42,10 @@ class FilterResponseNorm(NormalizationLayer):
         check_flag("learn_eps", learn_eps)
         check_flag("affine", affine)
         check_flag("bias", bias)
-        if learn_eps and ({"sigma", "learn_sigma"} & options.keys()):
+        if learn_eps and (options.get("sigma") is not None or options.get("learn_sigma")):
             raise ValueError("learn_eps: got True beside sigma or learn_sigma, expected eps alone")
+        if learn_eps and eps == 0:
+            raise ValueError("eps: got 0 beside learn_eps, expected a number above it: its size has no slope at 0")
         super().__init__(
             Norm(None, "all", groups=num_features),
             Images(self._dims, num_features),
@@ -65,10 +68,18 @@ class FilterResponseNorm(NormalizationLayer):
     @property
     def eps(self) -> Tensor | float:
         """What is added under the root: a number, or with ``learn_eps`` the parameter, of which the size counts."""
-        return self._parameters["eps"] if self.learn_eps else self.sigma**self._norm.root
+        if not self.learn_eps:
+            return self.sigma**self._norm.root
+        own = self._parameters.get("eps", self.__dict__.get("eps"))  # the latter in a replica
+        if own is None:
+            raise AttributeError("eps")
+        return own
 
     @eps.setter
     def eps(self, value: float) -> None:
+        if self.learn_eps:  # in a replica: a parameter's place is not a property's
+            self.__dict__["eps"] = value
+            return
         if self.learn_sigma:
             raise AttributeError("eps: sigma is learned, set layer.sigma")
         check_at_least_zero("eps", value, "a float")
@@ -91,6 +102,8 @@ class FilterResponseNorm(NormalizationLayer):
         if not self.learn_eps:
             return self.sigma
         eps = self.eps
+        if not torch.compiler.is_compiling():
+            check_held(eps=eps)
         return power(eps * eps.detach().sign(), 1 / self._norm.root)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..addresses import check_held
 from ..checks import check_size, compute_dtype
 from .base import Options, Statistics
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -34,6 +35,8 @@ class _TopKBatchNorm:
         **options: Unpack[Options],
     ) -> None:
         check_size("k", k)
+        if "p" in options:
+            raise TypeError(f"p: got {options['p']!r}, expected none: the deviation is that of the k largest values")
         every = num_features, eps, momentum, affine, track_running_stats, device, dtype
         super().__init__(*every, bias=bias, p=math.inf, **options)  # as for this p, eps is added to the deviation
         self.k = k
@@ -45,11 +48,13 @@ class _TopKBatchNorm:
             raise ValueError("k: got a layer of convert_sync, expected one by this process' batch alone")
         if self.backend not in (None, "reference"):
             raise RuntimeError(f"backend: got {self.backend!r}, which cannot serve this call: it is plain PyTorch")
+        if not torch.compiler.is_compiling():
+            check_held(x=x, weight=self.weight, bias=self.bias, sigma=self.sigma, threshold=self.threshold)
         compute = compute_dtype(x)
         rows = x.to(compute).transpose(0, 1).flatten(1)
         mean = rows.mean(1)
         size = (rows - mean.unsqueeze(1)).abs()
-        deviation = _scale(count) * size.topk(min(self.k, count), 1).values.mean(1)
+        deviation = _scale(max(count, 2)) * size.topk(min(self.k, count), 1).values.mean(1)
         sigma = self.sigma * self.sigma.detach().sign() if self.learn_sigma else abs(self.sigma)
         numerator = x.to(compute)
         if self.subtract_mean:
@@ -60,7 +65,7 @@ class _TopKBatchNorm:
         if self.bias is not None:
             y = y + along_channels(self.bias.to(compute), x)
         y = behind(self.norm, y, residual, self.threshold).to(x.dtype)
-        self._keep(y, size.mean() if self.l1_weight > 0 and self.training else None)
+        self._keep(y, size.sum() / max(x.numel(), 1) if self.l1_weight > 0 and self.training else None)
         row = (1, -1, 1)
         return y, (mean.detach().view(row), deviation.detach().square().view(row)) if with_statistics else None, count
 

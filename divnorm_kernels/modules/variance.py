@@ -27,6 +27,8 @@ class _VarianceNorm:
         bias: bool = True,
         **options: Unpack[Options],
     ) -> None:
+        if "subtract_mean" in options:
+            raise TypeError(f"subtract_mean: got {options['subtract_mean']!r}, expected none: it subtracts no mean")
         every = num_features, eps, momentum, affine, track_running_stats, device, dtype
         super().__init__(*every, bias=bias, subtract_mean=False, **options)
 
