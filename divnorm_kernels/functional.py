@@ -82,9 +82,9 @@ def divisive_norm(
             as flat. Other exponents than 2 are the reference's alone.
         subtract_mean: without, x stands in the numerator in place of v; s is v's all the same. The reference's alone.
         residual: added before the activation: a tensor of x's shape, dtype and device. The reference's alone.
-        activation: ``"relu"``: y is never below zero, and where it would be its gradient is zero; costs no pass. The
-            reference alone computes ``"tlu"``, max(y, threshold), ``"silu"``, y sigmoid(y), and ``"gelu"`` and
-            ``"gelu_tanh"``, torch's two forms of it.
+        activation: costs no pass. ``"relu"``: y is never below zero, and where it would be its gradient is zero;
+            ``"silu"``: y sigmoid(y); ``"gelu"`` and ``"gelu_tanh"``: torch's two forms of it. The reference alone
+            computes ``"tlu"``, max(y, threshold).
         threshold: of "tlu", as ``weight``; where y is no larger, the gradient is the threshold's.
         return_l1: also return the mean of abs(v), the paper's sparse regulariser before its coefficient.
         backend: ``None`` (the best for x), ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.

@@ -23,9 +23,6 @@ BEYOND = {
     "subtract_mean=False": {"subtract_mean": False},
     "a residual": {"residual": RESIDUAL},
     "activation='tlu'": {"activation": "tlu", "threshold": THRESHOLD},
-    "activation='silu'": {"activation": "silu"},
-    "activation='gelu'": {"activation": "gelu"},
-    "activation='gelu_tanh'": {"activation": "gelu_tanh"},
 }
 
 
