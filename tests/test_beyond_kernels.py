@@ -55,7 +55,7 @@ def test_no_kernel_sees_the_call(name, monkeypatch):
 
 
 def test_one_place_says_what_kernels_serve():
-    for norm in (Norm(3, p=3), Norm(3, subtract_mean=False), Norm(3, activation="silu")):
+    for norm in (Norm(3, p=3), Norm(3, subtract_mean=False), Norm(3, activation="tlu")):
         assert without_kernels(norm) is not None
         assert prepared(norm, None) is nothing
         assert select(None, geometry(norm, (2, 4, 9, 8)), X) is None
