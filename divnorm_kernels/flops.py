@@ -1,9 +1,9 @@
 """What the registered operators cost, for `torch.utils.flop_counter.FlopCounterMode`.
 
-Counted are additions, multiplications, divisions and roots, at each number of x and each position of a map; signs and
-comparisons, a ReLU's among them, are free. A window's sum is one addition and one subtraction per dimension at each
-position, however long the window is; a whole field's is in the sum over the numbers of its row. What is spent once per
-row, channel or call is left out.
+Counted are additions, multiplications, divisions and roots, at each number of x and each position of a map, and an
+activation's exp, erf or tanh as one; signs and comparisons, a ReLU's among them, are free. A window's sum is one
+addition and one subtraction per dimension at each position, however long the window is; a whole field's is in the sum
+over the numbers of its row. What is spent once per row, channel or call is left out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,18 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from .constant import constant
 from .fields import Geometry, geometry
 from .norm import parsed
+
+# What a smooth activation costs at a number, and its slope.
+_VALUE = {
+    "silu": 3,  # z / (1 + exp(-z))
+    "gelu": 5,  # z / 2 (1 + erf(z / c))
+    "gelu_tanh": 9,  # z / 2 (1 + tanh(c z (1 + k z^2)))
+}
+_SLOPE = {
+    "silu": 6,  # s (1 + z (1 - s)) for s = 1 / (1 + exp(-z)), which is 2
+    "gelu": 10,  # (1 + erf(z / c)) / 2 + k z exp(-z^2 / 2)
+    "gelu_tanh": 16,  # (1 + t) / 2 + z / 2 (1 - t^2) (c + 3 c k z^2) for the tanh t, which is 6
+}
 
 
 @constant
@@ -55,10 +67,11 @@ def forward_flops(
 
     - the mean: 2 (its sum, its subtraction); the window's sum and 1;
     - the deviation: 3 (the square, its sum, the scaling); the window's sum and 4 (the average, sigma, 1 / root);
-    - weight, bias and l1: 1 each.
+    - weight, bias and l1: 1 each;
+    - a smooth activation: 3 to 9.
     """
     g = geometry(parsed(norm), tuple(x.shape))
-    number = (weight is not None) + (bias is not None) + with_l1
+    number = (weight is not None) + (bias is not None) + with_l1 + _VALUE.get(g.norm.activation, 0)
     position = 0
     if g.summation is not None:
         number += 2
@@ -88,7 +101,8 @@ def backward_flops(
 
     At a number of x, and behind the semicolon at a position of a map:
 
-    - x without its mean and scaled once more: 1 each, and with a ReLU 1 for each of weight and bias;
+    - x without its mean and scaled once more: 1 each, and with an activation 1 for each of weight and bias;
+    - dy times a smooth activation's slope: 7 to 17;
     - dbias: 1 (the sum of dy), dweight: 2 (the sum of dy times scaled x), dy times weight: 1;
     - through the deviation, for dx and dsigma: 2 (a sum of products); 4 (times the cube of 1 / root and a constant);
     - dsigma: 0; 1 (its sum);
@@ -98,13 +112,18 @@ def backward_flops(
     """
     dx, dweight, dbias, dsigma = needs
     g = geometry(parsed(norm), tuple(x.shape))
-    mean, deviation, relu = g.summation is not None, g.suppression is not None, g.relu
+    mean, deviation, activation = g.summation is not None, g.suppression is not None, g.norm.activation
     if dy is None:  # the gradient of l1 alone
-        dweight = dbias = dsigma = deviation = relu = False
+        dweight = dbias = dsigma = deviation = False
+        activation = None
     through = deviation and (dx or dsigma)
-    scaled = dweight or relu
+    scaled = dweight or activation is not None
     number = mean * (scaled or through or (dx and dl1 is not None)) + deviation * scaled
-    number += relu * ((weight is not None) + (bias is not None)) + dbias + 2 * dweight
+    if activation is not None:
+        number += (weight is not None) + (bias is not None)
+    if activation in _SLOPE:
+        number += _SLOPE[activation] + 1
+    number += dbias + 2 * dweight
     number += (dy is not None and weight is not None) * (dx or dsigma) + 2 * through
     number += dx * (3 * deviation + 2 * mean + (dl1 is not None))
     position = 4 * through + dsigma + dx * (_window(g) + 1) * (deviation + mean)

@@ -24,6 +24,11 @@ CASES = {
     "weight and bias": (lambda: DivisiveNorm2d(4, 3, sigma=0.5), (7, 13), (13, 14)),
     # backward: y again, times weight and plus bias
     "relu": (lambda: DivisiveNorm2d(4, 3, sigma=0.5, activation="relu"), (7, 13), (15, 14)),
+    # forward: exp, the sum and a division; backward: as a ReLU's, the slope 6 and the product with dy
+    "silu": (lambda: DivisiveNorm2d(4, 3, sigma=0.5, activation="silu"), (10, 13), (22, 14)),
+    # forward: the quotient, erf, the sum and two products; backward: the slope 10
+    "gelu": (lambda: DivisiveNorm2d(4, 3, sigma=0.5, activation="gelu"), (12, 13), (26, 14)),
+    "gelu_tanh": (lambda: DivisiveNorm2d(4, 3, sigma=0.5, activation="gelu_tanh"), (16, 13), (32, 14)),
     "learned sigma": (lambda: DivisiveNorm2d(4, 3, learn_sigma=True), (7, 13), (13, 15)),
 }
 WHOLE = {

@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "box.h"
+#include "epilogue.h"
 #include "parameters.h"
 #include "traversal.h"
 
@@ -70,13 +71,12 @@ class BackwardPass {
     A* dbias = s_.dbias_partials + row * p.affine_size();
     double* sigma = s_.sigma_partials + (block_ * s_.traversal.reduce_tiles + index) * p.groups + unit_.group;
     if (fresh_) clear_partials(tile, dweight, dbias, sigma);
-    const auto run = [&](auto kinks) {
+    with_kinks<A>(p, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
       // e is free until its rows are filtered: it carries the signs to the end of this function
       Layout::template gradient_sums<kinks.value>(p, unit_, static_cast<const T*>(s_.tensors.x),
                                                   static_cast<const T*>(s_.tensors.dy), tile, mean_, rstd_, s_.weight,
-                                                  s_.bias, d_, t_, a_, e_, dweight, dbias);
-    };
-    specialize(run, kinks());
+                                                  s_.bias, epilogue, d_, t_, a_, e_, dweight, dbias);
+    });
     for (int64_t group = 0; group < unit_.groups; ++group) {
       sigma[group] += combine_sums(group, tile);
       if (p.suppression.present)
@@ -119,18 +119,18 @@ class BackwardPass {
     const Map<const A> e = s_.problem.summation.present ? Map<const A>(e_) : zero;
     T* dx = static_cast<T*>(s_.tensors.dx);
     const bool stream = s_.stream && Layout::streamable(s_.problem, unit_, dx, tile);
-    const auto run = [&](auto stream, auto kinks, auto suppressed) {
-      Layout::template gradient_input<stream.value, kinks.value, suppressed.value>(
-          s_.problem, unit_, static_cast<const T*>(s_.tensors.x), static_cast<const T*>(s_.tensors.dy), tile, mean_,
-          rstd_, a, e, s_.weight, s_.bias, s_.l1_scale, dx);
-    };
-    specialize(run, stream, kinks(), s_.problem.suppression.present);
+    with_kinks<A>(s_.problem, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+      const auto run = [&](auto stream, auto suppressed) {
+        Layout::template gradient_input<stream.value, kinks.value, suppressed.value>(
+            s_.problem, unit_, static_cast<const T*>(s_.tensors.x), static_cast<const T*>(s_.tensors.dy), tile, mean_,
+            rstd_, a, e, s_.weight, s_.bias, epilogue, s_.l1_scale, dx);
+      };
+      specialize(run, stream, s_.problem.suppression.present);
+    });
     if (stream) stream_fence();
   }
 
  private:
-  bool kinks() const { return s_.l1_scale != 0 || s_.problem.activation != Activation::none; }
-
   // This tile's share: all the unit's channels, or in the (N, F) form the tile's own positions.
   void clear_partials(Tile tile, A* dweight, A* dbias, double* sigma) const {
     const Problem& p = s_.problem;

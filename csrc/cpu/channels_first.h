@@ -2,6 +2,7 @@
 // Pixels lie in the lanes; channels stream by four at a time. One unit is one group.
 #pragma once
 
+#include "epilogue.h"
 #include "slots.h"
 
 namespace divnorm::DIVNORM_ISA {
@@ -47,11 +48,11 @@ struct ChannelsFirst {
     sum_runs<false>(problem, unit, x, tile, Map<A>{}, m2);
   }
 
-  // y = weight * (x - mean) * rstd + bias; returns the sum of |x - mean| when L1 is set.
-  template <bool Stream, bool L1>
+  // y = epilogue(weight * (x - mean) * rstd + bias); returns the sum of |x - mean| when L1 is set.
+  template <bool Stream, bool L1, class Epilogue>
   [[gnu::flatten]] static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile,
-                                           Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias, T* y) {
-    const A floor = problem.template floor<A>();
+                                           Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias,
+                                           Epilogue epilogue, T* y) {
     const int64_t stride = problem.positions();
     double l1 = 0;
     with_widest<Wide, Stream>(tile.size(), [&](auto widest) {
@@ -74,7 +75,7 @@ struct ChannelsFirst {
               const int64_t i = from + s * kWidth<V>;
               const V below = average[s] - load<V>(block + r * stride + i);
               const V result = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
-              write<Stream>(out + r * stride + i, rectified<V>(result, floor));
+              write<Stream>(out + r * stride + i, epilogue.template value<V>(result));
               if constexpr (L1) absolutes.add(0, only_new(absolute(below), again));
             }
         };
@@ -87,14 +88,13 @@ struct ChannelsFirst {
 
   // p1 = sum of g, p2 = sum of g * v * rstd, v = sum of v (and signs = sum of sign(v)) over the unit's samples and
   // channels, with v = x - mean and g = weight * dy; dweight and dbias receive this tile's share. Kinks: there are l1's
-  // signs or a ReLU, where dy counts only above its floor.
+  // signs or an activation, through which dy has to go.
   // x is subtracted from the mean, an instruction less than the other way round.
-  template <bool Kinks>
+  template <bool Kinks, class Epilogue>
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                              Tile tile, Map<const A> mean, Map<const A> rstd, const A* weight,
-                                             const A* bias, Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs, A* dweight,
-                                             A* dbias) {
-    const A floor = problem.template floor<A>();
+                                             const A* bias, Epilogue epilogue, Map<A> p1, Map<A> p2, Map<A> v,
+                                             Map<A> signs, A* dweight, A* dbias) {
     const int64_t stride = problem.positions();
     with_widest<Wide>(tile.size(), [&](auto widest) {
       using V = decltype(widest);
@@ -129,7 +129,8 @@ struct ChannelsFirst {
           for (int r = 0; r < R; ++r) {
             V grad = load<V>(dy_block + r * stride + from);
             const V below = average - load<V>(block + r * stride + from), w = weights.template at<V>(r, from);
-            if constexpr (Kinks) grad = passed(grad, V(biases.template at<V>(r, from) - below * scale * w), floor);
+            if constexpr (Kinks)
+              grad = epilogue.template gradient<V>(grad, biases.template at<V>(r, from) - below * scale * w);
             const V product = grad * below;
             sum_g += w * grad;
             sum_gv -= w * product;
@@ -167,11 +168,11 @@ struct ChannelsFirst {
 
   // dx = g * rstd - a * (x - mean) - e (+ l1_scale * sign(x - mean) with Kinks). Not Suppressed: rstd is 1 and a is 0
   // whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, bool Suppressed>
+  template <bool Stream, bool Kinks, bool Suppressed, class Epilogue>
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                               Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
-                                              Map<const A> e, const A* weight, const A* bias, A l1_scale, T* dx) {
-    const A floor = problem.template floor<A>();
+                                              Map<const A> e, const A* weight, const A* bias, Epilogue epilogue,
+                                              A l1_scale, T* dx) {
     const int64_t stride = problem.positions();
     with_widest<Wide, Stream>(tile.size(), [&](auto widest) {
       using Widest = decltype(widest);
@@ -199,7 +200,7 @@ struct ChannelsFirst {
               V grad = load<V>(dy_block + r * stride + i);
               if constexpr (Kinks) {
                 const V y = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
-                grad = passed(grad, y, floor);
+                grad = epilogue.template gradient<V>(grad, y);
               }
               V result = w.template at<V>(r, i) * grad * scale[s] - shift[s];
               if constexpr (Suppressed) result += slope[s] * below;

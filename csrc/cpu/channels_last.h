@@ -81,11 +81,11 @@ struct ChannelsLast {
     });
   }
 
-  template <bool Stream, bool L1>
+  template <bool Stream, bool L1, class Epilogue>
   [[gnu::flatten]] static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile,
-                                           Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias, T* y) {
+                                           Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias,
+                                           Epilogue epilogue, T* y) {
     const int64_t n = problem.group_channels(), stride = problem.channels;
-    const A floor = problem.template floor<A>();
     double l1 = 0;
     each_written_block<Stream>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
@@ -98,7 +98,8 @@ struct ChannelsLast {
         const V weights = load<V>(w + i), biases = load<V>(b + i);
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
-          write<Stream>(out + r * stride + i, rectified<V>(centred * splat<V>(scale[r]) * weights + biases, floor));
+          write<Stream>(out + r * stride + i,
+                        epilogue.template value<V>(centred * splat<V>(scale[r]) * weights + biases));
           if constexpr (L1) absolutes.add(0, absolute(centred));
         }
       });
@@ -107,13 +108,12 @@ struct ChannelsLast {
     return l1;
   }
 
-  template <bool Kinks>
+  template <bool Kinks, class Epilogue>
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                              Tile tile, Map<const A> mean, Map<const A> rstd, const A* weight,
-                                             const A* bias, Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs, A* dweight,
-                                             A* dbias) {
+                                             const A* bias, Epilogue epilogue, Map<A> p1, Map<A> p2, Map<A> v,
+                                             Map<A> signs, A* dweight, A* dbias) {
     const int64_t n = problem.group_channels(), stride = problem.channels;
-    const A floor = problem.template floor<A>();
     each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       const Copy<R> average(mean, at, position), scale(rstd, at, position);
@@ -131,7 +131,7 @@ struct ChannelsLast {
           V grad = load<V>(grads + r * stride + i);
           const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
           const V normed = centred * splat<V>(scale[r]);
-          if constexpr (Kinks) grad = passed(grad, V(normed * weights + load<V>(b + i)), floor);
+          if constexpr (Kinks) grad = epilogue.template gradient<V>(grad, normed * weights + load<V>(b + i));
           const V product = grad * normed;
           sum_g.add(r, weights * grad);
           sum_gu.add(r, weights * product);
@@ -150,12 +150,12 @@ struct ChannelsLast {
     });
   }
 
-  template <bool Stream, bool Kinks, bool Suppressed>
+  template <bool Stream, bool Kinks, bool Suppressed, class Epilogue>
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
                                               Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
-                                              Map<const A> e, const A* weight, const A* bias, A l1_scale, T* dx) {
+                                              Map<const A> e, const A* weight, const A* bias, Epilogue epilogue,
+                                              A l1_scale, T* dx) {
     const int64_t n = problem.group_channels(), stride = problem.channels;
-    const A floor = problem.template floor<A>();
     each_written_block<Stream>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       const Copy<R> average(mean, at, position), scale(rstd, at, position);
@@ -169,7 +169,8 @@ struct ChannelsLast {
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
           V grad = load<V>(grads + r * stride + i);
-          if constexpr (Kinks) grad = passed(grad, V(centred * splat<V>(scale[r]) * weights + load<V>(b + i)), floor);
+          if constexpr (Kinks)
+            grad = epilogue.template gradient<V>(grad, centred * splat<V>(scale[r]) * weights + load<V>(b + i));
           V result = weights * grad * splat<V>(scale[r]);
           if constexpr (Suppressed) result -= splat<V>(slope[r]) * centred;
           result -= splat<V>(shift[r]);

@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "box.h"
+#include "epilogue.h"
 #include "parameters.h"
 #include "traversal.h"
 
@@ -97,12 +98,14 @@ class ForwardPass {
   void finish(Tile tile, int64_t index) {
     T* y = static_cast<T*>(s_.tensors.y);
     const bool stream = s_.stream && Layout::streamable(s_.problem, unit_, y, tile);
-    const auto run = [&](auto stream, auto l1) -> double {
-      return Layout::template normalize<stream.value, l1.value>(s_.problem, unit_, static_cast<const T*>(s_.tensors.x),
-                                                                tile, mean_or_zero(), rstd_or_one(), s_.weight, s_.bias,
-                                                                y);
-    };
-    const double l1 = specialize(run, stream, s_.l1_partials != nullptr);
+    const double l1 = with_epilogue<A>(s_.problem, [&](auto epilogue) {
+      const auto run = [&](auto stream, auto l1) -> double {
+        return Layout::template normalize<stream.value, l1.value>(
+            s_.problem, unit_, static_cast<const T*>(s_.tensors.x), tile, mean_or_zero(), rstd_or_one(), s_.weight,
+            s_.bias, epilogue, y);
+      };
+      return specialize(run, stream, s_.l1_partials != nullptr);
+    });
     if (s_.l1_partials != nullptr) l1_[index] += l1;
     if (stream) stream_fence();
   }

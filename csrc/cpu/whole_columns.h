@@ -3,6 +3,7 @@
 #pragma once
 
 #include "columns.h"
+#include "epilogue.h"
 
 namespace divnorm::DIVNORM_ISA {
 
@@ -58,8 +59,12 @@ class ForwardColumns {
         const int64_t offset = s_.layout.offset(unit.rows, i);
         T* y = static_cast<T*>(s_.tensors.y) + offset;
         const bool stream = s_.stream && streamable(y);
-        const auto run = [&](auto stream, auto l1) { return normalize<stream.value, l1.value>(i, x + offset, y); };
-        const double sum = specialize(run, stream, l1 != nullptr);
+        const double sum = with_epilogue<A>(s_.problem, [&](auto epilogue) {
+          const auto run = [&](auto stream, auto l1) {
+            return normalize<stream.value, l1.value>(i, x + offset, epilogue, y);
+          };
+          return specialize(run, stream, l1 != nullptr);
+        });
         if (l1 != nullptr) *l1 = sum;
       }
     });
@@ -144,10 +149,10 @@ class ForwardColumns {
     });
   }
 
-  template <bool Stream, bool L1>
-  [[gnu::flatten]] double normalize(int64_t tile, const T* x, T* y) const {
+  template <bool Stream, bool L1, class Epilogue>
+  [[gnu::flatten]] double normalize(int64_t tile, const T* x, Epilogue epilogue, T* y) const {
     const int64_t channels = s_.layout.channels();
-    const A *mean = mean_, *scale = scale_, *bias = s_.bias, floor = s_.problem.template floor<A>();
+    const A *mean = mean_, *scale = scale_, *bias = s_.bias;
     double l1 = 0;
     Layout::template each_block<Stream ? 1 : kPixelsAtOnce>(s_.layout.pixels_of(tile), [&](auto block, int64_t first) {
       constexpr int R = block.value;
@@ -160,7 +165,7 @@ class ForwardColumns {
         const V average = load<V>(mean + c), factor = load<V>(scale + c), shift = load<V>(bias + c);
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * channels + c) - average;
-          write<Stream>(out + r * channels + c, rectified<V>(centred * factor + shift, floor));
+          write<Stream>(out + r * channels + c, epilogue.template value<V>(centred * factor + shift));
           if constexpr (L1) absolutes.add(0, absolute(centred));
         }
       });
@@ -209,7 +214,7 @@ class BackwardColumns {
     const Problem& p = s_.problem;
     const int64_t tiles = s_.layout.tiles();
     const T *x = static_cast<const T*>(s_.tensors.x), *dy = static_cast<const T*>(s_.tensors.dy);
-    const bool kinks = s_.l1_scale != 0 || p.activation != Activation::none;
+    const bool signs = s_.l1_scale != 0;
     member.sync();
     member.share(0, p.groups, [&](int64_t from, int64_t to) {
       for (int64_t group = from; group < to; ++group) {
@@ -225,14 +230,15 @@ class BackwardColumns {
     member.share(0, tiles, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int64_t offset = s_.layout.offset(unit.rows, i);
-        kinks ? tile_sums<true>(i, x + offset, dy + offset) : tile_sums<false>(i, x + offset, dy + offset);
+        with_kinks<A>(p, signs,
+                      [&](auto epilogue, auto kinks) { tile_sums<kinks.value>(i, x + offset, dy + offset, epilogue); });
       }
     });
     member.sync();
-    member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_tiles(from, to, kinks); });
+    member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_tiles(from, to); });
     member.sync();
     member.share(0, p.groups, [&](int64_t from, int64_t to) {
-      for (int64_t group = from; group < to; ++group) join_channels(unit, group, kinks);
+      for (int64_t group = from; group < to; ++group) join_channels(unit, group);
     });
     member.sync();
     member.share(0, tiles, [&](int64_t from, int64_t to) {
@@ -241,10 +247,12 @@ class BackwardColumns {
         T* dx = static_cast<T*>(s_.tensors.dx) + offset;
         const uintptr_t bits = reinterpret_cast<uintptr_t>(dx) | (s_.layout.channels() * sizeof(T));
         const bool stream = s_.stream && (!is_pair<Wide> || bits % kVectorBytes == 0);
-        const auto run = [&](auto stream, auto kinks, auto suppressed) {
-          gradient<stream.value, kinks.value, suppressed.value>(i, x + offset, dy + offset, dx);
-        };
-        specialize(run, stream, kinks, p.suppression.present);
+        with_kinks<A>(p, signs, [&](auto epilogue, auto kinks) {
+          const auto run = [&](auto stream, auto suppressed) {
+            gradient<stream.value, kinks.value, suppressed.value>(i, x + offset, dy + offset, epilogue, dx);
+          };
+          specialize(run, stream, p.suppression.present);
+        });
       }
     });
     if (s_.stream) stream_fence();
@@ -261,17 +269,17 @@ class BackwardColumns {
   }
 
   // Sums without the weight.
-  template <bool Kinks>
-  [[gnu::flatten]] void tile_sums(int64_t tile, const T* x, const T* dy) const {
+  template <bool Kinks, class Epilogue>
+  [[gnu::flatten]] void tile_sums(int64_t tile, const T* x, const T* dy, Epilogue epilogue) const {
     const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
     A *g = g_ + tile * channels, *gv = gv_ + tile * channels, *signs = sign_ + tile * channels;
-    const A *mean = mean_, *scale = scale_, *bias = s_.bias, floor = s_.problem.template floor<A>();
+    const A *mean = mean_, *scale = scale_, *bias = s_.bias;
     const auto add = [=](auto& sums, int64_t at, int64_t c) {
       using V = value_of<decltype(sums)>;
       const V centred = load<V>(x + at) - load<V>(mean + c);
       V grad = load<V>(dy + at);
       if constexpr (Kinks) {
-        grad = passed(grad, V(centred * load<V>(scale + c) + load<V>(bias + c)), floor);
+        grad = epilogue.template gradient<V>(grad, centred * load<V>(scale + c) + load<V>(bias + c));
         sums[2] += sign(centred);
       }
       sums[0] += grad;
@@ -283,14 +291,14 @@ class BackwardColumns {
       s_.layout.template sum_pixels<2, 2>(pixels, {x, dy}, {g, gv}, add);
   }
 
-  void join_tiles(int64_t from, int64_t to, bool kinks) const {
+  void join_tiles(int64_t from, int64_t to) const {
     const int64_t channels = s_.layout.channels();
-    for (A* sums : {g_, gv_, kinks ? sign_ : nullptr})
+    for (A* sums : {g_, gv_, s_.l1_scale != 0 ? sign_ : nullptr})
       for (int64_t i = 1; sums != nullptr && i < s_.layout.tiles(); ++i)
         for (int64_t c = from; c < to; ++c) sums[c] += sums[i * channels + c];
   }
 
-  void join_channels(const WholeUnit& unit, int64_t group, bool kinks) const {
+  void join_channels(const WholeUnit& unit, int64_t group) const {
     const Problem& p = s_.problem;
     const RowScale<A> row = scale_of(unit, group);
     A* dweight = s_.dweight + unit.block * s_.layout.channels();
@@ -299,7 +307,7 @@ class BackwardColumns {
     s_.layout.each_channel(group, [&](int64_t at) {
       all.g += static_cast<double>(s_.weight[at]) * g_[at];
       all.gv += static_cast<double>(s_.weight[at]) * gv_[at];
-      if (kinks) all.sign += sign_[at];
+      if (s_.l1_scale != 0) all.sign += sign_[at];
       dweight[at] = (unit.fresh ? 0 : dweight[at]) + gv_[at] * row.rstd;
       dbias[at] = (unit.fresh ? 0 : dbias[at]) + g_[at];
     });
@@ -313,12 +321,12 @@ class BackwardColumns {
   }
 
   // Not Suppressed: rstd is 1 and the slope 0 whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, bool Suppressed>
-  [[gnu::flatten]] void gradient(int64_t tile, const T* x, const T* dy, T* dx) const {
+  template <bool Stream, bool Kinks, bool Suppressed, class Epilogue>
+  [[gnu::flatten]] void gradient(int64_t tile, const T* x, const T* dy, Epilogue epilogue, T* dx) const {
     const int64_t channels = s_.layout.channels();
     const A *mean = mean_, *rstd = rstd_, *scale = scale_, *slope = slope_, *shift = shift_;
     const A *weight = s_.weight, *bias = s_.bias;
-    const A floor = s_.problem.template floor<A>(), l1_scale = s_.l1_scale;
+    const A l1_scale = s_.l1_scale;
     Layout::template each_block<Stream ? 1 : kPixelsAtOnce>(s_.layout.pixels_of(tile), [&](auto block, int64_t first) {
       constexpr int R = block.value;
       const T *in = x + first * channels, *grads = dy + first * channels;
@@ -334,7 +342,8 @@ class BackwardColumns {
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * channels + c) - average;
           V grad = load<V>(grads + r * channels + c);
-          if constexpr (Kinks) grad = passed(grad, V(centred * load<V>(scale + c) + load<V>(bias + c)), floor);
+          if constexpr (Kinks)
+            grad = epilogue.template gradient<V>(grad, centred * load<V>(scale + c) + load<V>(bias + c));
           V result = grad * factor;
           if constexpr (Suppressed) result = (result - falling * centred) * inverse;
           result -= constant;

@@ -3,6 +3,7 @@
 // channels and parameters run along them.
 #pragma once
 
+#include "epilogue.h"
 #include "lanes.h"
 #include "whole.h"
 
@@ -75,7 +76,7 @@ class Runs {
     for (int64_t i = index * runs_of_chunk_; i < last; ++i) body(start(unit.sample + i, unit.group), run_);
   }
 
-  // The affine map of v rstd, the same in both directions: ReLU's slope follows its sign.
+  // The affine map of v rstd, the same in both directions: an activation's slope follows it.
   template <class V>
   static V affine(V centred, A rstd, A scale, const A* weight, A bias, const A* biases, int64_t i) {
     if constexpr (AlongRow)
@@ -183,21 +184,25 @@ class ForwardRuns {
 
   void write_piece(const Piece& piece, const T* x, RowScale<A> scale, T* y, double* l1) const {
     const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(y) % kVectorBytes == 0);
-    const auto run = [&](auto stream, auto l1) { return normalize<stream.value, l1.value>(piece, x, scale, y); };
-    const double sum = specialize(run, stream, l1 != nullptr);
+    const double sum = with_epilogue<A>(s_.problem, [&](auto epilogue) {
+      const auto run = [&](auto stream, auto l1) {
+        return normalize<stream.value, l1.value>(piece, x, scale, epilogue, y);
+      };
+      return specialize(run, stream, l1 != nullptr);
+    });
     if (l1 != nullptr) *l1 = sum;
   }
 
-  template <bool Stream, bool L1>
-  [[gnu::flatten]] double normalize(const Piece& piece, const T* x, RowScale<A> row, T* y) const {
+  template <bool Stream, bool L1, class Epilogue>
+  [[gnu::flatten]] double normalize(const Piece& piece, const T* x, RowScale<A> row, Epilogue epilogue, T* y) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
-    const A scale = row.rstd * *weights, bias = *biases, floor = s_.problem.template floor<A>();
+    const A scale = row.rstd * *weights, bias = *biases;
     Sums<A, 1, 1> absolutes;
     for_lanes_writing<Wide, Stream>(y, piece.size, [=, &absolutes](auto lane, int64_t i) {
       using V = decltype(lane);
       const V centred = load<V>(x + i) - splat<V>(row.mean);
-      write<Stream>(
-          y + i, rectified<V>(Layout::template affine<V>(centred, row.rstd, scale, weights, bias, biases, i), floor));
+      write<Stream>(y + i, epilogue.template value<V>(
+                               Layout::template affine<V>(centred, row.rstd, scale, weights, bias, biases, i)));
       if constexpr (L1) absolutes.add(0, 0, absolute(centred));
     });
     return absolutes.value(0);
@@ -242,7 +247,6 @@ class BackwardRuns {
     if (p.suppression.present) scale.rstd = static_cast<const A*>(s_.tensors.rstd)[row];
     A* dweight = s_.dweight + unit.block * p.affine_size();
     A* dbias = s_.dbias + unit.block * p.affine_size();
-    const bool kinks = s_.l1_scale != 0 || p.activation != Activation::none;
     member.sync();
     member.share(0, pieces, [&](int64_t from, int64_t to) {
       layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
@@ -252,8 +256,9 @@ class BackwardRuns {
           __builtin_memset(for_weight, 0, piece.size * sizeof(A));
           __builtin_memset(for_bias, 0, piece.size * sizeof(A));
         }
-        sums_[i] = kinks ? piece_sums<true>(piece, in, grads, scale, for_weight, for_bias)
-                         : piece_sums<false>(piece, in, grads, scale, for_weight, for_bias);
+        sums_[i] = with_kinks<A>(p, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+          return piece_sums<kinks.value>(piece, in, grads, scale, epilogue, for_weight, for_bias);
+        });
       });
     });
     member.sync();
@@ -275,10 +280,12 @@ class BackwardRuns {
         const T *in = x + piece.offset, *grads = dy + piece.offset;
         T* out = dx + piece.offset;
         const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0);
-        const auto run = [&](auto stream, auto kinks, auto suppressed) {
-          gradient<stream.value, kinks.value, suppressed.value>(piece, in, grads, scale, slopes, out);
-        };
-        specialize(run, stream, kinks, p.suppression.present);
+        with_kinks<A>(p, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+          const auto run = [&](auto stream, auto suppressed) {
+            gradient<stream.value, kinks.value, suppressed.value>(piece, in, grads, scale, slopes, epilogue, out);
+          };
+          specialize(run, stream, p.suppression.present);
+        });
       });
     });
     if (s_.stream) stream_fence();
@@ -303,11 +310,11 @@ class BackwardRuns {
   }
 
   // For a plane without its weight.
-  template <bool Kinks>
-  [[gnu::flatten]] GradientSums piece_sums(const Piece& piece, const T* x, const T* dy, RowScale<A> row, A* dweight,
-                                           A* dbias) const {
+  template <bool Kinks, class Epilogue>
+  [[gnu::flatten]] GradientSums piece_sums(const Piece& piece, const T* x, const T* dy, RowScale<A> row,
+                                           Epilogue epilogue, A* dweight, A* dbias) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
-    const A scale = row.rstd * *weights, bias = *biases, floor = s_.problem.template floor<A>();
+    const A scale = row.rstd * *weights, bias = *biases;
     constexpr int chains = Kinks ? 1 : 2;
     Sums<A, Kinks ? 3 : 2, chains> sums;
     for_chains<Wide, chains>(piece.size, [=, &sums](auto lane, int64_t i, int chain) {
@@ -315,7 +322,8 @@ class BackwardRuns {
       const V centred = load<V>(x + i) - splat<V>(row.mean);
       V grad = load<V>(dy + i);
       if constexpr (Kinks) {
-        grad = passed(grad, Layout::template affine<V>(centred, row.rstd, scale, weights, bias, biases, i), floor);
+        grad = epilogue.template gradient<V>(
+            grad, Layout::template affine<V>(centred, row.rstd, scale, weights, bias, biases, i));
         sums.add(2, chain, sign(centred));
       }
       if constexpr (AlongRow) {
@@ -335,19 +343,19 @@ class BackwardRuns {
   }
 
   // Not Suppressed: rstd is 1 and the slope 0 whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, bool Suppressed>
+  template <bool Stream, bool Kinks, bool Suppressed, class Epilogue>
   [[gnu::flatten]] void gradient(const Piece& piece, const T* x, const T* dy, RowScale<A> row, RowSlopes<A> slopes,
-                                 T* dx) const {
+                                 Epilogue epilogue, T* dx) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
     const A weight = *weights, scale = row.rstd * weight, bias = *biases;
-    const A floor = s_.problem.template floor<A>(), l1_scale = s_.l1_scale;
-    const A slope = slopes.slope, shift = slopes.shift;
+    const A l1_scale = s_.l1_scale, slope = slopes.slope, shift = slopes.shift;
     for_lanes_writing<Wide, Stream>(dx, piece.size, [=](auto lane, int64_t i) {
       using V = decltype(lane);
       const V centred = load<V>(x + i) - splat<V>(row.mean);
       V grad = load<V>(dy + i);
       if constexpr (Kinks)
-        grad = passed(grad, Layout::template affine<V>(centred, row.rstd, scale, weights, bias, biases, i), floor);
+        grad = epilogue.template gradient<V>(
+            grad, Layout::template affine<V>(centred, row.rstd, scale, weights, bias, biases, i));
       V result;
       if constexpr (AlongRow)
         result = grad * load<V>(weights + i);

@@ -37,7 +37,9 @@ struct Case {
   std::array<int64_t, kAxes> extent;
   std::optional<Axes> summation, suppression;
   bool l1;
-  bool relu = false;
+  Activation activation = Activation::none;
+
+  bool relu() const { return activation == Activation::relu; }
 
   // Whether every field averages over all positions.
   bool whole() const {
@@ -56,7 +58,7 @@ inline Problem problem_of(const Case& c, Dtype dtype) {
   problem.channels_last = c.channels_last;
   problem.over_batch = c.over_batch;
   problem.affine_per_position = c.features;
-  problem.activation = c.relu ? Activation::relu : Activation::none;
+  problem.activation = c.activation;
   problem.whole = c.whole();
   problem.batch = c.batch;
   problem.channels = c.channels;
@@ -82,6 +84,7 @@ inline Axes window(std::array<int64_t, kAxes> sizes, bool zero_edges = false) {
 }
 
 inline std::vector<Case> cases() {
+  constexpr Activation relu = Activation::relu;
   const std::optional<Axes> none, all = window({33001, 301, 33001});
   return {
       {"one number", false, false, false, 1, 1, 1, {1, 1, 1}, window({1, 1, 1}), window({1, 1, 1}), true},
@@ -97,23 +100,40 @@ inline std::vector<Case> cases() {
       {"even, large", false, false, false, 3, 5, 1, {1, 5, 6}, window({8, 2, 9}), window({10, 9, 8}), true},
       {"even, edges", false, false, false, 3, 6, 2, {1, 4, 6}, window({8, 1, 3}, true), window({2, 2, 9}, true), true},
       {"larger than the image", true, false, false, 1, 8, 2, {3, 4, 5}, window({9, 30, 4}), window({2, 3, 40}), false},
-      {"ReLU", false, false, false, 2, 6, 1, {1, 9, 13}, window({1, 5, 5}), window({1, 3, 7}), false, true},
-      {"ReLU, pixels", true, false, false, 2, 12, 3, {1, 7, 11}, window({1, 4, 2}), window({1, 2, 4}), true, true},
-      {"ReLU, features", false, false, true, 3, 1, 1, {1, 1, 37}, window({1, 1, 9}), none, false, true},
-      {"whole planes", false, false, false, 3, 6, 2, {1, 5, 7}, all, all, true, true},
+      {"ReLU", false, false, false, 2, 6, 1, {1, 9, 13}, window({1, 5, 5}), window({1, 3, 7}), false, relu},
+      {"ReLU, pixels", true, false, false, 2, 12, 3, {1, 7, 11}, window({1, 4, 2}), window({1, 2, 4}), true, relu},
+      {"ReLU, features", false, false, true, 3, 1, 1, {1, 1, 37}, window({1, 1, 9}), none, false, relu},
+      {"whole planes", false, false, false, 3, 6, 2, {1, 5, 7}, all, all, true, relu},
       {"whole, long planes", false, false, false, 1, 2, 1, {1, 130, 131}, all, all, false},
       {"whole planes, over the batch", false, true, false, 3, 4, 4, {1, 6, 7}, all, all, false},
-      {"whole pixels", true, false, false, 2, 19, 1, {1, 33, 31}, all, all, true, true},
+      {"whole pixels", true, false, false, 2, 19, 1, {1, 33, 31}, all, all, true, relu},
       {"whole pixels, no mean", true, false, false, 2, 12, 4, {2, 3, 5}, none, all, false},
       {"whole pixels, over the batch", true, true, false, 5, 12, 12, {1, 6, 7}, all, all, true},
-      {"whole, one pixel", true, false, false, 70, 18, 3, {1, 1, 1}, all, all, false, true},
-      {"whole features", false, false, true, 3, 1, 1, {1, 1, 16500}, all, all, true, true},
+      {"whole, one pixel", true, false, false, 70, 18, 3, {1, 1, 1}, all, all, false, relu},
+      {"whole features", false, false, true, 3, 1, 1, {1, 1, 16500}, all, all, true, relu},
       {"whole features, over the batch", false, true, true, 35, 1, 1, {1, 1, 21}, all, none, true},
       {"over the batch, pixels", true, true, false, 3, 4, 2, {1, 6, 7}, window({1, 3, 3}), window({1, 5, 5}), true},
       {"features", false, false, true, 70, 1, 1, {1, 1, 37}, window({1, 1, 9}), window({1, 1, 12}), true},
       {"mean only", false, false, false, 2, 4, 1, {1, 1, 33}, window({1, 1, 5}), none, true},
       {"no mean", true, false, false, 2, 19, 1, {1, 1, 33}, none, window({1, 1, 5}), false},
       {"neither", false, false, false, 2, 4, 2, {1, 3, 5}, none, none, true},
+  };
+}
+
+// Those with a smooth activation, once in every kind of kernel.
+inline std::vector<Case> smooth_cases() {
+  constexpr Activation silu = Activation::silu, gelu = Activation::gelu, gelu_tanh = Activation::gelu_tanh;
+  const std::optional<Axes> none, all = window({33001, 301, 33001});
+  return {
+      {"silu", false, false, false, 2, 6, 1, {1, 9, 13}, window({1, 5, 5}), window({1, 3, 7}), true, silu},
+      {"gelu, groups", false, false, false, 2, 12, 3, {1, 7, 11}, window({1, 4, 2}), none, false, gelu},
+      {"gelu_tanh, pixels", true, false, false, 2, 12, 3, {1, 7, 11}, window({1, 4, 2}), none, false, gelu_tanh},
+      {"gelu, over the batch", true, true, false, 3, 19, 1, {1, 6, 7}, none, window({1, 5, 5}), false, gelu},
+      {"silu, features", false, false, true, 3, 1, 1, {1, 1, 37}, window({1, 1, 9}), none, false, silu},
+      {"gelu, whole planes", false, false, false, 3, 6, 2, {1, 5, 7}, all, all, true, gelu},
+      {"silu, whole pixels", true, false, false, 2, 19, 1, {1, 33, 31}, all, all, false, silu},
+      {"gelu_tanh, whole, over the batch", false, true, false, 3, 4, 4, {1, 6, 7}, all, all, false, gelu_tanh},
+      {"silu, whole features", false, false, true, 3, 1, 1, {1, 1, 16500}, all, all, false, silu},
   };
 }
 
@@ -160,6 +180,17 @@ struct Shape {
   }
 };
 
+inline double activated(Activation activation, double z) {
+  switch (activation) {
+    case Activation::relu: return std::max(z, 0.0);
+    case Activation::silu: return z / (1 + std::exp(-z));
+    case Activation::gelu: return z * std::erfc(-z / std::sqrt(2.0)) / 2;
+    case Activation::gelu_tanh:
+      return z * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (z + 0.044715 * z * z * z))) / 2;
+    default: return z;
+  }
+}
+
 // The definition: y, and l1 as the last number.
 inline Numbers evaluate(const Case& c, const Inputs& in) {
   const Shape shape(c);
@@ -188,7 +219,7 @@ inline Numbers evaluate(const Case& c, const Inputs& in) {
         const double v = in.x[i] - mu[p];
         const int64_t parameter = c.features ? p : ch;
         y[i] = in.weight[parameter] * v / s[p] + in.bias[parameter];
-        if (c.relu) y[i] = std::max(y[i], 0.0);
+        y[i] = activated(c.activation, y[i]);
         y[shape.numel] += std::fabs(v) / static_cast<double>(shape.numel);
       });
     }
@@ -202,8 +233,8 @@ inline double smallest_deviation(Case c, Inputs in) {
     const Numbers y = evaluate(c, in);  // and l1
     for (size_t i = 0; i + 1 < y.size(); ++i) smallest = std::min(smallest, std::fabs(y[i]));
   };
-  if (c.relu) {
-    c.relu = false;
+  if (c.relu()) {
+    c.activation = Activation::none;
     look();
   }
   if (!c.l1) return smallest;
@@ -346,10 +377,10 @@ void check_case(const std::string& who, const Case& c, const std::vector<int>& o
   const Shape shape(c);
   Inputs in{sixteenths(shape.numel, -60, 60), sixteenths(shape.affine, -30, 30), sixteenths(shape.affine, -30, 30),
             sixteenths(c.groups, 8, 32)};
-  if (c.relu)  // off the points where the ReLU has no slope
+  if (c.relu())  // off the points where the ReLU has no slope
     for (double& value : in.bias) value += 1 / 32.0;
   // Where v is 0 but for rounding, |v| has no gradient to compare. With a single number v is 0 exactly, every time.
-  for (int attempt = 0; (c.l1 || c.relu) && attempt < 100 && smallest_deviation(c, in) < 1e-6; ++attempt)
+  for (int attempt = 0; (c.l1 || c.relu()) && attempt < 100 && smallest_deviation(c, in) < 1e-6; ++attempt)
     in.x = sixteenths(shape.numel, -60, 60);
   const Numbers grad = sixteenths(shape.numel, -30, 30);
   const std::string where = who + ": " + c.name + ": ";
