@@ -77,6 +77,7 @@ def _loops(code: str) -> Iterator[list[Instruction]]:
     """The innermost loops of a kernel."""
     body: list[Instruction] = []
     labels: dict[str, int] = {}
+    branches: dict[int, str] = {}
     back: list[tuple[int, int]] = []
     lines: list[tuple[str, int]] = []
     fresh = True
@@ -91,12 +92,33 @@ def _loops(code: str) -> Iterator[list[Instruction]]:
         elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
             fresh = True
             branch, instruction = _BRANCH.search(match[1]), Instruction(match[1], tuple(lines))
-            if branch and branch[1] in labels and not instruction.smooth:
-                back.append((labels[branch[1]], len(body)))
+            if branch:
+                branches[len(body)] = branch[1]
+                if branch[1] in labels and not instruction.smooth:
+                    back.append((labels[branch[1]], len(body)))
             body.append(instruction)
     for first, last in back:
         if not any((first, last) != other and first <= other[0] and other[1] <= last for other in back):
-            yield [instruction for instruction in body[first : last + 1] if not instruction.smooth]
+            yield _others_way(
+                body, first, last, {at: labels[label] for at, label in branches.items() if label in labels}
+            )
+
+
+def _others_way(body: list[Instruction], first: int, last: int, branches: dict[int, int]) -> list[Instruction]:
+    """A loop's instructions that lie on a way through it past those of smooth activations."""
+    follows: dict[int, list[int]] = {}
+    for i in range(first, last):
+        always = re.match(r"(BRA|EXIT)\b", body[i].text)
+        nexts = [*([] if always else [i + 1]), *([branches[i]] if i in branches else [])]
+        follows[i] = [n for n in nexts if first <= n <= last and not (body[i].smooth or body[n].smooth)]
+    from_first, to_last = {first}, {last}
+    for i in range(first, last):  # within a loop that has none in it, every other branch leads on
+        if i in from_first:
+            from_first.update(follows[i])
+    for i in reversed(range(first, last)):
+        if to_last.intersection(follows[i]):
+            to_last.add(i)
+    return [body[i] for i in range(first, last + 1) if i in from_first and i in to_last]
 
 
 def _measured(loop: list[Instruction], size: int) -> tuple[str, int, int, float] | None:
