@@ -2,6 +2,7 @@
 
 `instructions` compiles a dtype's kernels with line information, which leaves the code as it is, and disassembles them.
 A loop belongs to the function whose source line its instructions come from, and to a vector width by its accesses.
+What smooth activations take stands in the loops, behind a branch that other calls pass over, and is left out.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class Instruction:
         width = _WIDTH.search(found[0])
         return found[1], {None: 4, "128": 16, "64": 8, "U16": 2, "16": 2}[width and width[1]]
 
+    @property
+    def smooth(self) -> bool:
+        """Whether only smooth activations need it."""
+        return any(file == "epilogue.h" and _function_at(file, line) == "smooth" for file, line in self.lines)
+
 
 @cache
 def _text(file: str) -> list[str]:
@@ -71,6 +77,7 @@ def _loops(code: str) -> Iterator[list[Instruction]]:
     """The innermost loops of a kernel."""
     body: list[Instruction] = []
     labels: dict[str, int] = {}
+    branches: dict[int, str] = {}
     back: list[tuple[int, int]] = []
     lines: list[tuple[str, int]] = []
     fresh = True
@@ -84,13 +91,34 @@ def _loops(code: str) -> Iterator[list[Instruction]]:
             labels[match[1]] = len(body)
         elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
             fresh = True
-            branch = _BRANCH.search(match[1])
-            if branch and branch[1] in labels:
-                back.append((labels[branch[1]], len(body)))
-            body.append(Instruction(match[1], tuple(lines)))
+            branch, instruction = _BRANCH.search(match[1]), Instruction(match[1], tuple(lines))
+            if branch:
+                branches[len(body)] = branch[1]
+                if branch[1] in labels and not instruction.smooth:
+                    back.append((labels[branch[1]], len(body)))
+            body.append(instruction)
     for first, last in back:
         if not any((first, last) != other and first <= other[0] and other[1] <= last for other in back):
-            yield body[first : last + 1]
+            yield _others_way(
+                body, first, last, {at: labels[label] for at, label in branches.items() if label in labels}
+            )
+
+
+def _others_way(body: list[Instruction], first: int, last: int, branches: dict[int, int]) -> list[Instruction]:
+    """A loop's instructions that lie on a way through it past those of smooth activations."""
+    follows: dict[int, list[int]] = {}
+    for i in range(first, last):
+        always = re.match(r"(BRA|EXIT)\b", body[i].text)
+        nexts = [*([] if always else [i + 1]), *([branches[i]] if i in branches else [])]
+        follows[i] = [n for n in nexts if first <= n <= last and not (body[i].smooth or body[n].smooth)]
+    from_first, to_last = {first}, {last}
+    for i in range(first, last):  # within a loop that has none in it, every other branch leads on
+        if i in from_first:
+            from_first.update(follows[i])
+    for i in reversed(range(first, last)):
+        if to_last.intersection(follows[i]):
+            to_last.add(i)
+    return [body[i] for i in range(first, last + 1) if i in from_first and i in to_last]
 
 
 def _measured(loop: list[Instruction], size: int) -> tuple[str, int, int, float] | None:
@@ -132,7 +160,7 @@ def instructions(dtype: str) -> dict[tuple[str, bool, str, int], float]:
     """Instructions a number by kernel ("resident_forward"), whether channels_last, function, and numbers together.
 
     Of the loops of one part the shortest counts: the others have parameters by position, or take what unrolling leaves
-    over. A ReLU's and l1's instructions are in them, whether they are wanted or not.
+    over. A ReLU's and l1's instructions are in them, whether they are wanted or not, those of smooth activations not.
     """
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"

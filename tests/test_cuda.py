@@ -41,6 +41,9 @@ NAMES = {"single-block": SINGLE, "cluster-resident": CLUSTER, "two-pass": TWO_PA
 CASES = {
     "windows": ((5, 18, 9, 10), {"window": 3}),
     "ReLU": ((5, 18, 9, 10), {"window": 3, "activation": "relu"}),
+    "SiLU": ((5, 18, 9, 10), {"window": 3, "activation": "silu"}),
+    "GELU": ((2, 18, 9, 8), {"window": "all", "groups": 3, "activation": "gelu"}),
+    "GELU by tanh": ((3, 36, 8, 11), {"window": (2, 4), "groups": 3, "edges": "zero", "activation": "gelu_tanh"}),
     "rectangles": ((2, 18, 9, 8), {"window": (5, 2), "norm_window": (1, 8)}),
     "groups": ((3, 36, 8, 11), {"window": (2, 4), "norm_window": 3, "groups": 3, "edges": "zero"}),
     "channel by channel": ((2, 3, 24, 25), {"window": 5, "groups": 3}),
@@ -55,12 +58,14 @@ CASES = {
     "whole, no mean": ((2, 24, 8, 6), {"window": None, "norm_window": "all"}),
     "features": ((23, 520), {"window": 60, "norm_window": 7, "activation": "relu"}),
     "features, whole": ((7, 520), {"window": "all"}),
+    "features, GELU": ((7, 520), {"window": "all", "activation": "gelu"}),
 }
 OVER_BATCH = {
     "windows": ((5, 12, 9, 8), {"window": 3, "norm_window": 4, "groups": 2, "over_batch": True}),
     "mean only": ((4, 6, 3, 5), {"window": 3, "norm_window": None, "over_batch": True}),
     "whole": ((3, 12, 7, 9), {"window": "all", "groups": 12, "over_batch": True}),
     "features": ((7, 70), {"window": 5, "over_batch": True}),
+    "SiLU": ((3, 12, 7, 9), {"window": "all", "groups": 12, "over_batch": True, "activation": "silu"}),
 }
 
 
@@ -328,14 +333,15 @@ def test_clusters_fill_the_device(shape, cluster):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="only the emulated device counts")
+@pytest.mark.parametrize("activation", [None, "gelu"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("strategy", NAMES)
-def test_bytes_moved(strategy, dtype, channels_last):
+def test_bytes_moved(strategy, dtype, channels_last, activation):
     """The activations are read once where a row is held on chip, twice in two passes; results are written once."""
     row = NAMES[strategy] if strategy != "cluster-resident" else {"cluster": 8, "blocks": 12, "slice_channels": 8}
     with backend(**row):
-        forward, backward = moved(case((3, 64, 12, 12), {}, dtype, channels_last).x, window=5)
+        forward, backward = moved(case((3, 64, 12, 12), {}, dtype, channels_last).x, window=5, activation=activation)
     assert forward.strategy == backward.strategy == strategy
     passes = 2 if strategy == "two-pass" else 1
     assert forward.activations / forward.least == (passes + 1) / 2
@@ -345,7 +351,7 @@ def test_bytes_moved(strategy, dtype, channels_last):
         with backend(**row):
             cut = [chosen((3, 64, 12, 12), dtype, d, TINY, channels_last) for d in ("forward", "backward")]
         # once for a block: the parameters and a slot of their partial sums, which is read again; sigma for a thread
-        vectors, thread = (2 * 64, 5 * 64), 4
+        vectors, thread = (2 * 64, (5 if activation is None else 6) * 64), 4
         for m, c, numbers in zip((forward, backward), cut, vectors, strict=True):
             assert m.elsewhere <= c["blocks"] * (4 * numbers + thread * c["threads"] + 16) + 3 * 4 * 64
 

@@ -25,7 +25,7 @@ struct Memory {
         pitch(shared.pitch),
         local{at<A>(shared.local), at<A>(shared.local) + pitch, partial, partial + pitch, shape.slope_of},
         affine{at<A>(shared.weight), at<A>(shared.bias), at<A>(shared.dweight),
-               at<A>(shared.dbias),  shape.per_position, shape.relu} {}
+               at<A>(shared.dbias),  shape.per_position, shape.activation} {}
 
   template <class V>
   static __device__ V* at(int offset) {

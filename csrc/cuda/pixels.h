@@ -61,10 +61,10 @@ struct Pixels {
           Pack<A, V> upstream = widen(read_pack<V>(dy + p * tile.channels + c));
           const Pack<A, V> weight = read_pack<V>(affine.weight + c);
           for (int v = 0; v < V; ++v) value.at[v] -= mean;
-          if (affine.relu) {
-            const Pack<A, V> bias = read_pack<V>(affine.bias + c);
-            for (int v = 0; v < V; ++v)
-              upstream.at[v] = passed(upstream.at[v], value.at[v] * rstd * weight.at[v] + bias.at[v]);
+          if (affine.activation != Activation::none) {
+            Pack<A, V> z = read_pack<V>(affine.bias + c);
+            for (int v = 0; v < V; ++v) z.at[v] += value.at[v] * rstd * weight.at[v];
+            pass_back(affine.activation, z, upstream);
           }
           for (int v = 0; v < V; ++v) {
             const A g = upstream.at[v] * weight.at[v];
@@ -101,8 +101,7 @@ struct Pixels {
           if (with_l1)
             for (int v = 0; v < V; ++v) sum += std::abs(value.at[v]);
           for (int v = 0; v < V; ++v) value.at[v] = value.at[v] * rstd * weight.at[v] + bias.at[v];
-          if (affine.relu)
-            for (int v = 0; v < V; ++v) value.at[v] = rectified(value.at[v]);
+          activate(affine.activation, value);
           write_pack(at, narrow<T>(value));
         }
       }
@@ -120,7 +119,7 @@ struct Pixels {
       for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
         const Pack<A, V> weight = read_pack<V>(affine.weight + c);
         Pack<A, V> bias = {};
-        if (affine.relu) bias = read_pack<V>(affine.bias + c);
+        if (affine.activation != Activation::none) bias = read_pack<V>(affine.bias + c);
         for (int p = columns.worker; p < tile.positions; p += columns.workers) {
           T* const at = x + p * tile.channels + c;
           Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(dy + p * tile.channels + c));
@@ -130,9 +129,11 @@ struct Pixels {
             value.at[v] -= mean;
             normal.at[v] = value.at[v] * rstd;
           }
-          if (affine.relu)
-            for (int v = 0; v < V; ++v)
-              upstream.at[v] = passed(upstream.at[v], normal.at[v] * weight.at[v] + bias.at[v]);
+          if (affine.activation != Activation::none) {
+            Pack<A, V> z = bias;
+            for (int v = 0; v < V; ++v) z.at[v] += normal.at[v] * weight.at[v];
+            pass_back(affine.activation, z, upstream);
+          }
           for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd - offset;
           subtract_slope(local.slope_of, repeated<V>(local.slope[p]), value, normal, dx);
           if (l1 != A(0))

@@ -66,10 +66,10 @@ struct Planes {
             Pack<A, V> upstream = widen(read_pack<V>(dy + c * tile.positions + p));
             const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
             for (int v = 0; v < V; ++v) value.at[v] -= mean.at[v];
-            if (affine.relu) {
-              const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
-              for (int v = 0; v < V; ++v)
-                upstream.at[v] = passed(upstream.at[v], value.at[v] * rstd.at[v] * weight.at[v] + bias.at[v]);
+            if (affine.activation != Activation::none) {
+              Pack<A, V> z = Parameter(affine.bias, c).template at<V>(p);
+              for (int v = 0; v < V; ++v) z.at[v] += value.at[v] * rstd.at[v] * weight.at[v];
+              pass_back(affine.activation, z, upstream);
             }
             for (int v = 0; v < V; ++v) {
               const A g = upstream.at[v] * weight.at[v];
@@ -110,8 +110,7 @@ struct Planes {
             if (with_l1)
               for (int v = 0; v < V; ++v) sum += std::abs(value.at[v]);
             for (int v = 0; v < V; ++v) value.at[v] = value.at[v] * rstd.at[v] * weight.at[v] + bias.at[v];
-            if (affine.relu)
-              for (int v = 0; v < V; ++v) value.at[v] = rectified(value.at[v]);
+            activate(affine.activation, value);
             write_pack(at, narrow<T>(value));
           }
         }
@@ -145,10 +144,10 @@ struct Planes {
                 value.at[v] -= mean.at[v];
                 normal.at[v] = value.at[v] * rstd.at[v];
               }
-              if (affine.relu) {
-                const Pack<A, V> bias = Parameter(affine.bias + first, k).template at<V>(p);
-                for (int v = 0; v < V; ++v)
-                  upstream.at[v] = passed(upstream.at[v], normal.at[v] * weight.at[v] + bias.at[v]);
+              if (affine.activation != Activation::none) {
+                Pack<A, V> z = Parameter(affine.bias + first, k).template at<V>(p);
+                for (int v = 0; v < V; ++v) z.at[v] += normal.at[v] * weight.at[v];
+                pass_back(affine.activation, z, upstream);
               }
               for (int v = 0; v < V; ++v) {
                 if constexpr (!Parameter::kPerPosition) {

@@ -87,7 +87,7 @@ struct Shape {
   bool over_batch = false;
   bool per_position = false;  // weight and bias have one element per position of the single channel
   bool channels_last = false;
-  bool relu = false;
+  Activation activation = Activation::none;
   bool statistics = false;  // there is a field
   bool whole = false;       // every field covers all positions: nothing is summed over windows
   Window summation, suppression;

@@ -76,7 +76,7 @@ Shape shape_of(const Problem& problem, Direction direction) {
   shape.over_batch = problem.over_batch;
   shape.per_position = problem.affine_per_position;
   shape.channels_last = problem.channels_last;
-  shape.relu = problem.activation == Activation::relu;
+  shape.activation = problem.activation;
   shape.summation = window_of(problem.summation);
   shape.suppression = window_of(problem.suppression);
   shape.statistics = shape.summation.present || shape.suppression.present;

@@ -111,7 +111,8 @@ class Chooser {
     at.local = backward_ ? plan.add(local) : at.partial;  // forward has used the statistics by then, which are as many
     at.owned = plan.add(owned * sum_);
     at.weight = plan.add(affine * sum_);
-    at.bias = backward_ && !shape_.relu ? -1 : plan.add(affine * sum_);  // backward: the ReLU's slope depends on it
+    const bool biased = !backward_ || shape_.activation != Activation::none;  // its slope depends on z
+    at.bias = biased ? plan.add(affine * sum_) : -1;
     at.dweight = backward_ ? plan.add(gradients * sum_) : -1;
     at.dbias = backward_ ? plan.add(gradients * sum_) : -1;
     at.reduction = plan.add(warps * sum_);

@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "epilogue.h"
 #include "maps.h"
 
 namespace divnorm::cuda {
@@ -197,9 +198,10 @@ struct Local {
 // Weight and bias of a tile, and where their gradients are collected.
 template <class A>
 struct Affine {
-  A *weight, *bias;  // of backward, the bias is there with a ReLU alone
+  A *weight, *bias;  // of backward, the bias is there with an activation alone
   A *dweight, *dbias;
-  bool per_position, relu;
+  bool per_position;
+  Activation activation;
 };
 
 // A parameter as the positions of a contiguous channel see it: one number for all of them, or one for each.
@@ -231,17 +233,6 @@ __device__ void with_parameters(const Affine<A>& affine, Body&& body) {
     body(std::true_type());
   else
     body(std::false_type());
-}
-
-template <class A>
-__device__ A rectified(A y) {
-  return y < A(0) ? A(0) : y;
-}
-
-// The gradient of y before a ReLU, given that behind it.
-template <class A>
-__device__ A passed(A upstream, A y) {
-  return y <= A(0) ? A(0) : upstream;
 }
 
 // Takes what depends on v off dx. A zero times v would carry a NaN into a dx that no v matters to.
