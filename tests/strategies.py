@@ -110,7 +110,7 @@ def recipes(
             "groups": groups,
             "edges": draw(st.sampled_from(("valid", "zero"))),
             "over_batch": draw(st.booleans()),
-            "activation": draw(st.sampled_from((None, None, "relu"))),
+            "activation": draw(st.sampled_from((None, None, "relu", "silu", "gelu", "gelu_tanh"))),
         },
         layout=draw(st.sampled_from(LAYOUTS)),
         dy_layout=draw(st.sampled_from((*LAYOUTS, "expanded"))),

@@ -43,7 +43,7 @@ def without_kernels(norm: Norm, residual: bool = False) -> str | None:
         what = "subtract_mean=False"
     elif residual:
         what = "a residual"
-    elif norm.activation not in (None, "relu"):
+    elif norm.activation == "tlu":
         what = f"activation={norm.activation!r}"
     else:
         return None
