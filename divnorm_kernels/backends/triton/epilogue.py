@@ -49,9 +49,9 @@ def _gate(z, ACTIVATION: tl.constexpr):
         gate, slope = _normal(z)
     else:
         # 2 u = z (c + d z^2), whose slope does not overflow: from 16 on sigmoid has none
-        square = tl.minimum(z * z, 256.0)
-        gate, slope = _sigmoid(z * (1.5957691 + 0.071354814 * square))
-        slope *= 1.5957691 + 0.21406444 * square
+        factor = 1.5957691 + 0.071354814 * tl.minimum(z * z, 256.0)
+        gate, slope = _sigmoid(z * factor)
+        slope *= 3.0 * factor - 3.1915382
     return gate, slope
 
 

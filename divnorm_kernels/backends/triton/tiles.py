@@ -168,8 +168,8 @@ def _tiles(
     if narrow:
         tile, apply = tile // 2, apply // 2
     # merges take registers beside those of a tile, most in forward, whose statistics are three numbers a position; so
-    # does a smooth activation, in backward in either pass
-    smooth = g.norm.activation not in (None, "relu") and not looped
+    # does a smooth activation, in backward in either pass; of single channels a tile holds half of what it may
+    smooth = g.norm.activation not in (None, "relu") and not looped and per_group > 1
     if (g.whole and (direction == "forward" or element_size == 4)) or (smooth and direction == "backward"):
         tile //= 2
     if g.whole and element_size == 4:
