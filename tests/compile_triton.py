@@ -101,6 +101,23 @@ SPECIALIZATIONS = [
     Specialization("mean only, ReLU", STAGE, {"window": 5, "norm_window": None, "activation": "relu"}),
     Specialization("no mean, ReLU", SMALL, {"window": None, "norm_window": 5, "activation": "relu"}),
     Specialization("neither", STAGE, {"window": None}, BF16),
+    Specialization("several programs, SiLU", STAGE, {"window": 5, "activation": "silu"}, BF16),
+    Specialization("several programs, GELU", STAGE, {"window": 5, "activation": "gelu"}, F32, True, learned=True),
+    Specialization("several programs, GELU by tanh", STAGE, {"window": 5, "activation": "gelu_tanh"}, F16, half=True),
+    Specialization("one program, SiLU", SMALL, {"window": 3, "activation": "silu"}, F16, True, half=True),
+    Specialization("one program, GELU", SMALL, {"window": 3, "activation": "gelu"}, F32, True, learned=True),
+    Specialization("one program, GELU by tanh", SMALL, {"window": 3, "activation": "gelu_tanh"}, BF16),
+    Specialization("one program, two reads, SiLU", DEEP, {"window": 5, "activation": "silu"}, F32),
+    Specialization("one program, two reads, GELU", DEEP, {"window": 5, "activation": "gelu"}, BF16, True, learned=True),
+    Specialization("one program, two reads, GELU by tanh", DEEP, {"window": 5, "activation": "gelu_tanh"}, F32, True),
+    Specialization("group norm, SiLU", STAGE, {"window": "all", "groups": 32, "activation": "silu"}, BF16),
+    Specialization(
+        "batch norm, GELU", STAGE, {"window": "all", "groups": 64, "over_batch": True, "activation": "gelu"}, BF16
+    ),
+    Specialization("whole, GELU", STAGE, {"window": "all", "activation": "gelu"}, F32, True),
+    Specialization("whole features, GELU", (4096, 768), {"window": "all", "activation": "gelu"}, BF16),
+    Specialization("long features, GELU", (256, 65536), {"window": 60, "activation": "gelu"}),
+    Specialization("wide, GELU", STAGE, {"window": 5, "activation": "gelu"}, F32, wide=True),
 ]
 
 
@@ -271,6 +288,7 @@ def main(arch: str) -> None:
             known = {"name": f"{call.name}, {NAMES[call.dtype]}, {layout}", "kernel": kernel.metadata.name}
             known |= {"warps": options["num_warps"], "shared": kernel.metadata.shared, "even": call.even}
             known |= {"wide": call.wide} | expected(kernel.metadata.name, arguments)
+            known |= {"smooth": call.options.get("activation") not in (None, "relu")}
             print(json.dumps(known | report(kernel)), flush=True)
 
 

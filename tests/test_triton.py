@@ -35,6 +35,9 @@ CASES = {
     "one program a row": (SINGLE, (3, 5, 6, 7), {"window": 3}),
     "one program a row, groups": (SINGLE, (3, 6, 5, 7), {"window": (2, 4), "norm_window": 3, "groups": 3}),
     "one program a row, ReLU": (SINGLE, (3, 4, 5, 7), {"window": "all", "activation": "relu"}),
+    "one program a row, SiLU": (SINGLE, (3, 5, 6, 7), {"window": 3, "activation": "silu"}),
+    "one program a row, whole, GELU": (SINGLE, (5, 6, 3, 5), {"window": "all", "groups": 2, "activation": "gelu"}),
+    "one program a row, features, GELU by tanh": (SINGLE, (7, 23), {"window": 6, "activation": "gelu_tanh"}),
     "one program a row, blocks": (SINGLE, (2, 2, 50), {"window": 17, "norm_window": 40}),
     "one program a row, features": (
         SINGLE,
@@ -48,6 +51,9 @@ CASES = {
     "looped": (LOOPED, (3, 9, 9, 10), {"window": 3}),
     "looped, groups": (SMALL_LOOPS, (3, 20, 5, 7), {"window": (5, 2), "norm_window": (1, 8), "groups": 2}),
     "looped, ReLU": (SMALL_LOOPS, (2, 9, 9, 10), {"window": 3, "activation": "relu"}),
+    "looped, SiLU": (SMALL_LOOPS, (2, 9, 9, 10), {"window": 3, "activation": "silu"}),
+    "looped, GELU": (SMALL_LOOPS, (2, 9, 9, 10), {"window": 3, "activation": "gelu"}),
+    "looped, whole, GELU by tanh": (SMALL_LOOPS, (3, 20, 5, 9), {"window": "all", "activation": "gelu_tanh"}),
     "looped, volume": (SMALL_LOOPS, (2, 3, 3, 5, 4), {"window": (3, 2, "all"), "norm_window": 2}),
     "looped, blocks": (SMALL_LOOPS, (2, 2, 160), {"window": 101, "norm_window": 40, "edges": "zero"}),
     "looped, single channels": (SMALL_LOOPS, (2, 3, 7, 9), {"window": 3, "groups": 3}),
@@ -58,6 +64,15 @@ CASES = {
     "looped, whole, mean only": (SMALL_LOOPS, (2, 4, 5, 9), {"window": "all", "norm_window": None}),
     "staged": (STAGED, (2, 9, 9, 10), {"window": 3}),
     "staged, ReLU": (STAGED, (2, 9, 9, 10), {"window": 3, "activation": "relu"}),
+    "staged, SiLU": (SMALL_TILES, (2, 9, 9, 10), {"window": 3, "activation": "silu"}),
+    "staged, GELU": (SMALL_TILES, (2, 9, 9, 10), {"window": 3, "activation": "gelu"}),
+    "staged, mean only, GELU by tanh": (
+        STAGED,
+        (2, 6, 6, 5),
+        {"norm_window": None, "window": 3, "activation": "gelu_tanh"},
+    ),
+    "staged, neither, SiLU": (SMALL_TILES, (3, 6, 6, 5), {"window": None, "activation": "silu"}),
+    "staged, features, GELU": (SMALL_TILES, (7, 70), {"window": 9, "activation": "gelu"}),
     "staged, features, ReLU": (STAGED, (3, 300), {"window": 9, "activation": "relu"}),
     "staged, small tiles": (SMALL_TILES, (3, 10, 5, 7), {"window": (5, 2), "norm_window": (1, 8)}),
     "staged, launches": (SMALL_TILES | UNORDERED, (2, 4, 5, 7), {"window": 3, "edges": "zero", "groups": 2}),
@@ -74,6 +89,12 @@ CASES = {
     "over the batch": (SMALL_TILES, (3, 4, 5, 8), {"window": 3, "norm_window": 4, "groups": 2, "over_batch": True}),
     "over the batch, mean only": (SINGLE, (4, 6, 3, 5), {"window": 3, "norm_window": None, "over_batch": True}),
     "over the batch, whole": (SMALL_TILES, (3, 3, 5, 9), {"window": "all", "groups": 3, "over_batch": True}),
+    "over the batch, SiLU": (SMALL_TILES, (3, 4, 5, 8), {"window": 3, "over_batch": True, "activation": "silu"}),
+    "over the batch, whole, GELU": (
+        SMALL_TILES,
+        (3, 3, 5, 9),
+        {"window": "all", "over_batch": True, "activation": "gelu"},
+    ),
     "over the batch, launches": (STAGED | UNORDERED, (4, 6, 3, 5), {"window": 3, "over_batch": True}),
     "features, staged": (SMALL_TILES, (7, 70), {"window": 20, "norm_window": 3}),
     "features, staged, whole": (SMALL_TILES, (7, 70), {"window": "all"}),
@@ -112,7 +133,7 @@ def test_every_branch(name, memory_format):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["one program a row", "looped", "staged", "over the batch, whole"])
+@pytest.mark.parametrize("name", ["one program a row", "looped", "staged", "over the batch, whole", "staged, GELU"])
 def test_every_dtype(name, dtype):
     with table(**CASES[name][0]):
         check(triton, case(name, dtype, torch.contiguous_format, sigmas=False))
@@ -138,7 +159,9 @@ def test_values_and_gradients_in_a_loop(call: Call):
         check(triton, call)
 
 
-@pytest.mark.parametrize("name", ["one program a row", "looped", "staged"])
+@pytest.mark.parametrize(
+    "name", ["one program a row", "looped", "staged", "one program a row, SiLU", "looped, GELU", "staged, SiLU"]
+)
 def test_parameters_and_gradients_that_are_not_there(name):
     """Without weight, bias, a sigma that learns, and a gradient of l1; and with some gradients not wanted."""
     call = case(name, torch.float32, torch.contiguous_format, sigmas=False)
@@ -306,6 +329,9 @@ class Traffic:
         ("looped", 2),
         ("looped, groups", 2),
         ("looped, whole", 2),
+        ("one program a row, SiLU", 1),
+        ("looped, SiLU", 2),
+        ("staged, GELU", 2),
         ("staged, small tiles", 2),
         ("staged, whole", 2),
         ("features, staged", 2),

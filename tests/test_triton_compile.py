@@ -12,6 +12,9 @@ REGISTERS = {"sm_80": 65536, "sm_90": 65536, "sm_100": 65536, "sm_120": 65536, "
 """What the programs of a multiprocessor share."""
 
 
+QUICK = {"div.full.f32", "ex2.approx.f32"}
+"""What is good to 2 ulp where an activation uses it."""
+
 ARCHS = os.environ.get("DIVNORM_TRITON_ARCHS", " ".join(SHARED_MEMORY)).split()
 """Those that are compiled for: all, unless the environment names some."""
 
@@ -31,8 +34,9 @@ def test_every_specialization_compiles_well(arch, tmp_path):
         assert report["registers"] * report["warps"] * lanes <= REGISTERS[arch], f"{what}: {report['registers']}"
         # a load that bypasses the caches' coherence would miss what another program has just stored
         assert report["read_only"] == 0, what
-        # a mean square of 1e-40 is one, and an approximate division by a large number gives zero
-        assert not report["rough"], f"{what}: {report['rough']}"
+        # a mean square of 1e-40 is one, and an approximate division by a large number gives zero; the divisors of the
+        # smooth activations are small, and so is what they take the power of
+        assert set(report["rough"]) <= (QUICK if report["smooth"] else set()), f"{what}: {report['rough']}"
         if report["even"]:
             widest = report["widths"][-1] if arch.startswith("gfx") else report["widths"][0]
             assert widest == 16, f"{what} moves {report['widths']} bytes at a time"

@@ -41,6 +41,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
         norm_window=draw(windows(max(dims, 1))),
         groups=groups,
         over_batch=draw(st.booleans()),
+        activation=draw(st.sampled_from((None, "relu", "gelu"))),
     )
 
 

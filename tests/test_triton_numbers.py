@@ -134,6 +134,17 @@ def test_half_types_without_division(dtype, changes):
         compare(call, ("y", "dx"), torch.finfo(dtype).eps)
 
 
+@CUTS
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("window", [3, "all"], ids=str)
+def test_what_tiles_hold_beside_the_channels_overflows_into_nothing(window, activation, changes):
+    """Three channels in tiles of four: in the fourth, x - mu over s is infinite here, and no activation is smooth."""
+    x, dy = torch.full((2, 3, 5, 7), 2.0**67), torch.randn(2, 3, 5, 7)
+    call = Call(x, None, torch.linspace(-1, 1, 3), 2.0**-64, dy, 0.0, {"window": window, "activation": activation})
+    with table(**changes):
+        compare(on_device(call), ("y", "dx", "dbias"), 32 * EPSILON)
+
+
 VARIANCES = {
     "group": ({"groups": 2}, (2, 6, 5, 7)),
     "over the batch": ({"groups": 6, "over_batch": True}, (3, 6, 5, 7)),

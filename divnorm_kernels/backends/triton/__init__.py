@@ -165,7 +165,7 @@ def backward(
     if nothing:
         return results
     weight, sigma = _packed(weight), _packed(sigma)
-    bias = _packed(bias) if g.relu else None  # of no other use
+    bias = _packed(bias) if g.norm.activation else None  # of no other use
     if g.suppression is None:
         dsigma = None
     key = ("backward", x.dtype, x.device, channels_last_strides(x), _kind(weight), _kind(bias), _kind(sigma))

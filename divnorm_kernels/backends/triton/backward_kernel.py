@@ -27,7 +27,6 @@ from .device import (
     map_offsets,
     map_values,
     parameter,
-    passed,
     rstd_maps,
     second_pass,
     sign,
@@ -37,6 +36,9 @@ from .device import (
     take_item,
     wait_for,
     wait_for_stage_before,
+)
+from .epilogue import (
+    passed,
 )
 from .finish import (
     sum_columns,
@@ -49,7 +51,7 @@ def _single(
     x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, item, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, FEATURES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr, SIGMA: tl.constexpr,
-    RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Every ``ITEMS``-th row from ``item`` on, each held on chip from its one read to its write."""
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
@@ -81,12 +83,12 @@ def _single(
         else:
             weights_here = parameter(weight, channel, inside_c, 1.0)[:, None]
         normalized = (values - mu[None, :]) * rstd[None, :]
-        if RELU:
+        if ACTIVATION:
             if FEATURES:
                 biases_here = parameter(bias, p, inside, 0.0)[None, :]
             else:
                 biases_here = parameter(bias, channel, inside_c, 0.0)[:, None]
-            upstream = passed(upstream, normalized * weights_here + biases_here)
+            upstream = passed(upstream, normalized * weights_here + biases_here, mask, ACTIVATION)
         gradient = upstream * weights_here
         centred, p1, p2, centred_sum, signs = channel_sums(values, gradient, mu, mask, dl1 is not None, SUPPRESSION)
         if SIGMA:
@@ -134,7 +136,7 @@ def _apply(
     x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr,
-    RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """The second pass: dx of blocks of channels at a piece of the positions, and its share of dweight and dbias."""
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
@@ -148,7 +150,7 @@ def _apply(
     dbias = tl.zeros([CHANNELS, PIXELS], tl.float32)
     c, inside_c, channel = channel_block(first_channels, row, groups, per_group, channels, FEATURES, INDEX, CHANNELS)
     scale = parameter(weight, channel, inside_c, 1.0)[:, None]
-    if RELU:
+    if ACTIVATION:
         lift = parameter(bias, channel, inside_c, 0.0)[:, None]
     for block in tl.range(0, count, num_stages=IN_FLIGHT):
         if not (CHANNELS_LAST or FEATURES):
@@ -156,7 +158,7 @@ def _apply(
                 first_channels + block // blocks, row, groups, per_group, channels, FEATURES, INDEX, CHANNELS
             )
             scale = parameter(weight, channel, inside_c, 1.0)[:, None]
-            if RELU:
+            if ACTIVATION:
                 lift = parameter(bias, channel, inside_c, 0.0)[:, None]
         p = (first + block % blocks) * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
         inside = p < positions
@@ -169,8 +171,8 @@ def _apply(
         centred = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) - mu
         upstream = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         normalized = centred * rstd
-        if RELU:
-            upstream = passed(upstream, normalized * scale + lift)
+        if ACTIVATION:
+            upstream = passed(upstream, normalized * scale + lift, mask, ACTIVATION)
         result = input_gradient(upstream * scale, centred, normalized, rstd, a, shift, SUPPRESSION, WHOLE)
         if dl1 is not None:
             result += slope * sign(centred)
@@ -193,7 +195,7 @@ def _stage_item(
     x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, row, tile, tiles, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr,
-    SIGMA: tl.constexpr, RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+    SIGMA: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
     APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
 ):  # fmt: skip
     """An item of the stage at ``entry``."""
@@ -201,14 +203,14 @@ def _stage_item(
     if kind == schema.Kind.APPLY:
         _apply(
             x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
-            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, AFFINE, RELU,
+            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, AFFINE, ACTIVATION,
             APPLY_CHANNELS, APPLY_PIXELS,
         )  # fmt: skip
     elif SUMMATION or SUPPRESSION:
         maps_item(
             x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles,
             per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
-            SIGMA, RELU, CHANNELS, PIXELS, WINDOW,
+            SIGMA, ACTIVATION, CHANNELS, PIXELS, WINDOW,
         )  # fmt: skip
 
 
@@ -218,15 +220,15 @@ def backward_kernel(
     channel_units, pixel_units,
     CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr,
     STRATEGY: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
-    WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, RELU: tl.constexpr,
+    WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     WINDOW: tl.constexpr, APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
 ):  # fmt: skip
     """One item of the backward schedule.
 
     ``x``, ``dy`` and ``dx`` are dense and of one layout. ``dl1`` is the gradient of l1, a mean over ``numel`` elements,
-    or absent. ``bias`` is read under ``RELU`` alone. ``dweight``, ``dbias`` and ``dsigma`` are absent where not wanted.
-    For the units see `forward_kernel`.
+    or absent. ``bias`` is of use to an ``ACTIVATION``. ``dweight``, ``dbias`` and ``dsigma`` are absent where not
+    wanted. For the units see `forward_kernel`.
     """
     AFFINE: tl.constexpr = dweight is not None or dbias is not None
     SIGMA: tl.constexpr = dsigma is not None
@@ -254,7 +256,7 @@ def backward_kernel(
     elif STRATEGY == schema.Strategy.SINGLE:
         _single(
             x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, item, per_group, pixels,
-            SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, AFFINE, SIGMA, RELU,
+            SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, AFFINE, SIGMA, ACTIVATION,
             CHANNELS, PIXELS,
         )  # fmt: skip
         if ORDERED:
@@ -268,7 +270,7 @@ def backward_kernel(
                 _stage_item(
                     x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, row, tile, tiles,
                     per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
-                    AFFINE, SIGMA, RELU, CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
+                    AFFINE, SIGMA, ACTIVATION, CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
                 )  # fmt: skip
             tl.debug_barrier()  # what the stage has stored can be read
     else:
@@ -284,7 +286,7 @@ def backward_kernel(
                 _stage_item(
                     x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, row, tile, tiles,
                     per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
-                    AFFINE, SIGMA, RELU, CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
+                    AFFINE, SIGMA, ACTIVATION, CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
                 )  # fmt: skip
             if ORDERED:
                 signal(stage_counter(table, counters, chunk, stage))

@@ -13,11 +13,13 @@ from .device import (
     map_offsets,
     map_values,
     parameter,
-    passed,
     rstd_maps,
     sigma_at,
     sign,
     window_sum,
+)
+from .epilogue import (
+    passed,
 )
 
 
@@ -192,7 +194,7 @@ def _statistics(
     x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, SIGMA: tl.constexpr,
-    RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """The sums over the channels of a group at a tile of positions."""
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
@@ -220,12 +222,12 @@ def _statistics(
             scale = parameter(weight, p, inside, 1.0)[None, :]
         else:
             scale = parameter(weight, channel, inside_c, 1.0)[:, None]
-        if RELU:
+        if ACTIVATION:
             if FEATURES:
                 lift = parameter(bias, p, inside, 0.0)[None, :]
             else:
                 lift = parameter(bias, channel, inside_c, 0.0)[:, None]
-            gradient = passed(gradient, (values - mu[None, :]) * rstd[None, :] * scale + lift)
+            gradient = passed(gradient, (values - mu[None, :]) * rstd[None, :] * scale + lift, mask, ACTIVATION)
         gradient *= scale
         _, chunk_p1, chunk_p2, chunk_centred, chunk_signs = channel_sums(
             values, gradient, mu, mask, dl1 is not None, SUPPRESSION
@@ -260,13 +262,14 @@ def maps_item(
     x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, SIGMA: tl.constexpr,
-    RELU: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+    ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """An item of the stages that lead to the maps."""
     if kind == schema.Kind.STATISTICS:
         _statistics(
             x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
-            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, SIGMA, RELU, CHANNELS, PIXELS,
+            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, SIGMA, ACTIVATION,
+            CHANNELS, PIXELS,
         )  # fmt: skip
     elif WHOLE:
         rstd = whole_rstd(maps, table, row, SUPPRESSION)

@@ -8,6 +8,7 @@ from . import schema
 
 _ENUMS = (
     schema.Strategy,
+    schema.Activation,
     schema.Header,
     schema.FieldColumn,
     schema.Column,
@@ -165,18 +166,6 @@ def sign(value):
 def finite(value):
     """The value where it is finite, else 0."""
     return tl.where(value - value == 0.0, value, 0.0)
-
-
-@triton.jit
-def rectified(value, RELU: tl.constexpr):
-    """The value, or with ``RELU`` zero where it is below; a NaN stays one."""
-    return tl.where(value < 0, 0.0, value) if RELU else value
-
-
-@triton.jit
-def passed(gradient, value):
-    """The gradient of `rectified` at the value."""
-    return tl.where(value <= 0, 0.0, gradient)
 
 
 @triton.jit

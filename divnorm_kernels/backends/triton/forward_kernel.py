@@ -15,7 +15,6 @@ from .device import (
     map_offsets,
     map_values,
     parameter,
-    rectified,
     rstd_maps,
     second_pass,
     signal,
@@ -24,6 +23,9 @@ from .device import (
     take_item,
     wait_for,
     wait_for_stage_before,
+)
+from .epilogue import (
+    activated,
 )
 from .finish import (
     sum_partials,
@@ -49,8 +51,8 @@ def _over_channels(values, per_group, CHANNELS: tl.constexpr):
 def _single(
     x, y, weight, bias, sigma, sigma_value, maps, scratch, table, item, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, FEATURES: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr, RELU: tl.constexpr,
-    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr,
+    ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Every ``ITEMS``-th row from ``item`` on, each held on chip from its one read to its write."""
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
@@ -96,7 +98,7 @@ def _single(
             scale = parameter(weight, channel, inside_c, 1.0)[:, None]
             shift = parameter(bias, channel, inside_c, 0.0)[:, None]
         centred = values - mu
-        result = rectified(centred * rstd * scale + shift, RELU).to(y.dtype.element_ty)
+        result = activated(centred * rstd * scale + shift, ACTIVATION).to(y.dtype.element_ty)
         tl.store(y + base + at, result, mask=mask)
         if L1:
             total += tl.sum(tl.where(mask, tl.abs(centred), 0.0), 0)
@@ -108,8 +110,8 @@ def _single(
 def _apply(
     x, y, weight, bias, maps, scratch, table, row, tile, tiles, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
-    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr, RELU: tl.constexpr,
-    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr,
+    ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """The second pass: normalizes blocks of channels at a piece of the positions."""
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
@@ -135,7 +137,7 @@ def _apply(
         mu, rstd = map_values(maps, rstds, map_at, mask if FEATURES else inside[None, :], SUMMATION, SUPPRESSION)
         at = activation_offsets(c, p, pixels if FEATURES else groups * per_group, pixels, CHANNELS_LAST or FEATURES)
         centred = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) - mu
-        result = rectified(centred * rstd * scale + shift, RELU).to(y.dtype.element_ty)
+        result = activated(centred * rstd * scale + shift, ACTIVATION).to(y.dtype.element_ty)
         tl.store(y + base + at, result, mask=mask, eviction_policy="evict_first")
         if L1:
             total += tl.sum(tl.where(mask, tl.abs(centred), 0.0), 0)
@@ -148,8 +150,8 @@ def _apply(
 def _stage_item(
     x, y, weight, bias, sigma, sigma_value, maps, scratch, table, entry, row, tile, tiles, per_group, pixels,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
-    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr, RELU: tl.constexpr,
-    CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
+    FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, L1: tl.constexpr,
+    ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
     APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
 ):  # fmt: skip
     """An item of the stage at ``entry``."""
@@ -157,7 +159,7 @@ def _stage_item(
     if kind == schema.Kind.APPLY:
         _apply(
             x, y, weight, bias, maps, scratch, table, row, tile, tiles, per_group, pixels,
-            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, RELU,
+            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, ACTIVATION,
             APPLY_CHANNELS, APPLY_PIXELS,
         )  # fmt: skip
     elif SUMMATION or SUPPRESSION:
@@ -173,7 +175,7 @@ def forward_kernel(
     channel_units, pixel_units,
     CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr,
     STRATEGY: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
-    WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, RELU: tl.constexpr,
+    WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     WINDOW: tl.constexpr, APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
 ):  # fmt: skip
@@ -198,7 +200,7 @@ def forward_kernel(
     elif STRATEGY == schema.Strategy.SINGLE:
         _single(
             x, y, weight, bias, sigma, sigma_value, maps, scratch, table, item, per_group, pixels,
-            SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, L1, RELU, CHANNELS, PIXELS,
+            SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, L1, ACTIVATION, CHANNELS, PIXELS,
         )  # fmt: skip
         if ORDERED:
             signal(counters + 1)
@@ -210,7 +212,7 @@ def forward_kernel(
             for tile in range(tiles):
                 _stage_item(
                     x, y, weight, bias, sigma, sigma_value, maps, scratch, table, entry, row, tile, tiles, per_group,
-                    pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, RELU,
+                    pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, ACTIVATION,
                     CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
                 )  # fmt: skip
             tl.debug_barrier()  # what the stage has stored can be read
@@ -226,7 +228,7 @@ def forward_kernel(
             if row < tl.load(entry + schema.Column.ALL_ROWS):
                 _stage_item(
                     x, y, weight, bias, sigma, sigma_value, maps, scratch, table, entry, row, tile, tiles, per_group,
-                    pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, RELU,
+                    pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, ACTIVATION,
                     CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
                 )  # fmt: skip
             if ORDERED:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...fields import Geometry
 from .backward_kernel import backward_kernel
 from .forward_kernel import forward_kernel
-from .schema import FINISH_COLUMNS
+from .schema import FINISH_COLUMNS, Activation
 from .stages import Order, schedule
 from .tiles import Device, Tiles, candidates, choose, most_registers
 
@@ -60,7 +60,7 @@ def constants(g: Geometry, tiles: Tiles, channels_last: bool) -> dict[str, Any]:
         "WHOLE": g.whole,
         "OVER_BATCH": g.over_batch,
         "FEATURES": g.features,
-        "RELU": g.relu,
+        "ACTIVATION": int(Activation[(g.norm.activation or "none").upper()]),
         "CHANNELS_LAST": channels_last,
         "INDEX": tl.int64 if (g.numel if g.features else g.channels * pixels) >= _INT32 else tl.int32,
         "CHANNELS": tiles.channels,

@@ -19,6 +19,16 @@ class Strategy(IntEnum):
     """A row is cut into items, stage by stage, and each takes a program."""
 
 
+class Activation(IntEnum):
+    """What stands behind the norm, named as in `divnorm_kernels.norm.ACTIVATIONS`."""
+
+    NONE = 0
+    RELU = 1
+    SILU = 2
+    GELU = 3
+    GELU_TANH = 4
+
+
 class Header(IntEnum):
     """The head of the table."""
 

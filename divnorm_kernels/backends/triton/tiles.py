@@ -167,13 +167,15 @@ def _tiles(
     at_once = rows if g.over_batch or g.features else min(rows, 2 * tiles.chunk_samples * g.groups)
     if narrow:
         tile, apply = tile // 2, apply // 2
-    # merges take registers beside those of a tile, most in forward, whose statistics are three numbers a position
-    if g.whole and (direction == "forward" or element_size == 4):
+    # merges take registers beside those of a tile, most in forward, whose statistics are three numbers a position; so
+    # does a smooth activation, in backward in either pass; of single channels a tile holds half of what it may
+    smooth = g.norm.activation not in (None, "relu") and not looped and per_group > 1
+    if (g.whole and (direction == "forward" or element_size == 4)) or (smooth and direction == "backward"):
         tile //= 2
     if g.whole and element_size == 4:
         apply //= 2
-    if g.features:
-        apply //= 2  # the maps are as large as x and take registers like it
+    if smooth or g.features:
+        apply //= 2  # the maps of features are as large as x and take registers like it
     if channels_last:
         channels = min(widest, tile, max(shortest, tile // 8))
         positions = tile // channels
