@@ -118,8 +118,6 @@ struct Pixels {
       A dweight[V] = {}, dbias[V] = {};
       for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
         const Pack<A, V> weight = read_pack<V>(affine.weight + c);
-        Pack<A, V> bias = {};
-        if (affine.activation != Activation::none) bias = read_pack<V>(affine.bias + c);
         for (int p = columns.worker; p < tile.positions; p += columns.workers) {
           T* const at = x + p * tile.channels + c;
           Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(dy + p * tile.channels + c));
@@ -130,7 +128,7 @@ struct Pixels {
             normal.at[v] = value.at[v] * rstd;
           }
           if (affine.activation != Activation::none) {
-            Pack<A, V> z = bias;
+            Pack<A, V> z = read_pack<V>(affine.bias + c);  // not kept from pixel to pixel: registers are full
             for (int v = 0; v < V; ++v) z.at[v] += normal.at[v] * weight.at[v];
             pass_back(affine.activation, z, upstream);
           }

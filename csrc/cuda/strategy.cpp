@@ -313,7 +313,7 @@ class Chooser {
     if (!backward_ || shape_.per_position) return;
     const int64_t least =
         shape_.channels_last ? p_.stretch_bytes / element_ : threads / kWarpThreads * kApplySets * kChannelsTogether;
-    const int64_t channels = std::min<int64_t>(least, s.tile_channels);
+    const int64_t channels = std::clamp<int64_t>(least, 1, s.tile_channels);
     s.apply_positions = static_cast<int>(aligned_positions(std::min<int64_t>(elements / channels, p_.tile_positions)));
     s.apply_channels = static_cast<int>(channels);
   }

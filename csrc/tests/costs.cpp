@@ -9,95 +9,93 @@
 namespace divnorm::cuda::emulation {
 namespace {
 
-constexpr int kWarp = 32, kBanks = 32, kBankBytes = 4, kSectorBytes = 32;
+constexpr int kWarp = 32, kBanks = 32, kBankBytes = 4;
 
-int64_t sectors_of(const std::vector<Access>& lanes) {
-  std::set<uintptr_t> sectors;
-  for (const Access& lane : lanes)
-    for (uintptr_t at = lane.address / kSectorBytes; at <= (lane.address + lane.bytes - 1) / kSectorBytes; ++at)
-      sectors.insert(at);
-  return static_cast<int64_t>(sectors.size());
-}
+uintptr_t last_of(const Access& access, int unit) { return (access.address + access.bytes - 1) / unit; }
 
 // What a warp's threads do at one instruction for the same time in a phase, they do together.
-using Together = std::map<std::tuple<int, const void*, int>, std::vector<Access>>;
+using Together = std::map<std::tuple<int, uintptr_t, Space, int>, std::vector<Access>>;
 
 Together together(const std::vector<Access>* threads) {
   Together found;
   for (int lane = 0; lane < kWarp; ++lane) {
-    std::map<std::pair<int, const void*>, int> times;
+    std::map<std::pair<int, uintptr_t>, int> times;
     for (const Access& access : threads[lane])
-      found[{access.phase, access.site, times[{access.phase, access.site}]++}].push_back(access);
+      found[{access.phase, access.site, access.space, times[{access.phase, access.site}]++}].push_back(access);
   }
   return found;
 }
 
 }  // namespace
 
-int64_t wavefronts_of(const std::vector<Access>& lanes) {
+Wavefronts wavefronts_of(const std::vector<Access>& lanes) {
   int most = kBankBytes;
   for (const Access& lane : lanes) most = std::max(most, lane.bytes);
   const size_t served = kWarp * kBankBytes / most;
-  int64_t wavefronts = 0;
+  Wavefronts found;
   for (size_t first = 0; first < lanes.size(); first += served) {
     std::array<std::set<uintptr_t>, kBanks> words;
+    size_t all = 0, deepest = 1;
     for (size_t i = first; i < std::min(first + served, lanes.size()); ++i)
-      for (uintptr_t at = lanes[i].address / kBankBytes; at <= (lanes[i].address + lanes[i].bytes - 1) / kBankBytes;
-           ++at)
-        words[at % kBanks].insert(at);
-    size_t deepest = 1;
+      for (uintptr_t at = lanes[i].address / kBankBytes; at <= last_of(lanes[i], kBankBytes); ++at)
+        all += words[at % kBanks].insert(at).second;
     for (const auto& bank : words) deepest = std::max(deepest, bank.size());
-    wavefronts += static_cast<int64_t>(deepest);
+    found.taken += static_cast<int64_t>(deepest);
+    found.least += static_cast<int64_t>((all + kBanks - 1) / kBanks);
   }
-  return wavefronts;
+  return found;
 }
 
 Conflicts conflicts_in(const std::vector<std::vector<std::vector<Access>>>& blocks,
                        const std::vector<std::vector<Ending>>& endings) {
-  // When an access happens: after how many of the cluster's barriers, and of its full ones.
-  struct Time {
-    int barriers = 0, full = 0;
-    bool write = false;
-  };
-  const auto times_of = [&](size_t block) {
-    std::vector<Time> found;  // of each phase
-    Time now;
-    for (const Ending ending : endings[block]) {
-      found.push_back(now);
-      now.barriers += ending == Ending::cluster || ending == Ending::cluster_shared;
-      now.full += ending == Ending::cluster;
+  // Who accesses a word when: after how many of the cluster's barriers, and of its full ones.
+  struct Use {
+    size_t block;
+    int barriers, full;
+    bool own, write;
+    bool operator<(const Use& other) const {
+      return std::tie(block, barriers, full, own, write) <
+             std::tie(other.block, other.barriers, other.full, other.own, other.write);
     }
-    return found;
   };
-  std::map<uintptr_t, std::vector<Time>> by_others;
-  for (size_t block = 0; block < blocks.size(); ++block) {
-    const std::vector<Time> times = times_of(block);
-    for (const auto& thread : blocks[block])
-      for (const Access& access : thread)
-        if (access.space == Space::others) {
-          const Time& time = times[access.phase];
-          by_others[access.address].push_back({time.barriers, time.full, access.write});
-        }
-  }
-  Conflicts found;
-  for (size_t block = 0; block < blocks.size(); ++block) {
-    const std::vector<Time> times = times_of(block);
-    for (const auto& thread : blocks[block])
-      for (const Access& access : thread) {
-        if (access.space != Space::shared) continue;
-        const Time& own = times[access.phase];
-        const auto end = by_others.lower_bound(access.address + access.bytes);
-        for (auto at = by_others.lower_bound(access.address); at != end; ++at) {
-          bool race = false, unordered = false;
-          for (const Time& other : at->second) {
-            race = race || ((access.write || other.write) && own.barriers == other.barriers);
-            unordered =
-                unordered || (access.write && !other.write && own.barriers > other.barriers && own.full == other.full);
-          }
-          found.races += race;
-          found.unordered += unordered;
-        }
+  const auto for_each = [&](auto&& use) {
+    for (size_t block = 0; block < blocks.size(); ++block) {
+      std::vector<std::pair<int, int>> times;  // of each phase
+      int barriers = 0, full = 0;
+      for (const Ending ending : endings[block]) {
+        times.emplace_back(barriers, full);
+        barriers += ending == Ending::cluster || ending == Ending::cluster_shared;
+        full += ending == Ending::cluster;
       }
+      for (const auto& thread : blocks[block])
+        for (const Access& access : thread) {
+          if (access.space == Space::global) continue;
+          const auto [after, after_full] = times[access.phase];
+          const Use one{block, after, after_full, access.space == Space::shared, access.write};
+          for (uintptr_t word = access.address / kBankBytes; word <= last_of(access, kBankBytes); ++word)
+            use(word, one);
+        }
+    }
+  };
+  std::map<uintptr_t, std::set<Use>> uses;  // of words that another block than their own accesses
+  for_each([&](uintptr_t word, const Use& use) {
+    if (!use.own) uses[word];
+  });
+  for_each([&](uintptr_t word, const Use& use) {
+    if (const auto found = uses.find(word); found != uses.end()) found->second.insert(use);
+  });
+  Conflicts found;
+  for (const auto& [word, all] : uses) {
+    bool race = false, unordered = false;
+    for (const Use& one : all)
+      for (const Use& other : all) {
+        if (one.block == other.block) continue;
+        race = race || (one.write && one.barriers == other.barriers);
+        unordered = unordered ||
+                    (one.own && one.write && !other.write && one.barriers > other.barriers && one.full == other.full);
+      }
+    found.races += race;
+    found.unordered += unordered;
   }
   return found;
 }
@@ -129,15 +127,17 @@ void add_phases(Phase known, const std::vector<std::vector<Access>>& threads, co
     for (const auto& [key, lanes] : together(threads.data() + warp)) {
       Phase& phase = to[first + std::get<0>(key)];
       switch (lanes.front().space) {
-        case Space::shared:
+        case Space::shared: {
+          const Wavefronts found = wavefronts_of(lanes);
           ++phase.shared;
-          phase.wavefronts += wavefronts_of(lanes);
+          phase.wavefronts += found.taken;
+          phase.least += found.least;
           for (const Access& lane : lanes) phase.shared_bytes += lane.bytes;
           break;
+        }
         case Space::others: ++phase.others; break;
         case Space::global:
           ++phase.global;
-          phase.sectors += sectors_of(lanes);
           for (const Access& lane : lanes) (lane.write ? phase.written : phase.read) += lane.bytes;
           break;
       }

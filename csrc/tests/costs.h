@@ -12,8 +12,7 @@ enum class Ending { block, cluster, cluster_shared, kernel };
 
 // One access by one thread. site: the instruction, as far as two can be told apart.
 struct Access {
-  const void* site = nullptr;
-  uintptr_t address = 0;
+  uintptr_t site = 0, address = 0;
   int bytes = 0, phase = 0;
   Space space = Space::shared;
   bool write = false;
@@ -32,8 +31,8 @@ struct Phase {
   int index = 0, threads = 0;
   Ending ending = Ending::kernel;
   int64_t shared = 0, others = 0, global = 0;  // accesses, a warp's threads together
-  int64_t wavefronts = 0, shared_bytes = 0;    // that its shared memory takes for `shared`, and what that asks for
-  int64_t sectors = 0;                         // of 32 bytes that `global` touches
+  int64_t wavefronts = 0, least = 0;           // that its shared memory takes for `shared`, and would without conflicts
+  int64_t shared_bytes = 0;                    // what that asks for
   int64_t read = 0, written = 0;               // bytes of global memory
   int64_t shuffles = 0;                        // of warps
   int at_work = 0;                             // threads that access memory
@@ -43,17 +42,19 @@ struct Phase {
 
 // Wavefronts that a warp's accesses to shared memory take: its 32 banks give four bytes each, to all who ask for the
 // same; of wider accesses a half or a quarter of the warp is served at a time.
-int64_t wavefronts_of(const std::vector<Access>& lanes);
+struct Wavefronts {
+  int64_t taken = 0, least = 0;  // and without conflicts
+};
+Wavefronts wavefronts_of(const std::vector<Access>& lanes);
 
-// Accesses of a cluster's blocks to the same shared memory, one of them a write, the owner's counted. Races: between
-// the same two of the cluster's barriers. Unordered: the owner writes what another block has read, with nothing in
-// between but barriers for what blocks write to their own memory, which by the letter leave that order open
-// (cuda/device.h).
+// Words of shared memory that two blocks of a cluster access, one of them to write. Races: between the same two of the
+// cluster's barriers. Unordered: the owner writes what another block has read, with nothing in between but barriers for
+// what blocks write to their own memory, which by the letter leave that order open (cuda/device.h).
 struct Conflicts {
   int64_t races = 0, unordered = 0;
 };
 
-// threads' accesses by block, and the endings of each block's phases.
+// Of threads' accesses by block, and the endings of each block's phases.
 Conflicts conflicts_in(const std::vector<std::vector<std::vector<Access>>>& blocks,
                        const std::vector<std::vector<Ending>>& endings);
 

@@ -220,7 +220,7 @@ std::vector<emulation::Phase> kept_costs;
 std::vector<emulation::Launched> kept_launches;
 emulation::Conflicts kept_conflicts;
 
-void keep_access(emulation::Space space, const void* address, int bytes, const void* site, bool write = false) {
+void keep_access(emulation::Space space, const void* address, int bytes, uintptr_t site, bool write = false) {
   current->accesses.push_back(
       {site, reinterpret_cast<uintptr_t>(address), bytes, static_cast<int>(current->endings.size()), space, write});
 }
@@ -294,12 +294,15 @@ static emulation::Traffic& traffic_at(const void* address) {
 void count_read(const void* address, int bytes) {
   check_late();
   traffic_at(address).read += bytes;
-  if (keeping_costs) keep_access(emulation::Space::global, address, bytes, __builtin_return_address(0));
+  if (keeping_costs)
+    keep_access(emulation::Space::global, address, bytes, reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
 }
 void count_write(const void* address, int bytes) {
   check_late();
   traffic_at(address).written += bytes;
-  if (keeping_costs) keep_access(emulation::Space::global, address, bytes, __builtin_return_address(0), true);
+  if (keeping_costs)
+    keep_access(emulation::Space::global, address, bytes, reinterpret_cast<uintptr_t>(__builtin_return_address(0)),
+                true);
 }
 #endif
 
@@ -417,7 +420,7 @@ std::vector<Phase> costs() { return kept_costs; }
 std::vector<Launched> launched() { return kept_launches; }
 Conflicts conflicts() { return kept_conflicts; }
 
-void touched(const void* address, int bytes, bool write, const void* site) {
+void touched(const void* address, int bytes, bool write, uintptr_t site) {
   if (!keeping_costs || current == nullptr) return;
   const auto* at = static_cast<const unsigned char*>(address);
   for (const auto& block : current->cluster->blocks)

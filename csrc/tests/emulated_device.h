@@ -136,7 +136,7 @@ void keep_costs(int64_t blocks);
 std::vector<Phase> costs();
 std::vector<Launched> launched();
 Conflicts conflicts();
-void touched(const void* address, int bytes, bool write, const void* site);
+void touched(const void* address, int bytes, bool write, uintptr_t site);
 
 // Of the launch of this number from here on, the barrier of this number is left out, counted by every thread from the
 // start of its kernel; -1: none is.

@@ -95,7 +95,7 @@ PYBIND11_MODULE(DIVNORM_MODULE, m) {
       .def_readonly("global_", &Phase::global)
       .def_readonly("wavefronts", &Phase::wavefronts)
       .def_readonly("shared_bytes", &Phase::shared_bytes)
-      .def_readonly("sectors", &Phase::sectors)
+      .def_readonly("least", &Phase::least)
       .def_readonly("read", &Phase::read)
       .def_readonly("written", &Phase::written)
       .def_readonly("shuffles", &Phase::shuffles)
@@ -105,8 +105,9 @@ PYBIND11_MODULE(DIVNORM_MODULE, m) {
       .def_readonly("depth_others", &Phase::depth_others);
   m.def("wavefronts", [](const std::vector<uintptr_t>& addresses, int bytes) {
     std::vector<emulation::Access> lanes;
-    for (const uintptr_t address : addresses) lanes.push_back({nullptr, address, bytes});
-    return emulation::wavefronts_of(lanes);
+    for (const uintptr_t address : addresses) lanes.push_back({0, address, bytes});
+    const emulation::Wavefronts found = emulation::wavefronts_of(lanes);
+    return py::make_tuple(found.taken, found.least);
   });
   m.def("keep_costs", &emulation::keep_costs);
   m.def("costs", &emulation::costs);

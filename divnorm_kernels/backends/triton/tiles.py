@@ -128,8 +128,10 @@ def _tiles(
     widest, longest = power_of_two(per_group), power_of_two(pixels)
     whole_row = widest * longest
     narrow = bool((per_group if channels_last else pixels) * element_size % VECTOR_BYTES)  # takes more addresses
+    smooth = g.norm.activation not in (None, "relu")
     if g.whole:
-        held, limit = whole_row, row["single_whole"]
+        # beside the largest rows there are no registers for a slope
+        held, limit = whole_row, row["single_whole"] // (2 if smooth and direction == "backward" else 1)
     else:
         held, limit = whole_row + longest, row["single_narrow" if narrow else "single"]
     shared = max(2, min(widest, 8))  # channels that share what a program keeps of a position
@@ -169,7 +171,7 @@ def _tiles(
         tile, apply = tile // 2, apply // 2
     # merges take registers beside those of a tile, most in forward, whose statistics are three numbers a position; so
     # does a smooth activation, in backward in either pass; of single channels a tile holds half of what it may
-    smooth = g.norm.activation not in (None, "relu") and not looped and per_group > 1
+    smooth = smooth and not looped and per_group > 1
     if (g.whole and (direction == "forward" or element_size == 4)) or (smooth and direction == "backward"):
         tile //= 2
     if g.whole and element_size == 4:
