@@ -113,7 +113,7 @@ CALLS = {
     "threshold no tensor": (
         {"threshold": 0.0, "activation": "tlu"},
         TypeError,
-        "threshold: got float, expected a Tensor or None",
+        "threshold: got float, expected a Tensor of shape",
     ),
     "threshold in half": (
         {"threshold": torch.ones(6).half(), "activation": "tlu"},
