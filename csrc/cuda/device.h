@@ -102,6 +102,9 @@ class NoMore {
   uint64_t policy;
 };
 
+// What has been read before is read again from here on, where registers are too few to keep it.
+__device__ inline void forget() { asm volatile("" ::: "memory"); }
+
 // Global memory.
 template <class V>
 __device__ inline V load(const V* address) {

@@ -7,8 +7,6 @@
 
 namespace divnorm::cuda {
 
-constexpr int kSmoothTogether = 2;
-
 // y and the gradient of z of a smooth activation: y is a share of z.
 template <class A>
 struct Share {
@@ -35,27 +33,18 @@ __device__ Share<A> normal(A z) {
   return {A(0.5) * std::erfc(-kRootHalf * z), kDensity * std::exp(A(-0.5) * z * z)};
 }
 
-// What a smooth activation makes of each z, of_share(share, z). A few at a time, and the rest moves up: a loop holds
-// this for every width, and all at once would be most of its code.
+// What a smooth activation makes of each z, of_share(share, z). One at a time, and the rest moves up: a loop holds this
+// for every width, and all at once would be most of its code and of its registers.
 template <class A, int Count, class Body>
 __device__ void smooth(Activation activation, Pack<A, Count>& z, Body&& of_share) {
-  constexpr int kTogether = Count < kSmoothTogether ? Count : kSmoothTogether;
 #pragma unroll 1
-  for (int first = 0; first < Count; first += kTogether) {
-    Pack<A, kTogether> done;
-    if (activation == Activation::gelu) {
+  for (int i = 0; i < Count; ++i) {
+    const A at = z.at[0];
+    const A done = activation == Activation::gelu ? of_share(normal(at), at)
+                                                  : of_share(logistic(activation == Activation::gelu_tanh, at), at);
 #pragma unroll
-      for (int v = 0; v < kTogether; ++v) done.at[v] = of_share(normal(z.at[v]), z.at[v]);
-    } else {
-#pragma unroll
-      for (int v = 0; v < kTogether; ++v)
-        done.at[v] = of_share(logistic(activation == Activation::gelu_tanh, z.at[v]), z.at[v]);
-    }
-    Pack<A, Count> moved;
-#pragma unroll
-    for (int v = 0; v < Count; ++v)
-      moved.at[v] = v + kTogether < Count ? z.at[v + kTogether] : done.at[v + kTogether - Count];
-    z = moved;
+    for (int v = 0; v + 1 < Count; ++v) z.at[v] = z.at[v + 1];
+    z.at[Count - 1] = done;
   }
 }
 

@@ -59,12 +59,14 @@ struct Pixels {
         for (int c = lanes.lane * V; c < end; c += lanes.count * V) {
           Pack<A, V> value = widen(read_pack<V>(x + p * tile.channels + c));
           Pack<A, V> upstream = widen(read_pack<V>(dy + p * tile.channels + c));
-          const Pack<A, V> weight = read_pack<V>(affine.weight + c);
+          Pack<A, V> weight = read_pack<V>(affine.weight + c);
           for (int v = 0; v < V; ++v) value.at[v] -= mean;
           if (affine.activation != Activation::none) {
             Pack<A, V> z = read_pack<V>(affine.bias + c);
             for (int v = 0; v < V; ++v) z.at[v] += value.at[v] * rstd * weight.at[v];
             pass_back(affine.activation, z, upstream);
+            device::forget();  // or the weights would keep registers that a slope takes
+            weight = read_pack<V>(affine.weight + c);
           }
           for (int v = 0; v < V; ++v) {
             const A g = upstream.at[v] * weight.at[v];
