@@ -64,8 +64,8 @@ CASES = {
     "looped, whole, mean only": (SMALL_LOOPS, (2, 4, 5, 9), {"window": "all", "norm_window": None}),
     "staged": (STAGED, (2, 9, 9, 10), {"window": 3}),
     "staged, ReLU": (STAGED, (2, 9, 9, 10), {"window": 3, "activation": "relu"}),
-    "staged, SiLU": (SMALL_TILES, (2, 9, 9, 10), {"window": 3, "activation": "silu"}),
-    "staged, GELU": (SMALL_TILES, (2, 9, 9, 10), {"window": 3, "activation": "gelu"}),
+    "staged, SiLU": (STAGED, (2, 9, 9, 10), {"window": 3, "activation": "silu"}),
+    "staged, GELU": (STAGED, (2, 9, 9, 10), {"window": 3, "activation": "gelu"}),
     "staged, mean only, GELU by tanh": (
         STAGED,
         (2, 6, 6, 5),
