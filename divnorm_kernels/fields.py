@@ -82,11 +82,6 @@ class Geometry:
         """Whether the statistics are averaged over the batch too."""
         return self.norm.over_batch
 
-    @property
-    def relu(self) -> bool:
-        """Whether a ReLU follows."""
-        return self.norm.relu
-
     def kept_shape(self, with_variance: bool) -> tuple[int, ...]:
         """The shape of the maps, with a last row for the variance where it is asked for."""
         return (self.maps_shape[0] + with_variance, *self.maps_shape[1:])

@@ -109,11 +109,6 @@ class Norm:
         return self.window if self.norm_window == "same" else self.norm_window
 
     @property
-    def relu(self) -> bool:
-        """Whether a ReLU follows."""
-        return self.activation == "relu"
-
-    @property
     def root(self) -> float:
         """Sigma to which power stands in the sum that s is the root of: p; 1 for p = inf, where there is no root."""
         return 1 if self.p == math.inf else self.p

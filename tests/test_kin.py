@@ -281,7 +281,7 @@ def test_a_learned_eps_in_a_replica():
 def test_what_they_refuse():
     with pytest.raises(TypeError, match=r"^subtract_mean: got True, expected none"):
         dk.VarianceNorm2d(4, subtract_mean=True)
-    with pytest.raises(TypeError, match=r"^p: got 2, expected none"):
+    with pytest.raises(TypeError, match=r"^p: got 2, expected none: TopKBatchNorm2d has its own"):
         dk.TopKBatchNorm2d(4, p=2)
     with pytest.raises(ValueError, match=r"^eps: got 0 beside learn_eps"):
         dk.FilterResponseNorm2d(4, 0.0, learn_eps=True)

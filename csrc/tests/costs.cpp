@@ -16,38 +16,18 @@ uintptr_t last_of(const Access& access, int unit) { return (access.address + acc
 // What a warp's threads do at one instruction for the same time in a phase, they do together.
 using Together = std::map<std::tuple<int, uintptr_t, Space, int>, std::vector<Access>>;
 
-Together together(const std::vector<Access>* threads) {
+Together together(const Recorded* threads) {
   Together found;
   for (int lane = 0; lane < kWarp; ++lane) {
     std::map<std::pair<int, uintptr_t>, int> times;
-    for (const Access& access : threads[lane])
+    for (const Access& access : threads[lane].accesses)
       found[{access.phase, access.site, access.space, times[{access.phase, access.site}]++}].push_back(access);
   }
   return found;
 }
 
-}  // namespace
-
-Wavefronts wavefronts_of(const std::vector<Access>& lanes) {
-  int most = kBankBytes;
-  for (const Access& lane : lanes) most = std::max(most, lane.bytes);
-  const size_t served = kWarp * kBankBytes / most;
-  Wavefronts found;
-  for (size_t first = 0; first < lanes.size(); first += served) {
-    std::array<std::set<uintptr_t>, kBanks> words;
-    size_t all = 0, deepest = 1;
-    for (size_t i = first; i < std::min(first + served, lanes.size()); ++i)
-      for (uintptr_t at = lanes[i].address / kBankBytes; at <= last_of(lanes[i], kBankBytes); ++at)
-        all += words[at % kBanks].insert(at).second;
-    for (const auto& bank : words) deepest = std::max(deepest, bank.size());
-    found.taken += static_cast<int64_t>(deepest);
-    found.least += static_cast<int64_t>((all + kBanks - 1) / kBanks);
-  }
-  return found;
-}
-
-Conflicts conflicts_in(const std::vector<std::vector<std::vector<Access>>>& blocks,
-                       const std::vector<std::vector<Ending>>& endings) {
+// `threads` to a block.
+Conflicts conflicts_in(const std::vector<Recorded>& all, size_t threads) {
   // Who accesses a word when: after how many of the cluster's barriers, and of its full ones.
   struct Use {
     size_t block;
@@ -59,10 +39,10 @@ Conflicts conflicts_in(const std::vector<std::vector<std::vector<Access>>>& bloc
     }
   };
   const auto for_each = [&](auto&& use) {
-    for (size_t block = 0; block < blocks.size(); ++block) {
+    for (size_t i = 0; i < all.size(); ++i) {
       std::vector<std::pair<int, int>> times;  // of each phase
       int barriers = 0, full = 0;
-      for (const Ending ending : endings[block]) {
+      for (const Ending ending : all[i].endings) {
         times.emplace_back(barriers, full);
         barriers += ending == Ending::cluster || ending == Ending::cluster_shared;
         full += ending == Ending::cluster;
@@ -100,31 +80,31 @@ Conflicts conflicts_in(const std::vector<std::vector<std::vector<Access>>>& bloc
   return found;
 }
 
-void add_phases(Phase known, const std::vector<std::vector<Access>>& threads, const std::vector<Ending>& endings,
-                const std::vector<int64_t>& shuffles, std::vector<Phase>& to) {
-  const size_t first = to.size();
-  for (size_t i = 0; i < endings.size(); ++i) {
+// The phases of a block's threads.
+void add_phases(Phase known, const Recorded* threads, std::vector<Phase>& to) {
+  const size_t first = to.size(), phases = threads->endings.size();
+  for (size_t i = 0; i < phases; ++i) {
     known.index = static_cast<int>(i);
-    known.ending = endings[i];
-    known.shuffles = shuffles[i];
+    known.ending = threads->endings[i];
     to.push_back(known);
   }
-  for (const auto& thread : threads) {
-    std::vector<int> accesses(endings.size()), others(endings.size());
-    for (const Access& access : thread) {
+  for (int t = 0; t < known.threads; ++t) {
+    std::vector<int> accesses(phases), others(phases);
+    for (const Access& access : threads[t].accesses) {
       ++accesses[access.phase];
       others[access.phase] += access.space == Space::others;
     }
-    for (size_t i = 0; i < endings.size(); ++i) {
+    for (size_t i = 0; i < phases; ++i) {
       Phase& phase = to[first + i];
       phase.at_work += accesses[i] > 0;
       phase.done += accesses[i];
       phase.depth = std::max<int64_t>(phase.depth, accesses[i]);
       phase.depth_others = std::max(phase.depth_others, others[i]);
+      if (t % kWarp == 0) phase.shuffles += threads[t].shuffles[i];
     }
   }
-  for (size_t warp = 0; warp < threads.size(); warp += kWarp)
-    for (const auto& [key, lanes] : together(threads.data() + warp)) {
+  for (int warp = 0; warp < known.threads; warp += kWarp)
+    for (const auto& [key, lanes] : together(threads + warp)) {
       Phase& phase = to[first + std::get<0>(key)];
       switch (lanes.front().space) {
         case Space::shared: {
@@ -142,6 +122,39 @@ void add_phases(Phase known, const std::vector<std::vector<Access>>& threads, co
           break;
       }
     }
+}
+
+}  // namespace
+
+Wavefronts wavefronts_of(const std::vector<Access>& lanes) {
+  int most = kBankBytes;
+  for (const Access& lane : lanes) most = std::max(most, lane.bytes);
+  const size_t served = kWarp * kBankBytes / most;
+  Wavefronts found;
+  for (size_t first = 0; first < lanes.size(); first += served) {
+    std::array<std::set<uintptr_t>, kBanks> words;
+    size_t all = 0, deepest = 1;
+    for (size_t i = first; i < std::min(first + served, lanes.size()); ++i)
+      for (uintptr_t at = lanes[i].address / kBankBytes; at <= last_of(lanes[i], kBankBytes); ++at)
+        all += words[at % kBanks].insert(at).second;
+    for (const auto& bank : words) deepest = std::max(deepest, bank.size());
+    found.taken += static_cast<int64_t>(deepest);
+    found.least += static_cast<int64_t>((all + kBanks - 1) / kBanks);
+  }
+  return found;
+}
+
+void Costs::add_cluster(int64_t first_block, const std::vector<Recorded>& threads) {
+  Phase known;
+  known.launch = static_cast<int>(launches.size()) - 1;
+  known.threads = launches.back().threads;
+  for (int rank = 0; rank < launches.back().cluster; ++rank) {
+    known.block = first_block + rank;
+    add_phases(known, threads.data() + static_cast<size_t>(rank) * known.threads, phases);
+  }
+  const Conflicts found = conflicts_in(threads, known.threads);
+  conflicts.races += found.races;
+  conflicts.unordered += found.unordered;
 }
 
 }  // namespace divnorm::cuda::emulation

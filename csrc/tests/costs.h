@@ -54,12 +54,29 @@ struct Conflicts {
   int64_t races = 0, unordered = 0;
 };
 
-// Of threads' accesses by block, and the endings of each block's phases.
-Conflicts conflicts_in(const std::vector<std::vector<std::vector<Access>>>& blocks,
-                       const std::vector<std::vector<Ending>>& endings);
+// What a thread of a kernel did, in its order. shuffles: in each phase.
+struct Recorded {
+  void end_phase(Ending ending) {
+    endings.push_back(ending);
+    shuffles.push_back(shuffles_of_phase);
+    shuffles_of_phase = 0;
+  }
+  std::vector<Access> accesses;
+  std::vector<Ending> endings;
+  std::vector<int64_t> shuffles;
+  int64_t shuffles_of_phase = 0;
+};
 
-// The phases of a block whose threads made these accesses, each in its order; endings: of each phase.
-void add_phases(Phase known, const std::vector<std::vector<Access>>& threads, const std::vector<Ending>& endings,
-                const std::vector<int64_t>& shuffles, std::vector<Phase>& to);
+// What launches did.
+class Costs {
+ public:
+  void start(const Launched& launched) { launches.push_back(launched); }
+  // The last launch's cluster whose first block this is: its threads, block by block.
+  void add_cluster(int64_t first_block, const std::vector<Recorded>& threads);
+
+  std::vector<Launched> launches;
+  std::vector<Phase> phases;
+  Conflicts conflicts;
+};
 
 }  // namespace divnorm::cuda::emulation

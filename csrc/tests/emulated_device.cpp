@@ -69,21 +69,18 @@ struct Thread {
   int barriers = 0;              // met, left out or not
   bool early = false;            // has to wait for the launch before
   bool wrote_elsewhere = false;  // to another block since the last barrier that waits for that
-  int block_rounds = 0, cluster_rounds = 0, shuffles = 0, shuffles_of_phase = 0;
-  std::vector<emulation::Access> accesses = {};  // where costs are kept, as are the two below
-  std::vector<emulation::Ending> endings = {};   // of the phases so far
-  std::vector<int64_t> shuffled = {};            // in each
+  int block_rounds = 0, cluster_rounds = 0, shuffles = 0;
+  emulation::Recorded recorded = {};  // where costs are kept
   Block& block() const { return *cluster->blocks[self.rank]; }
 };
 
 bool keeping_costs = false;
 int64_t most_blocks = 0;
+emulation::Costs kept_costs;
 
 // A barrier has been come to, or the end.
 void end_phase(Thread& thread, emulation::Ending ending) {
-  if (!keeping_costs) return;
-  thread.endings.push_back(ending);
-  thread.shuffled.push_back(std::exchange(thread.shuffles_of_phase, 0));
+  if (keeping_costs) thread.recorded.end_phase(ending);
 }
 
 int left_out_launch = -1, left_out_barrier = -1;
@@ -216,13 +213,11 @@ struct Watched {
 std::map<uintptr_t, Watched> watched;  // by address
 emulation::Traffic elsewhere;
 emulation::Lookups looked_up;
-std::vector<emulation::Phase> kept_costs;
-std::vector<emulation::Launched> kept_launches;
-emulation::Conflicts kept_conflicts;
 
 void keep_access(emulation::Space space, const void* address, int bytes, uintptr_t site, bool write = false) {
-  current->accesses.push_back(
-      {site, reinterpret_cast<uintptr_t>(address), bytes, static_cast<int>(current->endings.size()), space, write});
+  emulation::Recorded& recorded = current->recorded;
+  recorded.accesses.push_back(
+      {site, reinterpret_cast<uintptr_t>(address), bytes, static_cast<int>(recorded.endings.size()), space, write});
 }
 
 bool left_out_now() { return current->barriers++ == left_out_barrier && launches - 1 == left_out_launch; }
@@ -269,7 +264,7 @@ double shuffle_xor(double value, int mask) {
   Block& block = current->block();
   const int thread = current->self.thread, threads = current->self.threads;
   const int round = current->shuffles++;
-  ++current->shuffles_of_phase;
+  ++current->recorded.shuffles_of_phase;
   double* values = block.exchange.data() + round % 2 * threads;
   values[thread] = value;
   block.warps[thread / kWarp]->wait(round);
@@ -326,66 +321,15 @@ void wait_for(int* counter, int count) {
   std::abort();
 }
 
-float float_of_half(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  float magnitude = exponent == 31  ? (fraction == 0 ? INFINITY : NAN)
-                    : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
-                                    : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
-  return bits >> 15 ? -magnitude : magnitude;
-}
-
-uint16_t half_of(float value) {
-  const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
-  const float magnitude = std::fabs(value);
-  if (std::isnan(value)) return 0x7fff;
-  if (magnitude >= 65520.0f) return sign | 0x7c00;
-  int exponent = 0;
-  std::frexp(magnitude, &exponent);
-  if (magnitude == 0) exponent = -14;
-  exponent = exponent - 1 < -14 ? -14 : exponent - 1;
-  const auto units = static_cast<uint16_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));  // to even
-  return sign | static_cast<uint16_t>(units + ((exponent + 14) << 10));
-}
-
-uint16_t bfloat16_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (std::isnan(value)) return 0x7fff;
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 }  // namespace device
 
 namespace emulation {
-
-// The costs of a cluster that has run.
-static void keep_cluster(int64_t first, int cluster, int count, std::vector<Thread>& threads) {
-  std::vector<std::vector<std::vector<Access>>> accesses(cluster);
-  std::vector<std::vector<Ending>> endings;
-  for (int rank = 0; rank < cluster; ++rank) {
-    Thread* const of_block = &threads[static_cast<size_t>(rank) * count];
-    std::vector<int64_t> shuffles(of_block->endings.size());
-    for (int t = 0; t < count; ++t) {
-      accesses[rank].push_back(std::move(of_block[t].accesses));
-      for (size_t i = 0; i < shuffles.size() && t % device::kWarp == 0; ++i) shuffles[i] += of_block[t].shuffled[i];
-    }
-    endings.push_back(of_block->endings);
-    Phase known;
-    known.launch = static_cast<int>(kept_launches.size()) - 1;
-    known.block = first + rank;
-    known.threads = count;
-    add_phases(known, accesses[rank], endings[rank], shuffles, kept_costs);
-  }
-  const Conflicts found = conflicts_in(accesses, endings);
-  kept_conflicts.races += found.races;
-  kept_conflicts.unordered += found.unordered;
-}
 
 void run(int64_t blocks, int cluster, int threads, int shared_bytes, bool early, const std::function<void()>& kernel) {
   if (blocks % cluster != 0 || threads % device::kWarp != 0) throw std::logic_error("a grid of broken clusters");
   ++launches;
   const int64_t end = keeping_costs ? std::min(blocks, (most_blocks + cluster - 1) / cluster * cluster) : blocks;
-  if (keeping_costs) kept_launches.push_back({blocks, end, cluster, threads, shared_bytes});
+  if (keeping_costs) kept_costs.start({blocks, end, cluster, threads, shared_bytes});
   for (int64_t first = 0; first < end; first += cluster) {
     Cluster together(cluster, threads, shared_bytes);
     std::vector<Thread> all;
@@ -395,7 +339,10 @@ void run(int64_t blocks, int cluster, int threads, int shared_bytes, bool early,
         all.back().early = early;
       }
     run_together(all, kernel);
-    if (keeping_costs) keep_cluster(first, cluster, threads, all);
+    if (!keeping_costs) continue;
+    std::vector<Recorded> recorded;
+    for (Thread& thread : all) recorded.push_back(std::move(thread.recorded));
+    kept_costs.add_cluster(first, recorded);
   }
 }
 
@@ -412,13 +359,9 @@ Lookups lookups() { return looked_up; }
 void keep_costs(int64_t blocks) {
   keeping_costs = blocks > 0;
   most_blocks = blocks;
-  kept_costs.clear();
-  kept_launches.clear();
-  kept_conflicts = {};
+  kept_costs = {};
 }
-std::vector<Phase> costs() { return kept_costs; }
-std::vector<Launched> launched() { return kept_launches; }
-Conflicts conflicts() { return kept_conflicts; }
+const Costs& costs() { return kept_costs; }
 
 void touched(const void* address, int bytes, bool write, uintptr_t site) {
   if (!keeping_costs || current == nullptr) return;

@@ -134,9 +134,7 @@ Lookups lookups();
 // From here on the first blocks of every launch are run, whole clusters, and their costs kept; 0: all are, and none.
 // Accesses to shared memory are among them in builds that report those (touched.cpp).
 void keep_costs(int64_t blocks);
-std::vector<Phase> costs();
-std::vector<Launched> launched();
-Conflicts conflicts();
+const Costs& costs();
 void touched(const void* address, int bytes, bool write, uintptr_t site);
 
 // Of the launch of this number from here on, the barrier of this number is left out, counted by every thread from the

@@ -110,15 +110,15 @@ PYBIND11_MODULE(DIVNORM_MODULE, m) {
     return py::make_tuple(found.taken, found.least);
   });
   m.def("keep_costs", &emulation::keep_costs);
-  m.def("costs", &emulation::costs);
+  m.def("costs", [] { return emulation::costs().phases; });
   m.def("conflicts", [] {
-    const emulation::Conflicts found = emulation::conflicts();
+    const emulation::Conflicts found = emulation::costs().conflicts;
     return py::make_tuple(found.races, found.unordered);
   });
   m.def("leave_out_barrier", &emulation::leave_out_barrier);
   m.def("launched", [] {
     py::list all;
-    for (const emulation::Launched& l : emulation::launched())
+    for (const emulation::Launched& l : emulation::costs().launches)
       all.append(py::make_tuple(l.blocks, l.run, l.cluster, l.threads, l.shared_bytes));
     return all;
   });

@@ -40,7 +40,7 @@ def options(source: Source, target: Target) -> dict[str, Any]:
             del kept["activation"]  # its threshold is part of what it is
         kept |= {name: getattr(old, name) for name in ("k", "learn_eps") if hasattr(old, name)}
         if target.family != "bn":  # of whose kinds these make one another
-            kept |= {name: getattr(old, name) for name in {"p", "subtract_mean"} - old._settled}
+            kept |= {name: getattr(old, name) for name in {"p", "subtract_mean"} - old._settled.keys()}
     if source.kind == target.family == "frn" and old.learn_eps and "eps" not in target.explicit:
         kept["eps"] = old.initial_eps
     elif (

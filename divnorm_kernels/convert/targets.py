@@ -188,7 +188,9 @@ def overruled(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
 @cache
 def takes(layer: type[NormalizationLayer]) -> set[str]:
     """The options of a layer's constructor."""
-    return set(inspect.signature(layer).parameters) | modules.base.Options.__annotations__.keys() - layer._settled
+    return set(inspect.signature(layer).parameters) | (
+        modules.base.Options.__annotations__.keys() - layer._settled.keys()
+    )
 
 
 def _sized(layer: type[NormalizationLayer], source: Source) -> dict[str, Any]:

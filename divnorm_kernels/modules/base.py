@@ -21,6 +21,7 @@ from ..norm import Norm
 from ..prepared import Form, nothing, prepared
 from ..sharding import distributed
 from .forms import Rows
+from .nested import on_rows
 from .penalty import Calls
 
 EPS = 1e-5
@@ -99,8 +100,8 @@ class NormalizationLayer(nn.Module):
     p, subtract_mean = map(of_norm, ("p", "subtract_mean"))
     l1: Tensor | None
     _default_eps: ClassVar[float | None] = EPS
-    _settled: ClassVar[frozenset[str]] = frozenset()
-    """Options that are not a user's to choose, for they make the layer what it is."""
+    _settled: ClassVar[dict[str, Any]] = {}
+    """Options that are not a user's to choose, for they make the layer what it is, with their values."""
     _default_activation: ClassVar[str | None] = None
     followed_by: tuple[str, ...] = ()
     """Child modules that `forward` applies behind the normalization, in this order: an activation, a dropout."""
@@ -325,21 +326,12 @@ class NormalizationLayer(nn.Module):
         return self._call(x, residual)
 
     def _on_values(self, x: Tensor) -> Tensor:
-        """`forward` of a nested tensor, jagged or strided, whose rows are normalized each by itself."""
+        """`forward` of a nested tensor, whose rows are normalized each by itself."""
         row = self._form.row if isinstance(self._form, Rows) else None
         if row is None or not x.is_nested:
             got = f"a nested tensor of layout {x.layout}" if x.is_nested else f"layout {x.layout}"
             raise TypeError(f"x: got {got}, expected a strided {'' if row is None else 'or nested '}tensor")
-        parts = [x] if x.layout is torch.jagged else x.unbind()
-        for part in parts:
-            if tuple(part.shape[-len(row) :]) != row:
-                raise ValueError(f"x: got shape {tuple(part.shape)}, expected (..., {', '.join(map(str, row))})")
-        if x.layout is torch.jagged:
-            values = self._call(x.values())
-            return torch.nested.nested_tensor_from_jagged(values, x.offsets(), x.lengths(), jagged_dim=x._ragged_idx)
-        rows = [part.reshape(-1, *row) for part in parts]
-        found = self._call(torch.cat(rows)).split([len(r) for r in rows])
-        return torch.nested.as_nested_tensor([y.view(part.shape) for y, part in zip(found, parts, strict=True)])
+        return on_rows(self._call, x, row)
 
     def _normalize(
         self,
@@ -383,7 +375,7 @@ class NormalizationLayer(nn.Module):
         return {**super().__getstate__(), "l1": None, "_prepared": None}
 
     def _options_repr(self) -> list[tuple[str, Any, Any]]:
-        return [
+        every = [
             (
                 "sigma",
                 self.initial_sigma if isinstance(self.sigma, Tensor) else self.sigma,
@@ -396,6 +388,7 @@ class NormalizationLayer(nn.Module):
             ("activation", self.activation, self._default_activation),
             ("backend", self.backend, None),
         ]
+        return [option for option in every if option[0] not in self._settled]
 
 
 def listed(required: list[str], options: list[tuple[str, Any, Any]]) -> str:

@@ -38,6 +38,8 @@ class _RunningNorm(NormalizationLayer):
         bias: bool,
         **options: Unpack[Options],
     ) -> None:
+        for name in self._settled.keys() & options.keys():
+            raise TypeError(f"{name}: got {options[name]!r}, expected none: {type(self).__name__} has its own")
         check_size("num_features", num_features)
         check_flag("affine", affine)
         check_flag("track_running_stats", track_running_stats)
@@ -52,6 +54,7 @@ class _RunningNorm(NormalizationLayer):
             eps=eps,
             device=device,
             dtype=dtype,
+            **self._settled,
             **options,
         )
         if momentum is not None:
