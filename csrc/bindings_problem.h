@@ -31,19 +31,23 @@ inline Activation activation_of(const pybind11::object& name) {
   if (name.is_none()) return Activation::none;
   const std::string text = name.cast<std::string>();
   if (text == "relu") return Activation::relu;
+  if (text == "tlu") return Activation::tlu;
   if (text == "silu") return Activation::silu;
   if (text == "gelu") return Activation::gelu;
   if (text == "gelu_tanh") return Activation::gelu_tanh;
   throw std::invalid_argument("activation: got " + text + ", which no kernel computes");
 }
 
-inline Problem problem_of(const pybind11::object& geometry, int dtype, bool channels_last) {
+inline Problem problem_of(const pybind11::object& geometry, int dtype, bool channels_last, bool residual) {
   const pybind11::object norm = geometry.attr("norm");
   Problem problem;
   problem.dtype = static_cast<Dtype>(dtype);
   problem.channels_last = channels_last;
   problem.over_batch = norm.attr("over_batch").cast<bool>();
   problem.activation = activation_of(norm.attr("activation"));
+  problem.p = norm.attr("p").cast<int>();
+  problem.subtract_mean = norm.attr("subtract_mean").cast<bool>();
+  problem.residual = residual;
   problem.groups = norm.attr("groups").cast<int64_t>();
   problem.affine_per_position = geometry.attr("features").cast<bool>();
   problem.whole = geometry.attr("whole").cast<bool>();

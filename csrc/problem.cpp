@@ -24,6 +24,7 @@ Problem checked(Problem problem) {
   if (problem.affine_per_position && problem.channels != 1)
     throw std::invalid_argument("the feature form has one channel");
   if (problem.numel() < 1) throw std::invalid_argument("a call needs at least one element");
+  if (problem.p != 1 && problem.p != 2) throw std::invalid_argument("p: kernels have 1 and 2");
   clip(problem.summation, problem.extent);
   clip(problem.suppression, problem.extent);
   return problem;

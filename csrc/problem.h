@@ -15,8 +15,11 @@ constexpr Dtype compute_dtype(Dtype dtype) { return dtype == Dtype::float64 ? Dt
 
 enum class Direction { forward, backward };
 
-// What stands behind the norm. gelu is that of the error function, gelu_tanh its approximation.
-enum class Activation : int { none, relu, silu, gelu, gelu_tanh };
+// What stands behind the norm. tlu: max(z, threshold); gelu is that of the error function, gelu_tanh its approximation.
+enum class Activation : int { none, relu, tlu, silu, gelu, gelu_tanh };
+
+// By which p = 1 makes s the standard deviation of a normal v: c_1 = sqrt(pi/2), c_2 = 1.
+constexpr double deviation_scale(int p) { return p == 1 ? 1.2533141373155002512 : 1; }
 
 constexpr int kAxes = 3;  // spatial axes, outermost first; where there are fewer, those in the middle have extent 1
 
@@ -34,6 +37,9 @@ struct Problem {
   bool over_batch = false;
   bool affine_per_position = false;  // the (N, F) form: one weight per position of the single channel
   bool whole = false;                // every field covers all positions: a row of the maps is one number
+  int p = 2;                         // exponent of the deviation: 1 or 2
+  bool subtract_mean = true;         // else x stands in the numerator in place of v
+  bool residual = false;             // one is added before the activation
   Activation activation = Activation::none;
   int64_t batch = 0;
   int64_t channels = 0;
@@ -51,6 +57,14 @@ struct Problem {
   int64_t map_rows() const { return map_batch() * groups; }
   Dtype compute() const { return compute_dtype(dtype); }
   int64_t map_bytes() const { return map_rows() * (whole ? 1 : positions()) * bytes_of(compute()); }
+  // Whether x itself stands in the numerator where v is another number.
+  bool keeps_mean() const { return !subtract_mean && summation.present; }
+  // What backward computes: without an activation no residual comes into it, whose gradient is dy.
+  Problem in_backward() const {
+    Problem problem = *this;
+    problem.residual = residual && activation != Activation::none;
+    return problem;
+  }
   // Below it y ends; a NaN, below which nothing is, where y has no end.
   template <class A>
   A floor() const {
@@ -72,10 +86,12 @@ struct Parameter {
 
 // Maps (mean, rstd) have shape (map_batch, groups, positions), one position where fields are whole, in float64 for
 // float64 input and float32 otherwise; a map whose field is absent is null. variance, one more of them, is q without
-// sigma^2; null: not wanted. Only whole fields have it.
+// |sigma|^p, for p = 1 its square; null: not wanted. Only whole fields have it. The residual, of x's shape and layout,
+// is there where the problem says so; the threshold, as weight, with Activation::tlu.
 struct ForwardTensors {
   const void* x = nullptr;
-  Parameter weight, bias, sigma;
+  const void* residual = nullptr;
+  Parameter weight, bias, sigma, threshold;
   void* y = nullptr;
   void* mean = nullptr;
   void* rstd = nullptr;
@@ -83,15 +99,18 @@ struct ForwardTensors {
   double* l1 = nullptr;  // null: not wanted
 };
 
+// Of a problem in_backward(). dresidual, of x's shape and layout: the residual's gradient.
 struct BackwardTensors {
   const void* x = nullptr;
   const void* dy = nullptr;
+  const void* residual = nullptr;
   const void* mean = nullptr;
   const void* rstd = nullptr;
-  Parameter weight, bias, sigma;  // bias: of use where there is an activation
+  Parameter weight, bias, sigma, threshold;  // bias: of use where there is an activation
   double dl1 = 0.0;
   void* dx = nullptr;
-  Parameter dweight, dbias, dsigma;  // data null: not wanted
+  void* dresidual = nullptr;                     // null: not wanted
+  Parameter dweight, dbias, dsigma, dthreshold;  // data null: not wanted
 };
 
 }  // namespace divnorm

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "../problem.h"
@@ -17,15 +18,21 @@ struct Axis {
 using Axes = std::array<Axis, kAxes>;
 
 struct Case {
-  const char* name;
+  std::string name;
   bool channels_last, over_batch, features;
   int64_t batch, channels, groups;
   std::array<int64_t, kAxes> extent;
   std::optional<Axes> summation, suppression;
   bool l1;
   Activation activation = Activation::none;
+  bool residual = false;
+  int p = 2;
+  bool subtract_mean = true;
 
-  bool relu() const { return activation == Activation::relu; }
+  // Whether y bends where the norm, with what is added, meets a threshold.
+  bool clamps() const { return activation == Activation::relu || activation == Activation::tlu; }
+  // Whether something depends on |v|, which bends at 0.
+  bool bends() const { return l1 || p == 1; }
 
   // Whether every field averages over all positions.
   bool whole() const {
@@ -45,6 +52,9 @@ inline Problem problem_of(const Case& c, Dtype dtype) {
   problem.over_batch = c.over_batch;
   problem.affine_per_position = c.features;
   problem.activation = c.activation;
+  problem.residual = c.residual;
+  problem.p = c.p;
+  problem.subtract_mean = c.subtract_mean;
   problem.whole = c.whole();
   problem.batch = c.batch;
   problem.channels = c.channels;
@@ -106,21 +116,86 @@ inline std::vector<Case> cases() {
   };
 }
 
-// Those with a smooth activation, once in every kind of kernel.
-inline std::vector<Case> smooth_cases() {
+// Cases of the above with what else stands behind and inside the norm, each once in every kind of kernel.
+inline std::vector<Case> family_cases() {
+  constexpr Activation linear = Activation::none, relu = Activation::relu, tlu = Activation::tlu;
   constexpr Activation silu = Activation::silu, gelu = Activation::gelu, gelu_tanh = Activation::gelu_tanh;
-  const std::optional<Axes> none, all = window({33001, 301, 33001});
-  return {
-      {"silu", false, false, false, 2, 6, 1, {1, 9, 13}, window({1, 5, 5}), window({1, 3, 7}), true, silu},
-      {"gelu, groups", false, false, false, 2, 12, 3, {1, 7, 11}, window({1, 4, 2}), none, false, gelu},
-      {"gelu_tanh, pixels", true, false, false, 2, 12, 3, {1, 7, 11}, window({1, 4, 2}), none, false, gelu_tanh},
-      {"gelu, over the batch", true, true, false, 3, 19, 1, {1, 6, 7}, none, window({1, 5, 5}), false, gelu},
-      {"silu, features", false, false, true, 3, 1, 1, {1, 1, 37}, window({1, 1, 9}), none, false, silu},
-      {"gelu, whole planes", false, false, false, 3, 6, 2, {1, 5, 7}, all, all, true, gelu},
-      {"silu, whole pixels", true, false, false, 2, 19, 1, {1, 33, 31}, all, all, false, silu},
-      {"gelu_tanh, whole, over the batch", false, true, false, 3, 4, 4, {1, 6, 7}, all, all, false, gelu_tanh},
-      {"silu, whole features", false, false, true, 3, 1, 1, {1, 1, 16500}, all, all, false, silu},
+  const struct {
+    const char* of;
+    Activation activation;
+    bool residual;
+    int p;
+    bool subtract_mean;
+  } changes[] = {
+      {"image", silu, false, 2, true},
+      {"groups", gelu, false, 2, true},
+      {"groups, pixels", gelu_tanh, false, 2, true},
+      {"over the batch, pixels", gelu, false, 2, true},
+      {"features", silu, false, 2, true},
+      {"whole planes", gelu, false, 2, true},
+      {"whole pixels", silu, false, 2, true},
+      {"whole planes, over the batch", gelu_tanh, false, 2, true},
+      {"whole features", silu, false, 2, true},
+      // residuals and thresholds
+      {"image", linear, true, 2, true},
+      {"groups", relu, true, 2, true},
+      {"groups, pixels", tlu, true, 2, true},
+      {"image, pixels", silu, true, 2, true},
+      {"over the batch, pixels", tlu, false, 2, true},
+      {"features", tlu, true, 2, true},
+      {"ReLU, features", gelu, true, 2, true},
+      {"no mean", tlu, false, 2, true},
+      {"whole planes", relu, true, 2, true},
+      {"whole planes, over the batch", linear, true, 2, true},
+      {"whole pixels", tlu, true, 2, true},
+      {"whole pixels, over the batch", relu, true, 2, true},
+      {"whole, one pixel", tlu, false, 2, true},
+      {"whole features", tlu, true, 2, true},
+      // the exponent
+      {"image", linear, false, 1, true},
+      {"groups, pixels", relu, true, 1, true},
+      {"several tiles", silu, false, 1, true},
+      {"several tiles, pixels", linear, false, 1, true},
+      {"even, edges", linear, false, 1, true},
+      {"over the batch, pixels", linear, false, 1, true},
+      {"features", linear, false, 1, true},
+      {"mean only", linear, false, 1, true},
+      {"no mean", linear, false, 1, true},
+      {"whole planes", tlu, false, 1, true},
+      {"whole, long planes", linear, false, 1, true},
+      {"whole planes, over the batch", linear, false, 1, true},
+      {"whole pixels, over the batch", relu, true, 1, true},
+      {"whole pixels, no mean", linear, false, 1, true},
+      {"whole features", linear, false, 1, true},
+      {"whole features, over the batch", linear, false, 1, true},
+      // x in the numerator
+      {"image", linear, false, 2, false},
+      {"groups, pixels", relu, true, 2, false},
+      {"even, edges", linear, false, 2, false},
+      {"over the batch, pixels", gelu, false, 1, false},
+      {"features", linear, false, 1, false},
+      {"mean only", linear, false, 2, false},
+      {"no mean", linear, false, 2, false},
+      {"whole planes", linear, false, 2, false},
+      {"whole planes, over the batch", tlu, true, 1, false},
+      {"whole pixels, over the batch", linear, false, 2, false},
+      {"whole features", linear, false, 1, false},
   };
+  std::vector<Case> all;
+  for (const auto& change : changes)
+    for (Case c : cases()) {
+      if (c.name != change.of) continue;
+      c.activation = change.activation;
+      c.residual = change.residual;
+      c.p = change.p;
+      c.subtract_mean = change.subtract_mean;
+      const char* activations[] = {"", ", relu", ", tlu", ", silu", ", gelu", ", gelu_tanh"};
+      c.name += activations[static_cast<int>(c.activation)];
+      c.name += std::string(c.residual ? ", residual" : "") + (c.p == 1 ? ", p = 1" : "");
+      c.name += c.subtract_mean ? "" : ", x kept";
+      all.push_back(c);
+    }
+  return all;
 }
 
 }  // namespace divnorm::tests

@@ -48,7 +48,7 @@ inline Numbers field_average(const Case& c, const Axes& axes, const Numbers& map
 }
 
 struct Inputs {
-  Numbers x, weight, bias, sigma;
+  Numbers x, weight, bias, sigma, residual, threshold;
 };
 
 struct Shape {
@@ -66,9 +66,10 @@ struct Shape {
   }
 };
 
-inline double activated(Activation activation, double z) {
+inline double activated(Activation activation, double z, double threshold) {
   switch (activation) {
     case Activation::relu: return std::max(z, 0.0);
+    case Activation::tlu: return std::max(z, threshold);
     case Activation::silu: return z / (1 + std::exp(-z));
     case Activation::gelu: return z * std::erfc(-z / std::sqrt(2.0)) / 2;
     case Activation::gelu_tanh:
@@ -97,33 +98,42 @@ inline Numbers evaluate(const Case& c, const Inputs& in) {
       }
       if (c.suppression) {
         Numbers q(shape.positions, 0.0);
-        each([&](int64_t, int64_t p, int64_t i) { q[p] += (in.x[i] - mu[p]) * (in.x[i] - mu[p]) * share; });
+        each([&](int64_t, int64_t p, int64_t i) {
+          q[p] += std::pow(deviation_scale(c.p) * std::fabs(in.x[i] - mu[p]), c.p) * share;
+        });
         q = field_average(c, *c.suppression, q);
-        for (int64_t p = 0; p < shape.positions; ++p) s[p] = std::sqrt(in.sigma[group] * in.sigma[group] + q[p]);
+        for (int64_t p = 0; p < shape.positions; ++p)
+          s[p] = std::pow(std::pow(std::fabs(in.sigma[group]), c.p) + q[p], 1.0 / c.p);
       }
       each([&](int64_t ch, int64_t p, int64_t i) {
         const double v = in.x[i] - mu[p];
         const int64_t parameter = c.features ? p : ch;
-        y[i] = in.weight[parameter] * v / s[p] + in.bias[parameter];
-        y[i] = activated(c.activation, y[i]);
+        const double numerator = c.subtract_mean ? v : in.x[i];
+        y[i] = in.weight[parameter] * numerator / s[p] + in.bias[parameter];
+        if (c.residual) y[i] += in.residual[i];
+        y[i] = activated(c.activation, y[i], in.threshold[parameter]);
         y[shape.numel] += std::fabs(v) / static_cast<double>(shape.numel);
       });
     }
   return y;
 }
 
-// How far the results are from where they have no slope: the smallest |v| where it counts, and with a ReLU |y|.
+// How far the results are from where they have no slope: the smallest |v| where it counts, and distance to a threshold.
 inline double smallest_deviation(Case c, Inputs in) {
   double smallest = INFINITY;
   const auto look = [&] {
     const Numbers y = evaluate(c, in);  // and l1
     for (size_t i = 0; i + 1 < y.size(); ++i) smallest = std::min(smallest, std::fabs(y[i]));
   };
-  if (c.relu()) {
+  if (c.clamps()) {
+    for (size_t i = 0; c.activation == Activation::tlu && i < in.bias.size(); ++i) in.bias[i] -= in.threshold[i];
     c.activation = Activation::none;
     look();
   }
-  if (!c.l1) return smallest;
+  if (!c.bends()) return smallest;
+  c.activation = Activation::none;
+  c.residual = false;
+  c.subtract_mean = true;
   c.suppression.reset();
   std::fill(in.weight.begin(), in.weight.end(), 1.0);
   std::fill(in.bias.begin(), in.bias.end(), 0.0);
@@ -217,7 +227,7 @@ inline void check(bool holds, const std::string& what) {
 }
 
 struct Results {
-  Tensor y, mean, rstd, dx, dweight, dbias, dsigma;
+  Tensor y, mean, rstd, dx, dweight, dbias, dsigma, dresidual, dthreshold;
   double l1 = 0;
 };
 
@@ -262,11 +272,11 @@ void check_case(const std::string& who, const Case& c, const std::vector<int>& o
   };
   const Shape shape(c);
   Inputs in{sixteenths(shape.numel, -60, 60), sixteenths(shape.affine, -30, 30), sixteenths(shape.affine, -30, 30),
-            sixteenths(c.groups, 8, 32)};
-  if (c.relu())  // off the points where the ReLU has no slope
+            sixteenths(c.groups, 8, 32),      sixteenths(shape.numel, -30, 30),  sixteenths(shape.affine, -16, 16)};
+  if (c.clamps())  // off the points where there is no slope
     for (double& value : in.bias) value += 1 / 32.0;
   // Where v is 0 but for rounding, |v| has no gradient to compare. With a single number v is 0 exactly, every time.
-  for (int attempt = 0; (c.l1 || c.relu()) && attempt < 100 && smallest_deviation(c, in) < 1e-6; ++attempt)
+  for (int attempt = 0; (c.bends() || c.clamps()) && attempt < 100 && smallest_deviation(c, in) < 1e-6; ++attempt)
     in.x = sixteenths(shape.numel, -60, 60);
   const Numbers grad = sixteenths(shape.numel, -30, 30);
   const std::string where = who + ": " + c.name + ": ";
@@ -276,13 +286,18 @@ void check_case(const std::string& who, const Case& c, const std::vector<int>& o
   check(distance(exact.y.numbers(), expected) < 1e-12, where + "y");
   if (c.l1) check(std::fabs(exact.l1 - expected.back()) < 1e-12 * (1 + expected.back()), where + "l1");
   Inputs slopes = in;
-  if (c.l1)  // off the points where |v| has no slope
+  if (c.bends())  // off the points where |v| has no slope
     for (double& value : slopes.x) value += std::uniform_real_distribution<>(0.005, 0.03)(random);
   const Results smooth = run(c, Dtype::float64, slopes, grad, 0);
   check_slope(where + "dx", c, slopes, &Inputs::x, grad, smooth.dx.numbers(), random);
   check_slope(where + "dweight", c, slopes, &Inputs::weight, grad, smooth.dweight.numbers(), random);
   check_slope(where + "dbias", c, slopes, &Inputs::bias, grad, smooth.dbias.numbers(), random);
   check_slope(where + "dsigma", c, slopes, &Inputs::sigma, grad, smooth.dsigma.numbers(), random);
+  const bool dresidual = c.residual && c.activation != Activation::none, dthreshold = c.activation == Activation::tlu;
+  if (dresidual)
+    check_slope(where + "dresidual", c, slopes, &Inputs::residual, grad, smooth.dresidual.numbers(), random);
+  if (dthreshold)
+    check_slope(where + "dthreshold", c, slopes, &Inputs::threshold, grad, smooth.dthreshold.numbers(), random);
 
   // A sum of `depth` numbers rounds at most that often; the outputs round once more, in their own type.
   const double depth = static_cast<double>(shape.numel + 64);
@@ -301,10 +316,16 @@ void check_case(const std::string& who, const Case& c, const std::vector<int>& o
     check(distance(r.dweight.numbers(), exact.dweight.numbers()) < sums, where + "dweight in " + type.name);
     check(distance(r.dbias.numbers(), exact.dbias.numbers()) < sums, where + "dbias in " + type.name);
     check(distance(r.dsigma.numbers(), exact.dsigma.numbers()) < sums, where + "dsigma in " + type.name);
+    if (dresidual)
+      check(distance(r.dresidual.numbers(), exact.dresidual.numbers()) < type.epsilon + sums,
+            where + "dresidual in " + type.name);
+    if (dthreshold)
+      check(distance(r.dthreshold.numbers(), exact.dthreshold.numbers()) < sums, where + "dthreshold in " + type.name);
     for (const int other : others) {
       const Results again = run(c, type.dtype, in, grad, other);
       check(r.y.same_bits(again.y) && r.dx.same_bits(again.dx) && r.dweight.same_bits(again.dweight) &&
-                r.dbias.same_bits(again.dbias) && r.dsigma.same_bits(again.dsigma) && r.l1 == again.l1,
+                r.dbias.same_bits(again.dbias) && r.dsigma.same_bits(again.dsigma) && r.l1 == again.l1 &&
+                r.dresidual.same_bits(again.dresidual) && r.dthreshold.same_bits(again.dthreshold),
             where + "bits of run " + std::to_string(other) + " in " + type.name);
     }
   }

@@ -10,15 +10,19 @@ using namespace divnorm::tests;
 Results run(const CpuKernels& kernels, const Case& c, Dtype dtype, const Inputs& in, const Numbers& grad, int threads) {
   const Shape shape(c);
   const Dtype compute = dtype == Dtype::float64 ? dtype : Dtype::float32;
-  const Problem problem = problem_of(c, dtype);
-  Tensor x(dtype, in.x), dy(dtype, grad), weight(compute, in.weight), bias(compute, in.bias), sigma(compute, in.sigma);
-  Results r{{dtype, shape.numel},    {compute, shape.maps},   {compute, shape.maps}, {dtype, shape.numel},
-            {compute, shape.affine}, {compute, shape.affine}, {compute, c.groups}};
+  const Problem problem = problem_of(c, dtype), for_backward = problem.in_backward();
+  Tensor x(dtype, in.x), dy(dtype, grad), residual(dtype, in.residual);
+  Tensor weight(compute, in.weight), bias(compute, in.bias), sigma(compute, in.sigma), threshold(compute, in.threshold);
+  Results r{{dtype, shape.numel}, {compute, shape.maps},   {compute, shape.maps},
+            {dtype, shape.numel}, {compute, shape.affine}, {compute, shape.affine},
+            {compute, c.groups},  {dtype, shape.numel},    {compute, shape.affine}};
   ForwardTensors f;
   f.x = x.data();
   f.weight = weight.parameter();
   f.bias = bias.parameter();
   f.sigma = sigma.parameter();
+  if (problem.residual) f.residual = residual.data();
+  if (c.activation == Activation::tlu) f.threshold = threshold.parameter();
   f.y = r.y.data();
   f.mean = c.summation ? r.mean.data() : nullptr;
   f.rstd = c.suppression ? r.rstd.data() : nullptr;
@@ -34,12 +38,18 @@ Results run(const CpuKernels& kernels, const Case& c, Dtype dtype, const Inputs&
   b.weight = f.weight;
   b.bias = f.bias;
   b.sigma = f.sigma;
+  b.threshold = f.threshold;
   b.dl1 = c.l1 ? kL1Weight : 0;
   b.dx = r.dx.data();
   b.dweight = r.dweight.parameter();
   b.dbias = r.dbias.parameter();
   b.dsigma = r.dsigma.parameter();
-  kernels.backward(problem, b, threads);
+  if (for_backward.residual) {
+    b.residual = f.residual;
+    b.dresidual = r.dresidual.data();
+  }
+  if (c.activation == Activation::tlu) b.dthreshold = r.dthreshold.parameter();
+  kernels.backward(for_backward, b, threads);
   return r;
 }
 
@@ -49,7 +59,7 @@ int main() {
   const char* names[kMaxInstructionSets];
   const int count = supported_instruction_sets(names);
   std::vector<Case> all = cases();
-  for (const Case& c : smooth_cases()) all.push_back(c);
+  for (const Case& c : family_cases()) all.push_back(c);
   for (int i = 0; i < count; ++i)
     for (const Case& c : all)
       check_case(names[i], c, {2, 3, 7},
