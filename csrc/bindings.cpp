@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "bindings_problem.h"
 #include "call.h"
@@ -37,24 +38,24 @@ void use_instruction_set(const std::string& name) {
 }
 
 py::tuple forward(const Plan& plan, const py::object& x, const py::object& weight, const py::object& bias,
-                  const py::object& sigma, bool with_l1, bool with_variance) {
+                  const py::object& sigma, bool with_l1, bool with_variance, const py::object& residual,
+                  const py::object& threshold) {
+  const Given given{x.ptr(), weight.ptr(), bias.ptr(), sigma.ptr(), residual.ptr(), threshold.ptr()};
   Arguments arguments;
-  if (!torch::view_of(x.ptr(), arguments.x) || !arguments_of(weight.ptr(), bias.ptr(), sigma.ptr(), arguments) ||
-      !plan.fits(arguments, {false, true}))
+  if (!torch::view_of(given.x, arguments.x) || !arguments_of(given, arguments) || !plan.fits(arguments, {false, true}))
     throw std::runtime_error("a plan was called with tensors that it was not made for");
-  const Results results =
-      plan.forward(x.ptr(), weight.ptr(), bias.ptr(), sigma.ptr(), arguments, with_l1, with_variance, true);
+  const Results results = plan.forward(given, arguments, with_l1, with_variance, true);
   return py::make_tuple(results.y, results.maps, results.l1);
 }
 
 py::tuple backward(const Plan& plan, const py::object& dy, const py::object& dl1, const py::object& x,
                    const py::object& maps, const py::object& weight, const py::object& bias, const py::object& sigma,
-                   const Needs& needs) {
+                   const Needs& needs, const py::object& residual, const py::object& threshold) {
   Gradients gradients;
-  const Saved saved{x.ptr(), weight.ptr(), bias.ptr(), sigma.ptr(), maps.ptr()};
+  const Saved saved{{x.ptr(), weight.ptr(), bias.ptr(), sigma.ptr(), residual.ptr(), threshold.ptr()}, maps.ptr()};
   if (!plan.backward(dy.ptr(), dl1.ptr(), saved, Py_None, needs, gradients))
     throw std::runtime_error("a plan was called with tensors that it was not made for");
-  return py::make_tuple(gradients[0], gradients[1], gradients[2], gradients[3]);
+  return std::apply([](const auto&... one) { return py::make_tuple(one...); }, gradients);
 }
 
 }  // namespace
@@ -68,13 +69,13 @@ PYBIND11_MODULE(_native, m) {
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"));
   m.def("connect", &torch::connect);
   py::class_<CpuCalls>(m, "CpuCalls")
-      .def(py::init([](const py::object& geometry, int dtype, bool channels_last) {
-        return std::make_unique<CpuCalls>(problem_of(geometry, dtype, channels_last));
+      .def(py::init([](const py::object& geometry, int dtype, bool channels_last, bool residual) {
+        return std::make_unique<CpuCalls>(problem_of(geometry, dtype, channels_last, residual));
       }))
       .def_property_readonly("capsule",
                              [](const CpuCalls& calls) { return capsule_of(static_cast<const Calls*>(&calls)); });
   py::class_<Plan>(m, "Plan")
-      .def(py::init<py::object, py::object, py::object, py::object>())
+      .def(py::init<py::object, py::object, py::object, py::object, bool>())
       .def_property_readonly("geometry", &Plan::geometry)
       .def_property_readonly("backend", &Plan::backend)
       .def_property_readonly("native", &Plan::native)

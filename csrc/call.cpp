@@ -12,6 +12,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -24,8 +25,9 @@ using torch::View;
 
 namespace {
 
-constexpr int kSaved = 5;          // x, weight, bias, sigma, maps
-constexpr size_t kMostPlans = 32;  // kept by a call: the shapes of text have no end
+constexpr int kGiven = 6;           // x, weight, bias, sigma, residual, threshold
+constexpr int kSaved = kGiven + 1;  // and the maps
+constexpr size_t kMostPlans = 32;   // kept by a call: the shapes of text have no end
 
 struct Kept {
   PlanKey key;
@@ -83,12 +85,12 @@ PyObject* guarded(Body&& body) {
 }
 
 // By value: whatever is asked of Python lets other threads run, and change what is kept.
-Kept plan_for(State& state, PyObject* x, const View& view) {
-  const PlanKey key(view);
+Kept plan_for(State& state, PyObject* x, const View& view, bool residual) {
+  const PlanKey key(view, residual);
   if (state.last < state.plans.size() && state.plans[state.last].key == key) return state.plans[state.last];
   for (size_t i = 0; i < state.plans.size(); ++i)
     if (state.plans[i].key == key) return state.plans[state.last = i];
-  const py::object made = state.prepare(state.norm, state.backend, state.form, py::handle(x));
+  const py::object made = state.prepare(state.norm, state.backend, state.form, py::handle(x), residual);
   std::vector<Kept> dropped;  // at the end: what they hold may run anything as it goes
   if (state.plans.size() >= kMostPlans) dropped.swap(state.plans);
   state.plans.push_back({key, made, made.is_none() ? nullptr : made.cast<const Plan*>()});
@@ -105,7 +107,7 @@ bool all_plain(PyObject* const* objects, int count) {
 }
 
 bool differentiates(PyObject* const* objects) {
-  return torch::gradients_enabled() && std::any_of(objects, objects + 4, [](PyObject* object) {
+  return torch::gradients_enabled() && std::any_of(objects, objects + kGiven, [](PyObject* object) {
            return object != Py_None && !is_number(object) && torch::requires_grad(object);
          });
 }
@@ -123,22 +125,26 @@ py::object as_result(const Results& results, bool with_l1, bool with_statistics)
   return tuple_of(results.y.ptr(), results.l1.ptr(), with_statistics ? results.maps.ptr() : Py_None);
 }
 
-py::object call(State& state, PyObject* const* given, bool with_l1, bool with_statistics) {
-  PyObject *x = given[0], *weight = given[1], *bias = given[2], *sigma = given[3];
+Given given_of(PyObject* const* objects) {
+  return {objects[0], objects[1], objects[2], objects[3], objects[4], objects[5]};
+}
+
+py::object call(State& state, PyObject* const* objects, bool with_l1, bool with_statistics) {
+  const Given given = given_of(objects);
   Arguments arguments;
-  if (!all_plain(given, 4) || !torch::eager() || !torch::view_of(x, arguments.x) || arguments.x.numel == 0)
+  if (!all_plain(objects, kGiven) || !torch::eager() || !torch::view_of(given.x, arguments.x) || arguments.x.numel == 0)
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
-  const Kept kept = plan_for(state, x, arguments.x);
+  const Kept kept = plan_for(state, given.x, arguments.x, given.residual != Py_None);
   const Leeway leeway{state.shaped, !state.form.is_none()};
-  if (kept.plan == nullptr || !arguments_of(weight, bias, sigma, arguments) || !kept.plan->fits(arguments, leeway))
+  if (kept.plan == nullptr || !arguments_of(given, arguments) || !kept.plan->fits(arguments, leeway))
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
-  if (!differentiates(given))
-    return as_result(kept.plan->forward(x, weight, bias, sigma, arguments, with_l1, with_statistics, with_statistics),
-                     with_l1, with_statistics);
-  const Pending own{&kept, &arguments, x, with_l1, with_statistics};
+  if (!differentiates(objects))
+    return as_result(kept.plan->forward(given, arguments, with_l1, with_statistics, with_statistics), with_l1,
+                     with_statistics);
+  const Pending own{&kept, &arguments, given.x, with_l1, with_statistics};
   // what runs in between, as an object goes, may be a call too
   const Pending* outer = std::exchange(pending, &own);
-  PyObject* result = PyObject_Vectorcall(apply, given, 4, nullptr);
+  PyObject* result = PyObject_Vectorcall(apply, objects, kGiven, nullptr);
   pending = outer;
   if (result == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
@@ -146,34 +152,42 @@ py::object call(State& state, PyObject* const* given, bool with_l1, bool with_st
 
 PyObject* vectorcall(PyObject* self, PyObject* const* given, size_t flags, PyObject* keywords) {
   const Py_ssize_t count = PyVectorcall_NARGS(flags);
-  if (keywords != nullptr || count < 4 || count > 6) {
-    PyErr_SetString(PyExc_TypeError, "a call takes x, weight, bias, sigma, with_l1=False, with_statistics=False");
+  if (keywords != nullptr || count < 4 || count > 8) {
+    PyErr_SetString(PyExc_TypeError,
+                    "a call takes x, weight, bias, sigma, with_l1=False, with_statistics=False, residual=None, "
+                    "threshold=None");
     return nullptr;
   }
-  for (Py_ssize_t i = 4; i < count; ++i)
+  for (Py_ssize_t i = 4; i < count && i < 6; ++i)
     if (!PyBool_Check(given[i])) return not_implemented();
-  return guarded([&] {
-    State& state = *reinterpret_cast<Call*>(self)->state;
-    return call(state, given, count > 4 && given[4] == Py_True, count > 5 && given[5] == Py_True).release().ptr();
-  });
+  const auto flag = [&](Py_ssize_t i) { return count > i && given[i] == Py_True; };
+  const auto optional = [&](Py_ssize_t i) { return count > i ? given[i] : Py_None; };
+  PyObject* const objects[kGiven] = {given[0], given[1], given[2], given[3], optional(6), optional(7)};
+  return guarded(
+      [&] { return call(*reinterpret_cast<Call*>(self)->state, objects, flag(4), flag(5)).release().ptr(); });
 }
 
 void set(PyObject* owner, PyObject* name, PyObject* value) {
   if (PyObject_SetAttr(owner, name, value) != 0) throw py::error_already_set();
 }
 
-// forward(ctx, x, weight, bias, sigma) of the autograd function.
+// forward(ctx, x, weight, bias, sigma, residual, threshold) of the autograd function.
 PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&]() -> PyObject* {
     const Pending* own = std::exchange(pending, nullptr);
-    if (own == nullptr || count != 5 || given[1] != own->x) throw std::runtime_error("forward: not called by a Call");
-    PyObject *ctx = given[0], *x = given[1], *weight = given[2], *bias = given[3], *sigma = given[4];
+    if (own == nullptr || count != 1 + kGiven || given[1] != own->x)
+      throw std::runtime_error("forward: not called by a Call");
+    PyObject* ctx = given[0];
+    const auto [x, weight, bias, sigma, residual, threshold] = given_of(given + 1);
     const Plan& plan = *own->kept->plan;
     const Results results =
-        plan.forward(x, weight, bias, sigma, *own->arguments, own->with_l1, own->with_statistics, true);
+        plan.forward(given_of(given + 1), *own->arguments, own->with_l1, own->with_statistics, true);
     const bool number = is_number(sigma);
+    const auto read_again = [&](PyObject* object) { return plan.activates() ? object : Py_None; };
     set(ctx, names.to_save,
-        tuple_of(x, weight, plan.reads_bias() ? bias : Py_None, number ? Py_None : sigma, results.maps.ptr()).ptr());
+        tuple_of(x, weight, read_again(bias), number ? Py_None : sigma, read_again(residual), threshold,
+                 results.maps.ptr())
+            .ptr());
     set(ctx, names.materialize, Py_False);
     set(ctx, names.plan, own->kept->object.ptr());
     if (number) set(ctx, names.sigma, sigma);
@@ -183,7 +197,7 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   });
 }
 
-// backward(ctx, saved, dy, dl1): the gradients for x, weight, bias and sigma, or NotImplemented.
+// backward(ctx, saved, dy, dl1): the gradients for what forward was given, or NotImplemented.
 PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   return guarded([&]() -> PyObject* {
     if (count != 4 || !PyTuple_Check(given[1]) || PyTuple_GET_SIZE(given[1]) != kSaved)
@@ -196,14 +210,14 @@ PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t count) {
     const py::object sigma =
         tensors[3] == Py_None ? torch::attribute(ctx, names.sigma) : py::reinterpret_borrow<py::object>(tensors[3]);
     Needs needs;
-    for (int i = 0; i < 4; ++i) needs[i] = PySequence_Fast_GET_ITEM(needed.ptr(), i) == Py_True;
+    for (size_t i = 0; i < needs.size(); ++i) needs[i] = PySequence_Fast_GET_ITEM(needed.ptr(), i) == Py_True;
     Gradients gradients;
-    const Saved found{tensors[0], tensors[1], tensors[2], sigma.ptr(), tensors[4]};
+    const Saved found{{tensors[0], tensors[1], tensors[2], sigma.ptr(), tensors[4], tensors[5]}, tensors[kGiven]};
     // of a bias whose gradient is all that is needed of it
     const py::object dtype = needs[2] && tensors[2] == Py_None ? torch::attribute(ctx, names.bias_dtype) : py::none();
     if (!object.cast<const Plan*>()->backward(given[2], given[3], found, dtype.ptr(), needs, gradients))
       return not_implemented();
-    return tuple_of(gradients[0].ptr(), gradients[1].ptr(), gradients[2].ptr(), gradients[3].ptr()).release().ptr();
+    return std::apply([](const auto&... one) { return tuple_of(one.ptr()...); }, gradients).release().ptr();
   });
 }
 

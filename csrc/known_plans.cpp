@@ -23,8 +23,8 @@ std::shared_ptr<const Plan> held_by(const py::object& owner) {
 
 }  // namespace
 
-CallKey::CallKey(std::string_view norm, std::string_view backend, const torch::View& x)
-    : norm(norm), backend(backend), x(x) {}
+CallKey::CallKey(std::string_view norm, std::string_view backend, const torch::View& x, bool residual)
+    : norm(norm), backend(backend), x(x, residual) {}
 
 bool CallKey::operator==(const CallKey& other) const {
   return x == other.x && norm == other.norm && backend == other.backend;

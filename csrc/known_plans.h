@@ -15,7 +15,7 @@ namespace divnorm {
 // What a plan depends on of a call of an operator.
 struct CallKey {
   // backend: empty where none is named.
-  CallKey(std::string_view norm, std::string_view backend, const torch::View& x);
+  CallKey(std::string_view norm, std::string_view backend, const torch::View& x, bool residual);
   bool operator==(const CallKey& other) const;
   size_t hash() const;
 

@@ -39,30 +39,34 @@ bool view_of(Value given, View& view) { return shims::view_of(shims::handle(give
 bool view_of_optional(Value given, View& view) { return given == 0 || view_of(shims::held(given), view); }
 
 struct Places {
-  int x, weight, bias, sigma, sigma_value, norm, backend;
+  int x, weight, bias, sigma, sigma_value, norm, backend, residual, threshold;
 };
 
 // The plan for a call, or null where there is none yet or a tensor is unusual.
 std::shared_ptr<const Plan> plan_for(const Value* given, const Places& at, Arguments& arguments) {
   if (!view_of(given[at.x], arguments.x) || arguments.x.numel == 0) return nullptr;
   if (!view_of_optional(given[at.weight], arguments.weight) || !view_of_optional(given[at.bias], arguments.bias) ||
-      !view_of_optional(given[at.sigma], arguments.sigma))
+      !view_of_optional(given[at.sigma], arguments.sigma) ||
+      !view_of_optional(given[at.residual], arguments.residual) ||
+      !view_of_optional(given[at.threshold], arguments.threshold))
     return nullptr;
   arguments.sigma_value = shims::real(given[at.sigma_value]);
   const Value backend = given[at.backend];
-  return known.find({shims::text(given[at.norm]), backend == 0 ? "" : shims::text(shims::held(backend)), arguments.x});
+  return known.find({shims::text(given[at.norm]), backend == 0 ? "" : shims::text(shims::held(backend)), arguments.x,
+                     arguments.residual.given});
 }
 
 struct Forward {
   static constexpr Slot kSlots[] = {{Kind::tensor},       {Kind::tensor, true}, {Kind::tensor, true},
                                     {Kind::tensor, true}, {Kind::number},       {Kind::text},
-                                    {Kind::number},       {Kind::number},       {Kind::text, true}};
+                                    {Kind::number},       {Kind::number},       {Kind::text, true},
+                                    {Kind::tensor, true}, {Kind::tensor, true}};
   static constexpr const char* kInPython = "divnorm_kernels::forward_in_python";
   using Results = std::array<Tensor, 3>;  // y, maps, l1
 
   static bool serve(const Value* given, Results& results) {
     Arguments arguments;
-    const std::shared_ptr<const Plan> plan = plan_for(given, {0, 1, 2, 3, 4, 5, 8}, arguments);
+    const std::shared_ptr<const Plan> plan = plan_for(given, {0, 1, 2, 3, 4, 5, 8, 9, 10}, arguments);
     if (plan == nullptr || !plan->fits(arguments, {})) return false;
     const bool with_l1 = given[6] & 1, with_variance = given[7] & 1;
     const Problem& problem = plan->calls().problem();
@@ -80,25 +84,27 @@ struct Forward {
 };
 
 struct Backward {
-  static constexpr Slot kSlots[] = {{Kind::tensor, true}, {Kind::tensor, true}, {Kind::tensor},
-                                    {Kind::tensor},       {Kind::tensor, true}, {Kind::tensor, true},
-                                    {Kind::number, true}, {Kind::tensor, true}, {Kind::number},
-                                    {Kind::text},         {Kind::list},         {Kind::text, true}};
+  static constexpr Slot kSlots[] = {
+      {Kind::tensor, true}, {Kind::tensor, true}, {Kind::tensor},       {Kind::tensor},      {Kind::tensor, true},
+      {Kind::tensor, true}, {Kind::number, true}, {Kind::tensor, true}, {Kind::number},      {Kind::text},
+      {Kind::list},         {Kind::text, true},   {Kind::tensor, true}, {Kind::tensor, true}};
   static constexpr const char* kInPython = "divnorm_kernels::backward_in_python";
-  using Results = std::array<Tensor, 4>;  // dx, dweight, dbias, dsigma
+  using Results = std::array<Tensor, 6>;  // dx, dweight, dbias, dsigma, dresidual, dthreshold
 
   static bool serve(const Value* given, Results& results) {
     Arguments arguments;
     Upstream upstream;
-    const std::shared_ptr<const Plan> plan = plan_for(given, {2, 4, 5, 7, 8, 9, 11}, arguments);
+    const std::shared_ptr<const Plan> plan = plan_for(given, {2, 4, 5, 7, 8, 9, 11, 12, 13}, arguments);
     if (plan == nullptr || given[0] == 0 || !view_of_optional(given[0], upstream.dy) ||
         !view_of_optional(given[1], upstream.dl1) || !view_of(given[3], upstream.maps) ||
         !plan->fits(arguments, upstream, {}))
       return false;
     const std::vector<Value> needed = shims::list(given[10]);
-    if (needed.size() != 4) return false;
+    if (needed.size() != std::tuple_size_v<Results>) return false;
     const auto needs = [&](int i) { return (needed[i] & 1) != 0; };
-    if ((needs(1) && !arguments.weight.given) || (needs(3) && !arguments.sigma.given)) return false;
+    if ((needs(1) && !arguments.weight.given) || (needs(3) && !arguments.sigma.given) ||
+        (needs(4) && !arguments.residual.given) || (needs(5) && !arguments.threshold.given))
+      return false;
     // the gradient of a bias whose values nothing reads is as weight's
     const bool unread = needs(2) && !arguments.bias.given;
     if (unread && (!arguments.weight.given || given[6] == 0 ||
@@ -106,22 +112,32 @@ struct Backward {
       return false;
 
     const Dtype dtype = arguments.x.dtype;
+    BackwardCall call = plan->backward_call(arguments, upstream);
+    BackwardTensors& tensors = call.tensors;
     Tensor dx(arguments.x);
-    Parameter gradients[3];
-    const auto made = [&](int i, const View& like) {
+    tensors.dx = dx.data();
+    const auto made = [&](int i, const View& like, Parameter& gradient) {
       if (!needs(i)) return Tensor({0}, dtype);
-      Tensor gradient(like);
-      gradients[i - 1] = {gradient.data(), like.dtype, like.numel};
-      return gradient;
+      Tensor tensor(like);
+      gradient = {tensor.data(), like.dtype, like.numel};
+      return tensor;
     };
-    Tensor dweight = made(1, arguments.weight), dbias = made(2, unread ? arguments.weight : arguments.bias),
-           dsigma = made(3, arguments.sigma);
+    Parameter dresidual;
+    Tensor dweight = made(1, arguments.weight, tensors.dweight),
+           dbias = made(2, unread ? arguments.weight : arguments.bias, tensors.dbias),
+           dsigma = made(3, arguments.sigma, tensors.dsigma), added = made(4, arguments.residual, dresidual),
+           dthreshold = made(5, arguments.threshold, tensors.dthreshold);
+    tensors.dresidual = dresidual.data;
     if (needs(3) && !plan->calls().problem().suppression.present)  // sigma is not used
-      std::memset(gradients[2].data, 0, gradients[2].count * bytes_of(gradients[2].dtype));
-    BackwardCall call = plan->backward_call(arguments, upstream, dx.data(), gradients[0], gradients[1], gradients[2]);
+      std::memset(tensors.dsigma.data, 0, tensors.dsigma.count * bytes_of(tensors.dsigma.dtype));
     call.place.threads = shims::threads();
     plan->calls().backward(call);
-    results = {needs(0) ? std::move(dx) : Tensor({0}, dtype), std::move(dweight), std::move(dbias), std::move(dsigma)};
+    results = {needs(0) ? std::move(dx) : Tensor({0}, dtype),
+               std::move(dweight),
+               std::move(dbias),
+               std::move(dsigma),
+               std::move(added),
+               std::move(dthreshold)};
     ++backward_calls;
     return true;
   }
@@ -205,10 +221,11 @@ bool register_operators(const std::string& loaded) {
          shims::implement("CPU", "backward", kernel<Backward>);
 }
 
-void remember(const std::string& norm, const std::string& backend, const py::object& x, const py::object& plan) {
+void remember(const std::string& norm, const std::string& backend, const py::object& x, const py::object& owner) {
   View view;
-  if (plan.cast<const Plan&>().native() && torch::view_of(x.ptr(), view) && view.on_cpu())
-    known.add({norm, backend, view}, plan);
+  const Plan& plan = owner.cast<const Plan&>();
+  if (plan.native() && torch::view_of(x.ptr(), view) && view.on_cpu())
+    known.add({norm, backend, view, plan.residual()}, owner);
 }
 
 }  // namespace

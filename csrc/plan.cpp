@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 #include <utility>
 
 namespace divnorm {
@@ -69,6 +70,11 @@ bool fits_sigma(const View& sigma, const View& x, int64_t groups, bool one_in_a_
   return sigma.raw.ndim == 0 || (sigma.raw.ndim == 1 && (sigma.numel == groups || (one_in_a_row && sigma.numel == 1)));
 }
 
+// Whether a tensor like x in every way may stand beside it.
+bool accompanies(const View& other, const View& x) {
+  return other.dtype == x.dtype && other.beside(x) && other.lies_as(x);
+}
+
 int64_t kept_bytes(const Problem& problem) {
   return (problem.summation.present + problem.suppression.present) * problem.map_bytes();
 }
@@ -81,23 +87,26 @@ bool view_of_optional(PyObject* given, View& view) { return given == Py_None || 
 
 }  // namespace
 
-PlanKey::PlanKey(const View& x)
+PlanKey::PlanKey(const View& x, bool residual)
     : shape_{},
       ndim_(x.raw.ndim),
       dtype_(x.dtype),
       device_type_(x.raw.device.device_type),
       device_(x.raw.device.device_id),
-      contiguous_(x.contiguous()) {
+      contiguous_(x.contiguous()),
+      residual_(residual) {
   std::copy(x.raw.shape, x.raw.shape + ndim_, shape_.begin());
 }
 
 bool PlanKey::operator==(const PlanKey& other) const {
   return shape_ == other.shape_ && ndim_ == other.ndim_ && dtype_ == other.dtype_ &&
-         device_type_ == other.device_type_ && device_ == other.device_ && contiguous_ == other.contiguous_;
+         device_type_ == other.device_type_ && device_ == other.device_ && contiguous_ == other.contiguous_ &&
+         residual_ == other.residual_;
 }
 
 size_t PlanKey::hash() const {
-  size_t hash = static_cast<size_t>(dtype_) << 8 | static_cast<size_t>(ndim_) << 1 | static_cast<size_t>(contiguous_);
+  size_t hash = static_cast<size_t>(dtype_) << 8 | static_cast<size_t>(ndim_) << 2 |
+                static_cast<size_t>(contiguous_) << 1 | static_cast<size_t>(residual_);
   const auto mix = [&](int64_t value) { hash = (hash ^ static_cast<size_t>(value)) * 0x9E3779B97F4A7C15u; };
   for (int d = 0; d < ndim_; ++d) mix(shape_[d]);
   mix(device_type_);
@@ -105,23 +114,29 @@ size_t PlanKey::hash() const {
   return hash;
 }
 
-bool arguments_of(PyObject* weight, PyObject* bias, PyObject* sigma, Arguments& arguments) {
-  if (!view_of_optional(weight, arguments.weight) || !view_of_optional(bias, arguments.bias)) return false;
-  if (!PyFloat_CheckExact(sigma) && !PyLong_CheckExact(sigma)) return torch::view_of(sigma, arguments.sigma);
-  arguments.sigma_value = PyFloat_AsDouble(sigma);
+bool arguments_of(const Given& given, Arguments& arguments) {
+  if (!view_of_optional(given.weight, arguments.weight) || !view_of_optional(given.bias, arguments.bias) ||
+      !view_of_optional(given.residual, arguments.residual) || !view_of_optional(given.threshold, arguments.threshold))
+    return false;
+  if (!PyFloat_CheckExact(given.sigma) && !PyLong_CheckExact(given.sigma))
+    return torch::view_of(given.sigma, arguments.sigma);
+  arguments.sigma_value = PyFloat_AsDouble(given.sigma);
   if (!PyErr_Occurred()) return true;
   PyErr_Clear();  // an int that no float can hold
   return false;
 }
 
-Plan::Plan(py::object geometry, py::object backend, py::object calls, const py::object& like)
+Plan::Plan(py::object geometry, py::object backend, py::object calls, const py::object& like, bool residual)
     : device_(torch::device_of(like.ptr())),
       geometry_(std::move(geometry)),
       backend_(std::move(backend)),
-      owner_(std::move(calls)) {
+      owner_(std::move(calls)),
+      residual_(residual) {
   affine_size_ = geometry_.attr("affine_size").cast<int64_t>();
   groups_ = geometry_.attr("groups").cast<int64_t>();
-  reads_bias_ = !geometry_.attr("norm").attr("activation").is_none();
+  const py::object activation = geometry_.attr("norm").attr("activation");
+  activates_ = !activation.is_none();
+  thresholded_ = activates_ && activation.cast<std::string>() == "tlu";
   for (const py::handle extent : geometry_.attr("maps_shape")) maps_shape_.push_back(extent.cast<int64_t>());
   if (!owner_.is_none()) calls_ = py::capsule(owner_.attr("capsule")).get_pointer<const Calls>();
 }
@@ -142,13 +157,22 @@ py::object Plan::make_maps(PyObject* x, const View& view, bool with_variance) co
 }
 
 bool Plan::fits(const Arguments& arguments, Leeway leeway) const {
-  const View &x = arguments.x, &weight = arguments.weight, &bias = arguments.bias;
+  const View &x = arguments.x, &residual = arguments.residual;
+  if (residual.given != residual_) return false;
+  if (residual_ && !accompanies(residual, x)) return false;
+  return fits_parameters(arguments, leeway);
+}
+
+bool Plan::fits_parameters(const Arguments& arguments, Leeway leeway) const {
+  const View &x = arguments.x, &weight = arguments.weight, &bias = arguments.bias, &threshold = arguments.threshold;
   if (x.raw.device.device_type != device_.device_type || x.raw.device.device_id != device_.device_id) return false;
   if (weight.given && !fits_affine(weight, x, affine_size_, leeway.any_rank)) return false;
   // the shape of bias's gradient is that of weight
   if (bias.given && !(fits_affine(bias, x, affine_size_, leeway.any_rank) &&
                       (weight.given ? bias.lies_as(weight) : bias.raw.ndim == 1)))
     return false;
+  if (threshold.given != thresholded_) return false;
+  if (thresholded_ && !fits_affine(threshold, x, affine_size_, leeway.any_rank)) return false;
   if (arguments.sigma.given) return fits_sigma(arguments.sigma, x, groups_, leeway.one_in_a_row);
   return !std::isnan(arguments.sigma_value);
 }
@@ -156,9 +180,12 @@ bool Plan::fits(const Arguments& arguments, Leeway leeway) const {
 bool Plan::fits(const Arguments& arguments, const Upstream& upstream, Leeway leeway) const {
   const Problem& problem = calls_->problem();
   const View &x = arguments.x, &dy = upstream.dy, &dl1 = upstream.dl1, &maps = upstream.maps;
+  const View& residual = arguments.residual;
   if (x.dtype != problem.dtype || x.numel != problem.numel() || !lies_right(problem, x)) return false;
-  if (!fits(arguments, leeway)) return false;
-  if (dy.dtype != x.dtype || !dy.beside(x) || !dy.lies_as(x)) return false;
+  if (residual.given != (residual_ && activates_)) return false;
+  if (residual.given && !accompanies(residual, x)) return false;
+  if (!fits_parameters(arguments, leeway)) return false;
+  if (!accompanies(dy, x)) return false;
   if (dl1.given && (dl1.numel != 1 || dl1.dtype != compute() || !dl1.beside(x))) return false;
   return maps.dtype == compute() && maps.contiguous() && maps.beside(x) &&
          maps.numel * bytes_of(maps.dtype) >= kept_bytes(problem);
@@ -170,9 +197,11 @@ void Plan::point(Call& call, const Arguments& arguments, void* maps) const {
   const Problem& problem = calls_->problem();
   auto* address = static_cast<char*>(maps);
   call.tensors.x = arguments.x.data();
+  if (arguments.residual.given) call.tensors.residual = arguments.residual.data();
   call.tensors.weight = parameter(arguments.weight);
   call.tensors.bias = parameter(arguments.bias);
   call.tensors.sigma = parameter(arguments.sigma);
+  call.tensors.threshold = parameter(arguments.threshold);
   call.sigma_value = arguments.sigma_value;
   if (problem.summation.present) call.tensors.mean = address;
   if (problem.suppression.present) call.tensors.rstd = address + problem.summation.present * problem.map_bytes();
@@ -187,24 +216,21 @@ ForwardCall Plan::forward_call(const Arguments& arguments, void* y, void* maps, 
   return call;
 }
 
-BackwardCall Plan::backward_call(const Arguments& arguments, const Upstream& upstream, void* dx, Parameter dweight,
-                                 Parameter dbias, Parameter dsigma) const {
+BackwardCall Plan::backward_call(const Arguments& arguments, const Upstream& upstream) const {
   BackwardCall call;
   point(call, arguments, upstream.maps.data());
   call.tensors.dy = upstream.dy.data();
   if (upstream.dl1.given) call.dl1 = upstream.dl1.data();
-  call.tensors.dx = dx;
-  call.tensors.dweight = dweight;
-  call.tensors.dbias = dbias;
-  call.tensors.dsigma = dsigma;
   return call;
 }
 
-Results Plan::forward(PyObject* x, PyObject* weight, PyObject* bias, PyObject* sigma, const Arguments& arguments,
-                      bool with_l1, bool with_variance, bool keep_maps) const {
+Results Plan::forward(const Given& given, const Arguments& arguments, bool with_l1, bool with_variance,
+                      bool keep_maps) const {
+  PyObject* x = given.x;
   if (!native()) {
-    const py::tuple found = backend_.attr("forward")(geometry_, py::handle(x), py::handle(weight), py::handle(bias),
-                                                     py::handle(sigma), with_l1, with_variance);
+    const py::tuple found = backend_.attr("forward")(
+        geometry_, py::handle(x), py::handle(given.weight), py::handle(given.bias), py::handle(given.sigma), with_l1,
+        with_variance, py::handle(given.residual), py::handle(given.threshold));
     return {found[0], found[1], found[2]};
   }
   const View& view = arguments.x;
@@ -227,35 +253,42 @@ Results Plan::forward(PyObject* x, PyObject* weight, PyObject* bias, PyObject* s
 bool Plan::backward(PyObject* dy, PyObject* dl1, const Saved& saved, PyObject* bias_dtype, Needs needs,
                     Gradients& gradients) const {
   if (!native()) return false;
+  const Given& given = saved.given;
   Arguments arguments;
   Upstream upstream;
   py::object zero;
   if (dy == Py_None) {
-    zero = torch::zeros_like(saved.x);
+    zero = torch::zeros_like(given.x);
     dy = zero.ptr();
   }
-  if (!torch::view_of(saved.x, arguments.x) || !arguments_of(saved.weight, saved.bias, saved.sigma, arguments) ||
-      !torch::view_of(dy, upstream.dy) || !view_of_optional(dl1, upstream.dl1) ||
-      !torch::view_of(saved.maps, upstream.maps) || !fits(arguments, upstream, {true, true}))
+  if (!torch::view_of(given.x, arguments.x) || !arguments_of(given, arguments) || !torch::view_of(dy, upstream.dy) ||
+      !view_of_optional(dl1, upstream.dl1) || !torch::view_of(saved.maps, upstream.maps) ||
+      !fits(arguments, upstream, {true, true}))
     return false;
   View bias = arguments.bias;
-  PyObject* like_bias = saved.bias;
+  PyObject* like_bias = given.bias;
   if (needs[2] && !bias.given) {
-    if (saved.weight == Py_None || torch::dtype_of(saved.weight).ptr() != bias_dtype) return false;
+    if (given.weight == Py_None || torch::dtype_of(given.weight).ptr() != bias_dtype) return false;
     bias = arguments.weight;
-    like_bias = saved.weight;
+    like_bias = given.weight;
   }
   const auto made = [](bool needed, PyObject* like) { return needed ? torch::empty_like(like) : py::none(); };
   const auto room = [](const py::object& gradient, const View& like) {
     return gradient.is_none() ? Parameter{} : Parameter{torch::data_of(gradient.ptr()), like.dtype, like.numel};
   };
-  const py::object dx = torch::empty_like(saved.x);
-  gradients = {needs[0] ? dx : py::none(), made(needs[1], saved.weight), made(needs[2], like_bias),
-               made(needs[3], saved.sigma)};
+  const py::object dx = torch::empty_like(given.x);
+  gradients = {needs[0] ? dx : py::none(),  made(needs[1], given.weight),          made(needs[2], like_bias),
+               made(needs[3], given.sigma), made(needs[4] && activates_, given.x), made(needs[5], given.threshold)};
   if (needs[3] && !calls_->problem().suppression.present) torch::zero(gradients[3].ptr());  // sigma is not used
   const torch::Scratch scratch(arguments.x, calls_->scratch_bytes(Direction::backward));
-  BackwardCall call = backward_call(arguments, upstream, torch::data_of(dx.ptr()), room(gradients[1], arguments.weight),
-                                    room(gradients[2], bias), room(gradients[3], arguments.sigma));
+  BackwardCall call = backward_call(arguments, upstream);
+  call.tensors.dx = torch::data_of(dx.ptr());
+  call.tensors.dweight = room(gradients[1], arguments.weight);
+  call.tensors.dbias = room(gradients[2], bias);
+  call.tensors.dsigma = room(gradients[3], arguments.sigma);
+  call.tensors.dthreshold = room(gradients[5], arguments.threshold);
+  if (!gradients[4].is_none()) call.tensors.dresidual = torch::data_of(gradients[4].ptr());
+  if (needs[4] && !activates_) gradients[4] = py::reinterpret_borrow<py::object>(dy);
   call.place = place_of(arguments.x, scratch);
   const Released released(arguments.x);
   calls_->backward(call);

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .backends.native import Needs
 from .fields import Geometry
 from .norm import Norm
 from .prepared import Form
@@ -21,7 +22,7 @@ def connect() -> None:
 class CpuCalls:
     """The CPU's forward and backward of a geometry, for tensors of one dtype and memory format."""
 
-    def __init__(self, geometry: Geometry, dtype: int, channels_last: bool, /) -> None: ...
+    def __init__(self, geometry: Geometry, dtype: int, channels_last: bool, residual: bool, /) -> None: ...
     @property
     def capsule(self) -> object: ...
 
@@ -29,7 +30,13 @@ class Plan:
     """A geometry on tensors of one dtype, memory format and device."""
 
     def __init__(
-        self, geometry: Geometry, backend: ModuleType, calls: CpuCalls | CudaCalls | None, like: Tensor, /
+        self,
+        geometry: Geometry,
+        backend: ModuleType,
+        calls: CpuCalls | CudaCalls | None,
+        like: Tensor,
+        residual: bool,
+        /,
     ) -> None: ...
     @property
     def geometry(self) -> Geometry: ...
@@ -46,6 +53,8 @@ class Plan:
         sigma: Tensor | float,
         with_l1: bool,
         with_variance: bool,
+        residual: Tensor | None,
+        threshold: Tensor | None,
         /,
     ) -> tuple[Tensor, Tensor, Tensor | None]: ...
     def backward(
@@ -57,9 +66,11 @@ class Plan:
         weight: Tensor | None,
         bias: Tensor | None,
         sigma: Tensor | float,
-        needs: tuple[bool, bool, bool, bool],
+        needs: Needs,
+        residual: Tensor | None,
+        threshold: Tensor | None,
         /,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]: ...
+    ) -> tuple[Tensor | None, ...]: ...
 
 class Call:
     """What `divnorm_kernels.prepared.prepared` gives."""
@@ -69,7 +80,7 @@ class Call:
         norm: Norm,
         backend: str | None,
         form: Form | None,
-        prepare: Callable[[Norm, str | None, Form | None, Tensor], Plan | None],
+        prepare: Callable[[Norm, str | None, Form | None, Tensor, bool], Plan | None],
         /,
     ) -> None: ...
     def __call__(
@@ -80,10 +91,21 @@ class Call:
         sigma: Tensor | float,
         with_l1: bool = False,
         with_statistics: bool = False,
+        residual: Tensor | None = None,
+        threshold: Tensor | None = None,
         /,
     ) -> Any: ...
 
-def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, sigma: Tensor | float, /) -> Any:
+def forward(
+    ctx: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sigma: Tensor | float,
+    residual: Tensor | None,
+    threshold: Tensor | None,
+    /,
+) -> Any:
     """Of the autograd function that a `Call` applies."""
 
 def backward(
@@ -137,6 +159,7 @@ def cuda_strategy(
     backward: bool,
     device: dict[str, Any],
     row: dict[str, Any],
+    residual: bool = False,
     /,
 ) -> dict[str, Any]: ...
 
@@ -148,6 +171,7 @@ class CudaCalls:
         geometry: Geometry,
         dtype: int,
         channels_last: bool,
+        residual: bool,
         device_index: int,
         device: dict[str, Any],
         forward_row: dict[str, Any],

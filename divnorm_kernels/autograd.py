@@ -18,12 +18,14 @@ from .ops import differentiable_gradients, unread_bias
 
 
 class DivisiveNormFunction(torch.autograd.Function):
-    """``apply(x, weight, bias, sigma, geometry, backend, with_l1, with_variance)`` -> ``(y, l1, maps)``.
+    """``apply(x, weight, bias, sigma, residual, threshold, geometry, backend, with_l1, with_variance)``.
+
+    Gives ``(y, l1, maps)``.
 
     Most users want `divnorm_kernels.divisive_norm`, which checks its arguments and finds geometry and backend. Here
     ``sigma`` is a float or a tensor, ``geometry`` comes from `divnorm_kernels.fields.geometry` and ``backend`` from
     `divnorm_kernels.backends.select`; l1 is ``None`` unless asked for. Saved for backward: x, the maps (one tensor)
-    and the parameters, bias only where an activation makes backward read it.
+    and the parameters, bias and residual only where an activation makes backward read them.
     Under ``create_graph=True`` the gradient is the reference's, which is differentiable again.
     """
 
@@ -34,15 +36,18 @@ class DivisiveNormFunction(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         sigma: Tensor | float,
+        residual: Tensor | None,
+        threshold: Tensor | None,
         g: Geometry,
         backend: ModuleType,
         with_l1: bool,
         with_variance: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Computes y and l1 and saves what backward reads."""
-        y, maps, l1 = backend.forward(g, x, weight, bias, sigma, with_l1, with_variance)
+        y, maps, l1 = backend.forward(g, x, weight, bias, sigma, with_l1, with_variance, residual, threshold)
         sigma_tensor = sigma if isinstance(sigma, Tensor) else None
-        ctx.save_for_backward(x, weight, bias if g.norm.activation else None, sigma_tensor, maps)
+        read_again = (bias, residual) if g.norm.activation else (None, None)
+        ctx.save_for_backward(x, weight, read_again[0], sigma_tensor, read_again[1], threshold, maps)
         ctx.sigma = None if sigma_tensor is not None else sigma
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.geometry, ctx.backend = g, backend
@@ -52,7 +57,7 @@ class DivisiveNormFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None, dmaps: None) -> tuple[Tensor | None, ...]:
-        """Gradients for x, weight, bias and sigma."""
+        """Gradients for the tensors."""
         found = _gradients(ctx, ctx.saved_tensors, ctx.geometry, ctx.backend, dy, dl1)
         return (*found, None, None, None, None)
 
@@ -66,18 +71,24 @@ def _gradients(
     dl1: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the saved inputs, which may have a layer's shapes in place of the operator's."""
-    x, weight, bias, sigma, maps = saved
+    x, weight, bias, sigma, residual, threshold, maps = saved
     if dy is not None and dy.layout is not torch.strided:
         dy = dy.to_dense()
     shape, affine_shape = x.shape, None if weight is None else weight.shape
-    if shape != g.input_shape or any(t is not None and t.dim() != 1 for t in (weight, bias)):
-        x, dy = x.reshape(g.input_shape), None if dy is None else dy.reshape(g.input_shape)
-        weight, bias = (None if t is None else t.flatten() for t in (weight, bias))
-        dx, dweight, dbias, dsigma = _operators_gradients(ctx, g, backend, dy, dl1, x, weight, bias, sigma, maps)
-        dx = None if dx is None else dx.reshape(shape)
-        affine = (t if t is None or affine_shape is None else t.reshape(affine_shape) for t in (dweight, dbias))
-        return dx, *affine, dsigma
-    return _operators_gradients(ctx, g, backend, dy, dl1, x, weight, bias, sigma, maps)
+    affine_shape = threshold.shape if affine_shape is None and threshold is not None else affine_shape
+    parameters = (weight, bias, threshold)
+    if shape == g.input_shape and all(t is None or t.dim() == 1 for t in parameters):
+        return _operators_gradients(ctx, g, backend, dy, dl1, x, weight, bias, sigma, residual, threshold, maps)
+    x, dy, residual = (None if t is None else t.reshape(g.input_shape) for t in (x, dy, residual))
+    weight, bias, threshold = (None if t is None else t.flatten() for t in parameters)
+    dx, dweight, dbias, dsigma, dresidual, dthreshold = _operators_gradients(
+        ctx, g, backend, dy, dl1, x, weight, bias, sigma, residual, threshold, maps
+    )
+    dx, dresidual = (None if t is None else t.reshape(shape) for t in (dx, dresidual))
+    dweight, dbias, dthreshold = (
+        t if t is None or affine_shape is None else t.reshape(affine_shape) for t in (dweight, dbias, dthreshold)
+    )
+    return dx, dweight, dbias, dsigma, dresidual, dthreshold
 
 
 def _operators_gradients(
@@ -90,34 +101,56 @@ def _operators_gradients(
     weight: Tensor | None,
     bias: Tensor | None,
     sigma: Tensor | None,
+    residual: Tensor | None,
+    threshold: Tensor | None,
     maps: Tensor,
 ) -> tuple[Tensor | None, ...]:
     sigma = ctx.sigma if sigma is None else sigma
-    needs, bias_dtype = ctx.needs_input_grad[:4], getattr(ctx, "bias_dtype", None)
+    needs, bias_dtype = ctx.needs_input_grad[:6], getattr(ctx, "bias_dtype", None)
+    added = dy if needs[4] and g.norm.activation is None else None  # the residual's gradient where it is dy
+    needs = (*needs[:4], needs[4] and g.norm.activation is not None, needs[5])
     if torch.is_grad_enabled():  # exactly under create_graph=True
-        return differentiable_gradients(g, dy, dl1, x, weight, bias, bias_dtype, sigma, needs)
-    if direct(dy, dl1, x, maps, weight, bias, sigma):
+        found = differentiable_gradients(g, dy, dl1, x, weight, bias, bias_dtype, sigma, residual, threshold, needs)
+    elif direct(dy, dl1, x, maps, weight, bias, sigma, residual, threshold):
         if bias is None and needs[2]:
             bias = unread_bias(x, bias_dtype, g, weight)
-        return backend.backward(g, dy, dl1, x, maps, weight, bias, sigma, needs)
-    flops.register()
-    given, value = (sigma, 0.0) if isinstance(sigma, Tensor) else (None, float(sigma))
-    found = torch.ops.divnorm_kernels.backward(
-        dy, dl1, x, maps, weight, bias, bias_dtype, given, value, g.norm.text, needs, name_of(backend)
-    )
-    return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+        found = backend.backward(g, dy, dl1, x, maps, weight, bias, sigma, needs, residual, threshold)
+    else:
+        flops.register()
+        given, value = (sigma, 0.0) if isinstance(sigma, Tensor) else (None, float(sigma))
+        found = torch.ops.divnorm_kernels.backward(
+            dy,
+            dl1,
+            x,
+            maps,
+            weight,
+            bias,
+            bias_dtype,
+            given,
+            value,
+            g.norm.text,
+            needs,
+            name_of(backend),
+            residual,
+            threshold,
+        )
+        found = tuple(t if need else None for t, need in zip(found, needs, strict=True))
+    return found if added is None else (*found[:4], added, found[5])
 
 
 if module is not None:
 
     class PreparedFunction(torch.autograd.Function):
-        """``apply(x, weight, bias, sigma)`` for a prepared call, which knows the rest; of the compiled module."""
+        """``apply(x, weight, bias, sigma, residual, threshold)`` for a prepared call, which knows the rest.
+
+        Of the compiled module.
+        """
 
         forward = staticmethod(module.forward)
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor | None, dl1: Tensor | None = None, dmaps: None = None) -> Any:
-            """Gradients for x, weight, bias and sigma, of shapes as a layer has them."""
+            """Gradients for the tensors, of shapes as a layer has them."""
             # a function of Python's, as a compiler of backward needs
             saved = ctx.saved_tensors  # once: a checkpoint hands them out no second time
             if not torch.compiler.is_dynamo_compiling():

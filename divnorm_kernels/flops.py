@@ -59,6 +59,8 @@ def forward_flops(
     with_l1: bool,
     with_variance: bool,
     backend: str | None,
+    residual: Tensor | None = None,
+    threshold: Tensor | None = None,
     out_val: Any = None,
 ) -> int:
     """What a call of the operator costs.
@@ -66,19 +68,20 @@ def forward_flops(
     At a number of x, and behind the semicolon at a position of a map:
 
     - the mean: 2 (its sum, its subtraction); the window's sum and 1;
-    - the deviation: 3 (the square, its sum, the scaling); the window's sum and 4 (the average, sigma, 1 / root);
-    - weight, bias and l1: 1 each;
+    - the deviation: 3 (the square, its sum, the scaling); the window's sum and 4 (the average, sigma, 1 / root); for
+      p = 1 there is neither square nor root;
+    - weight, bias, residual and l1: 1 each;
     - a smooth activation: 3 to 9.
     """
     g = geometry(parsed(norm), tuple(x.shape))
-    number = (weight is not None) + (bias is not None) + with_l1 + _VALUE.get(g.norm.activation, 0)
+    number = sum(t is not None for t in (weight, bias, residual)) + with_l1 + _VALUE.get(g.norm.activation, 0)
     position = 0
     if g.summation is not None:
         number += 2
         position += _window(g) + 1
     if g.suppression is not None:
-        number += 3
-        position += _window(g) + 4
+        number += 1 + g.norm.p
+        position += _window(g) + 2 + g.norm.p
     return g.numel * number + _positions(g) * position
 
 
@@ -95,22 +98,25 @@ def backward_flops(
     norm: str,
     needs: list[bool],
     backend: str | None,
+    residual: Tensor | None = None,
+    threshold: Tensor | None = None,
     out_val: Any = None,
 ) -> int:
     """What a call of the operator costs, as far as its results need it.
 
     At a number of x, and behind the semicolon at a position of a map:
 
-    - x without its mean and scaled once more: 1 each, and with an activation 1 for each of weight and bias;
+    - x without its mean and scaled once more: 1 each, and with an activation 1 for each of weight, bias and residual;
     - dy times a smooth activation's slope: 7 to 17;
     - dbias: 1 (the sum of dy), dweight: 2 (the sum of dy times scaled x), dy times weight: 1;
-    - through the deviation, for dx and dsigma: 2 (a sum of products); 4 (times the cube of 1 / root and a constant);
+    - through the deviation, for dx and dsigma: 2 (a sum of products); 4 (times the cube of 1 / root and a constant),
+      for p = 1 3;
     - dsigma: 0; 1 (its sum);
-    - dx by the deviation: 3 (two products and their sum); the window's sum and 1;
+    - dx by the deviation: 3 (two products and their sum), for p = 1 2; the window's sum and 1;
     - dx by the mean: 2 (a sum, its subtraction); the window's sum and 1;
     - dx by l1: 1.
     """
-    dx, dweight, dbias, dsigma = needs
+    dx, dweight, dbias, dsigma, *_ = needs
     g = geometry(parsed(norm), tuple(x.shape))
     mean, deviation, activation = g.summation is not None, g.suppression is not None, g.norm.activation
     if dy is None:  # the gradient of l1 alone
@@ -120,13 +126,13 @@ def backward_flops(
     scaled = dweight or activation is not None
     number = mean * (scaled or through or (dx and dl1 is not None)) + deviation * scaled
     if activation is not None:
-        number += (weight is not None) + (bias is not None)
+        number += sum(t is not None for t in (weight, bias, residual))
     if activation in _SLOPE:
         number += _SLOPE[activation] + 1
     number += dbias + 2 * dweight
     number += (dy is not None and weight is not None) * (dx or dsigma) + 2 * through
-    number += dx * (3 * deviation + 2 * mean + (dl1 is not None))
-    position = 4 * through + dsigma + dx * (_window(g) + 1) * (deviation + mean)
+    number += dx * ((1 + g.norm.p) * deviation + 2 * mean + (dl1 is not None))
+    position = (2 + g.norm.p) * through + dsigma + dx * (_window(g) + 1) * (deviation + mean)
     return g.numel * number + _positions(g) * position
 
 

@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import flops, sharding
 from .addresses import check_alive, check_held, direct
 from .autograd import DivisiveNormFunction
-from .backends import check_name, select, served_alone
+from .backends import check_name, select
 from .checks import (
     check_activation,
     check_affine,
@@ -23,10 +23,8 @@ from .checks import (
     check_residual,
     check_sigma,
     check_threshold,
-    compute_dtype,
     sizes_of,
 )
-from .epilogue import applied
 from .fields import UNKNOWN, geometry
 from .norm import Norm, Window, exact, norm_of
 from .prepared import prepared
@@ -81,12 +79,12 @@ def divisive_norm(
             makes s without sigma the standard deviation of a normal v: 1 for p = 2, sqrt(pi/2) for p = 1. For
             ``math.inf`` s is abs(sigma) plus the largest abs(v) of the field, times c_inf, which is taken to be 1; of
             equal ones the first has the gradient. Float32 holds powers from 1e-38 to 1e38. Where v is 0, abs(v) counts
-            as flat. No kernel computes other exponents than 2.
-        subtract_mean: without, x stands in the numerator in place of v; s is v's all the same. No kernel computes it.
+            as flat. Kernels compute 1 and 2.
+        subtract_mean: without, x stands in the numerator in place of v; s is v's all the same.
         residual: added before the activation: a tensor of x's shape, dtype and device.
         activation: ``"relu"``: y is never below zero, and where it would be its gradient is zero; costs no pass.
             ``"silu"``, y sigmoid(y), and ``"gelu"`` and ``"gelu_tanh"``, torch's two forms of it; ``"tlu"``,
-            max(y, threshold). With a residual or "tlu", kernels compute the norm and plain PyTorch what stands behind.
+            max(y, threshold).
         threshold: of "tlu", as ``weight``; where y is no larger, the gradient is the threshold's.
         return_l1: also return the mean of abs(v), the paper's sparse regulariser before its coefficient.
         backend: ``None`` (the best for x), ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
@@ -99,14 +97,13 @@ def divisive_norm(
         TypeError, ValueError: on a bad argument; the message names it, what it got and what was expected.
         RuntimeError: where the named backend cannot serve the call; the message says why.
     """
-    usual = residual is None and threshold is None and exact(window, norm_window)
-    if usual and not is_dynamo_compiling():
+    if exact(window, norm_window) and not is_dynamo_compiling():
         try:
             call = _prepared(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean, backend)
         except (TypeError, ValueError):  # a list, which has no hash, or what is refused below
             pass
         else:
-            found = call(x, weight, bias, sigma, return_l1)
+            found = call(x, weight, bias, sigma, return_l1, False, residual, threshold)
             if found is not NotImplemented:
                 return found[:2] if return_l1 else found
     tensors = x, weight, bias, sigma, residual, threshold
@@ -155,9 +152,9 @@ def normalize(
     or over the batch (1, groups, 1, ...). They have no gradient. ``call``: the prepared one, where the caller holds it.
     """
     check_name(backend)
-    if residual is None and threshold is None and not is_dynamo_compiling():
+    if not is_dynamo_compiling():
         call = prepared(norm, backend) if call is None else call
-        found = call(x, weight, bias, sigma, with_l1, with_statistics)
+        found = call(x, weight, bias, sigma, with_l1, with_statistics, residual, threshold)
         if found is not NotImplemented:
             y, l1, maps = found if with_l1 or with_statistics else (found, None, None)
             return y, l1, (maps[0], maps[-1]) if with_statistics else None
@@ -172,13 +169,6 @@ def normalize(
         sigma = float(sigma)
     check_flag("return_l1", with_l1)
 
-    if backend is None and not (sharding.distributed(x) or _recorded() or _transformed()):
-        alone = served_alone(norm, residual is not None)
-        if alone is not None:
-            return _with_torch_behind(
-                norm, alone, x, weight, bias, sigma, with_l1, with_statistics, residual, threshold
-            )
-
     kernels = select(backend, g, x, residual is not None)
     if kernels is not None and _transformed():
         if backend is not None:
@@ -188,11 +178,11 @@ def normalize(
             )
         kernels = None
     by_reference = kernels is None or _recorded()
-    if not by_reference and direct(x, weight, bias, sigma):
+    if not by_reference and direct(x, weight, bias, sigma, residual, threshold):
         if torch.is_grad_enabled():
-            y, l1, maps = _apply(x, weight, bias, sigma, g, kernels, with_l1, with_statistics)
+            y, l1, maps = _apply(x, weight, bias, sigma, residual, threshold, g, kernels, with_l1, with_statistics)
         else:
-            y, maps, l1 = kernels.forward(g, x, weight, bias, sigma, with_l1, with_statistics)
+            y, maps, l1 = kernels.forward(g, x, weight, bias, sigma, with_l1, with_statistics, residual, threshold)
     elif sharding.distributed(x):
 
         def on_own(
@@ -215,7 +205,7 @@ def normalize(
         return y, l1, statistics(g, x) if with_statistics else None
     else:
         if not torch.compiler.is_compiling():
-            check_alive(x=x, weight=weight, bias=bias, sigma=sigma)
+            check_alive(x=x, weight=weight, bias=bias, sigma=sigma, residual=residual, threshold=threshold)
         flops.register()
         y, maps, l1 = torch.ops.divnorm_kernels.forward(
             x,
@@ -227,36 +217,10 @@ def normalize(
             with_l1,
             with_statistics,
             backend,
+            residual,
+            threshold,
         )
     return y, l1, (maps[0], maps[-1]) if with_statistics else None
-
-
-def _with_torch_behind(
-    norm: Norm,
-    alone: Norm,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    sigma: Tensor | float,
-    with_l1: bool,
-    with_statistics: bool,
-    residual: Tensor | None,
-    threshold: Tensor | None,
-) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
-    """`normalize` where kernels serve the norm ``alone`` and plain PyTorch what stands behind it."""
-    eager = not torch.compiler.is_compiling()
-    if eager:
-        check_held(residual=residual, threshold=threshold)
-    # half types go by the dtype of the computation: y rounds once, behind everything
-    compute = compute_dtype(x)
-    wide, weight, bias = (None if t is None else t.to(compute) for t in (x, weight, bias))
-    sigma = sigma.to(compute) if isinstance(sigma, Tensor) else sigma
-    y, l1, found = normalize(alone, wide, weight, bias, sigma, with_l1, None, with_statistics)
-    tau = threshold if threshold is None or x.dim() == 2 else threshold.view(-1, *[1] * (x.dim() - 2))
-    y = applied(y, residual, norm.activation, tau).to(x.dtype)
-    if eager and y.requires_grad:
-        y.register_hook(_check_gradient)
-    return y, l1, found
 
 
 @lru_cache(maxsize=256, typed=True)

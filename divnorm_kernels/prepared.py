@@ -30,7 +30,7 @@ class Form(Protocol):
 
 @lru_cache(maxsize=256)
 def prepared(norm: Norm, backend: str | None, form: Form | None = None) -> Callable[..., Any]:
-    """``call(x, weight, bias, sigma, with_l1=False, with_statistics=False)`` of a normalization.
+    """``call(x, weight, bias, sigma, with_l1=False, with_statistics=False, residual=None, threshold=None)``.
 
     Gives y, or where one of the latter is true ``(y, l1, maps)``, as `divnorm_kernels.functional.normalize` does but
     with the statistics in one tensor; or NotImplemented. ``form``: of a layer whose x has other shapes than the
@@ -44,7 +44,7 @@ def nothing(*arguments: object) -> Any:
     return NotImplemented
 
 
-def _plan(norm: Norm, backend: str | None, form: Form | None, x: Tensor) -> Any:
+def _plan(norm: Norm, backend: str | None, form: Form | None, x: Tensor, residual: bool) -> Any:
     """The plan for an ``x`` without gaps, or ``None`` where the compiled module does not serve it."""
     shape = tuple(x.shape)
     try:
@@ -52,8 +52,8 @@ def _plan(norm: Norm, backend: str | None, form: Form | None, x: Tensor) -> Any:
         if own != shape and not x.is_contiguous():
             return None
         x, g = x.detach().view(own), geometry(norm, own)
-        kernels = select(backend, g, x)
+        kernels = select(backend, g, x, residual)
     except (TypeError, ValueError, RuntimeError):  # said again where the call goes on
         return None
-    plan = None if kernels is None or g.numel == 0 else kernels.plan_for(g, x)
+    plan = None if kernels is None or g.numel == 0 else kernels.plan_for(g, x, residual)
     return plan if own == shape or plan is None or plan.native else None

@@ -205,11 +205,13 @@ def gradients(
     sigma: Tensor | float,
     dy: Tensor | None,
     dl1: Tensor | None,
-    needs: tuple[bool, bool, bool, bool],
+    needs: tuple[bool, ...],
     create_graph: bool = False,
+    residual: Tensor | None = None,
+    threshold: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients for (x, weight, bias, sigma) where needed, else ``None``; differentiable with ``create_graph``."""
-    inputs = (x, weight, bias, sigma)
+    """Gradients for what `evaluate` takes where needed, else ``None``; differentiable with ``create_graph``."""
+    inputs = (x, weight, bias, sigma, residual, threshold)
     with torch.enable_grad():
         if not create_graph:
             inputs = tuple(

@@ -3,7 +3,7 @@
 A backend is a module with
 
 - ``missing()``: why it is not available on this machine, or ``None``;
-- ``refusal(g, x)``: why it cannot serve this call, or ``None``;
+- ``refusal(g, x, residual)``: why it cannot serve this call, which has a residual or has none, or ``None``;
 - ``description()``: what a benchmark names its kernels;
 - ``forward`` and ``backward``, with the signatures of `divnorm_kernels.backends.cpu`.
 
@@ -17,7 +17,7 @@ from types import ModuleType
 from torch import Tensor
 
 from ..fields import Geometry
-from ..norm import Norm, norm_of
+from ..norm import Norm
 from . import cpu, cuda, triton
 from .preference import order
 
@@ -32,32 +32,9 @@ def availability() -> dict[str, str | None]:
     return {**{name: backend.missing() for name, backend in KERNELS.items()}, "reference": None}
 
 
-def without_kernels(norm: Norm, residual: bool = False) -> str | None:
-    """What of a call no kernel computes, whatever its tensors; ``None`` where kernels may serve all of it.
-
-    ``residual``: whether one is added.
-    """
-    if norm.p != 2:
-        what = f"p={norm.p}"
-    elif not norm.subtract_mean:
-        what = "subtract_mean=False"
-    elif residual:
-        what = "a residual"
-    elif norm.activation == "tlu":
-        what = f"activation={norm.activation!r}"
-    else:
-        return None
-    return f"{what}: no kernel computes it"
-
-
-def served_alone(norm: Norm, residual: bool = False) -> Norm | None:
-    """``norm`` without what stands behind it, where kernels serve that and not all of it; else ``None``."""
-    if without_kernels(norm, residual) is None:
-        return None
-    alone = norm_of(
-        norm.window, norm.norm_window, norm.groups, norm.edges, norm.over_batch, None, norm.p, norm.subtract_mean
-    )
-    return alone if without_kernels(alone) is None else None
+def without_kernels(norm: Norm) -> str | None:
+    """What of a normalization no kernel computes, whatever its tensors; ``None`` where kernels may serve it."""
+    return None if norm.p in (1, 2) else f"p={norm.p}: kernels compute 1 and 2"
 
 
 def select(name: str | None, g: Geometry, x: Tensor, residual: bool = False) -> ModuleType | None:
@@ -69,16 +46,16 @@ def select(name: str | None, g: Geometry, x: Tensor, residual: bool = False) -> 
         TypeError, ValueError: on a name that is none.
         RuntimeError: where the named backend is missing here or cannot serve the call; the message says why.
     """
-    reason = without_kernels(g.norm, residual)
+    reason = without_kernels(g.norm)
     if name is None:
         for candidate in order(g, x) if reason is None else ():
-            if KERNELS[candidate].refusal(g, x) is None:
+            if KERNELS[candidate].refusal(g, x, residual) is None:
                 return KERNELS[candidate]
         return None
     check_name(name)
     if name == "reference":
         return None
-    reason = reason or KERNELS[name].refusal(g, x)
+    reason = reason or KERNELS[name].refusal(g, x, residual)
     if reason is not None:
         raise RuntimeError(f"backend: got {name!r}, which cannot serve this call: {reason}")
     return KERNELS[name]

@@ -10,13 +10,13 @@ from torch import Tensor
 from ..fields import Geometry
 from ..layout import channels_last_strides
 from . import native
-from .native import DTYPES, missing, module
+from .native import DTYPES, Needs, missing, module
 
 if module is not None and "DIVNORM_INSTRUCTION_SET" in os.environ:
     module.use_instruction_set(os.environ["DIVNORM_INSTRUCTION_SET"])
 
 
-def refusal(g: Geometry, x: Tensor) -> str | None:
+def refusal(g: Geometry, x: Tensor, residual: bool = False) -> str | None:
     """Why this call cannot be served, or ``None``."""
     if module is None:
         return missing()
@@ -47,13 +47,13 @@ def use_instruction_set(name: str) -> None:
     module.use_instruction_set(name)
 
 
-def plan_for(g: Geometry, x: Tensor) -> module.Plan:
-    """The compiled module's plan for calls of ``g`` on such an x."""
-    key = (x.dtype, channels_last_strides(x))
+def plan_for(g: Geometry, x: Tensor, residual: bool = False) -> module.Plan:
+    """The compiled module's plan for calls of ``g`` on such an x; ``residual``: whether they have one."""
+    key = (x.dtype, channels_last_strides(x), residual)
     calls = g.cache.get(key)
     if calls is None:
-        calls = g.cache[key] = module.CpuCalls(g, DTYPES[x.dtype], key[1])
-    return module.Plan(g, sys.modules[__name__], calls, x)
+        calls = g.cache[key] = module.CpuCalls(g, DTYPES[x.dtype], *key[1:])
+    return module.Plan(g, sys.modules[__name__], calls, x, residual)
 
 
 def forward(
@@ -64,12 +64,14 @@ def forward(
     sigma: Tensor | float,
     with_l1: bool,
     with_variance: bool = False,
+    residual: Tensor | None = None,
+    threshold: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``(y, maps, l1)``; maps, of ``g.kept_shape(with_variance)``, holds mean, rstd and the variance.
 
     ``with_variance`` is for geometries that are `whole` and divide; the variance is that of v, without sigma^2.
     """
-    return native.forward(plan_for, g, x, weight, bias, sigma, with_l1, with_variance)
+    return native.forward(plan_for, g, x, weight, bias, sigma, with_l1, with_variance, residual, threshold)
 
 
 def backward(
@@ -81,7 +83,12 @@ def backward(
     weight: Tensor | None,
     bias: Tensor | None,
     sigma: Tensor | float,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients for (x, weight, bias, sigma) from those of y and l1 (``None``: zero); ``None`` where not needed."""
-    return native.backward(plan_for, g, dy, dl1, x, maps, weight, bias, sigma, needs)
+    needs: Needs,
+    residual: Tensor | None = None,
+    threshold: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients for (x, weight, bias, sigma, residual, threshold) from those of y and l1, ``None``: zero.
+
+    ``None`` where not needed. Without an activation there is no residual here: its gradient is dy.
+    """
+    return native.backward(plan_for, g, dy, dl1, x, maps, weight, bias, sigma, needs, residual, threshold)

@@ -18,6 +18,10 @@ from ..layout import dense
 _PACKAGE = "divnorm_kernels"
 
 
+Needs = tuple[bool, bool, bool, bool, bool, bool]
+"""Which gradients are needed: of x, weight, bias, sigma, residual and threshold."""
+
+
 def _not_built() -> str:
     """Why there is no compiled module: what setup.py left in its place, or that nothing was built for this Python."""
     package = files(_PACKAGE)
@@ -49,8 +53,8 @@ except (ImportError, AttributeError, RuntimeError) as error:
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
-PlanFor = Callable[[Geometry, Tensor], Any]
-"""Gives the plan (``module.Plan``) of a geometry and an x without gaps."""
+PlanFor = Callable[[Geometry, Tensor, bool], Any]
+"""Gives the plan (``module.Plan``) of a geometry, an x without gaps and whether there is a residual."""
 
 
 def missing() -> str | None:
@@ -72,14 +76,19 @@ def forward(
     sigma: Tensor | float,
     with_l1: bool,
     with_variance: bool,
+    residual: Tensor | None,
+    threshold: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``(y, maps, l1)``, as of `divnorm_kernels.backends.cpu.forward`."""
     x = dense(x)
+    residual = None if residual is None else dense(residual, like=x)
     if g.numel == 0:
         compute = compute_dtype(x)
         maps = x.new_empty(g.kept_shape(with_variance), dtype=compute)
         return torch.empty_like(x), maps, x.new_zeros((), dtype=compute) if with_l1 else None
-    return plan_for(g, x).forward(x, _packed(weight), _packed(bias), _packed(sigma), with_l1, with_variance)
+    weight, bias, sigma, threshold = map(_packed, (weight, bias, sigma, threshold))
+    plan = plan_for(g, x, residual is not None)
+    return plan.forward(x, weight, bias, sigma, with_l1, with_variance, residual, threshold)
 
 
 def backward(
@@ -92,12 +101,17 @@ def backward(
     weight: Tensor | None,
     bias: Tensor | None,
     sigma: Tensor | float,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients for (x, weight, bias, sigma), as of `divnorm_kernels.backends.cpu.backward`."""
+    needs: Needs,
+    residual: Tensor | None,
+    threshold: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients for what forward was given, as of `divnorm_kernels.backends.cpu.backward`."""
     x = dense(x)
     if g.numel == 0:
-        inputs = (x, weight, bias, sigma)
+        inputs = (x, weight, bias, sigma, residual, threshold)
         return tuple(torch.zeros_like(t) if need else None for t, need in zip(inputs, needs, strict=True))
     dy = None if dy is None else dense(dy, like=x)
-    return plan_for(g, x).backward(dy, dl1, x, _packed(maps), _packed(weight), _packed(bias), _packed(sigma), needs)
+    residual = None if residual is None else dense(residual, like=x)
+    maps, weight, bias, sigma, threshold = map(_packed, (maps, weight, bias, sigma, threshold))
+    plan = plan_for(g, x, residual is not None)
+    return plan.backward(dy, dl1, x, maps, weight, bias, sigma, needs, residual, threshold)

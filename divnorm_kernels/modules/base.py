@@ -245,9 +245,8 @@ class NormalizationLayer(nn.Module):
         `torch.fx` records the layer is one node, as torch.nn's are.
         """
         x = input
-        usual = type(x) is Tensor and residual is None and self._form is not None
-        if usual and not torch.compiler.is_dynamo_compiling():
-            y = self._at_once(x)
+        if type(x) is Tensor and self._form is not None and not torch.compiler.is_dynamo_compiling():
+            y = self._at_once(x, residual)
             if y is not NotImplemented:
                 return self._followed(y) if self.followed_by else y
         for t in (x, residual):
@@ -275,11 +274,11 @@ class NormalizationLayer(nn.Module):
                 raise
         return self._followed(y)
 
-    def _at_once(self, x: Tensor) -> Tensor:
+    def _at_once(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """`forward` by a prepared call; NotImplemented where it does not serve."""
         parameters = self._parameters  # a module's own look-up takes longer than a small kernel
         try:
-            weight, bias = parameters["weight"], parameters["bias"]
+            weight, bias, threshold = parameters["weight"], parameters["bias"], parameters["threshold"]
             sigma = parameters["sigma"] if self.learn_sigma else self.sigma
         except KeyError:  # parametrized, or in a replica
             return NotImplemented
@@ -287,7 +286,7 @@ class NormalizationLayer(nn.Module):
             sigma = self._least_sigma(x)
         call = self._prepared_call()
         with_l1 = self._l1_weight > 0 and self.training
-        y = call(x, weight, bias, sigma, with_l1)
+        y = call(x, weight, bias, sigma, with_l1, False, residual, threshold)
         if y is NotImplemented:
             return y
         if with_l1:
@@ -300,7 +299,7 @@ class NormalizationLayer(nn.Module):
     def _prepared_call(self) -> Callable[..., Any]:
         if self._prepared is None:
             # a subclass may make its parameters from others
-            own = not any(hasattr(type(self), name) for name in ("weight", "bias", "sigma"))
+            own = not any(hasattr(type(self), name) for name in ("weight", "bias", "sigma", "threshold"))
             self._prepared = prepared(self._norm, self._backend, self._form) if own else nothing
         return self._prepared
 

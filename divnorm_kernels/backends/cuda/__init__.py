@@ -13,7 +13,7 @@ from ...constant import constant
 from ...fields import Geometry
 from ...layout import channels_last_strides
 from .. import native
-from ..native import DTYPES, module
+from ..native import DTYPES, Needs, module
 from ..native import missing as module_missing
 from .table import Device, device, row_for
 
@@ -51,7 +51,7 @@ def missing() -> str | None:
     return reason
 
 
-def refusal(g: Geometry, x: Tensor) -> str | None:
+def refusal(g: Geometry, x: Tensor, residual: bool = False) -> str | None:
     """Why this call cannot be served, or ``None``."""
     if x.device.type != DEVICE_TYPE:
         return missing() or f"x is on {x.device}, this backend computes on {DEVICE_TYPE} devices"
@@ -62,6 +62,9 @@ def refusal(g: Geometry, x: Tensor) -> str | None:
         return f"x has dtype {x.dtype}"
     if max(g.batch, g.channels, g.numel // max(1, g.batch * g.channels)) >= most_positions:
         return f"x has {most_positions} or more samples, channels or positions"
+    norm = g.norm
+    if residual or norm.activation == "tlu" or norm.p != 2 or not norm.subtract_mean:
+        return "not yet"
     return None
 
 
@@ -87,20 +90,21 @@ def device_of(index: int | None) -> Device:
     return device(index)
 
 
-def calls_for(g: Geometry, x: Tensor) -> Any:
-    """The compiled calls for a geometry, made once per dtype, memory format and device."""
-    key = ("cuda", x.dtype, channels_last_strides(x), x.device.index)
+def calls_for(g: Geometry, x: Tensor, residual: bool = False) -> Any:
+    """The compiled calls for a geometry, made once per dtype, memory format, device and whether there is a residual."""
+    key = ("cuda", x.dtype, channels_last_strides(x), x.device.index, residual)
     calls = g.cache.get(key)
     if calls is None:
         found = device_of(x.device.index)
         rows = (row_for(found, direction, x.element_size()) for direction in ("forward", "backward"))
-        calls = g.cache[key] = library.CudaCalls(g, DTYPES[x.dtype], key[2], x.device.index or 0, found.facts(), *rows)
+        made = library.CudaCalls(g, DTYPES[x.dtype], key[2], residual, x.device.index or 0, found.facts(), *rows)
+        calls = g.cache[key] = made
     return calls
 
 
-def plan_for(g: Geometry, x: Tensor) -> Any:
-    """The compiled module's plan for calls of ``g`` on such an x."""
-    return module.Plan(g, sys.modules[__name__], calls_for(g, x), x)
+def plan_for(g: Geometry, x: Tensor, residual: bool = False) -> Any:
+    """The compiled module's plan for calls of ``g`` on such an x; ``residual``: whether they have one."""
+    return module.Plan(g, sys.modules[__name__], calls_for(g, x, residual), x, residual)
 
 
 def strategies(g: Geometry, x: Tensor) -> tuple[str, str]:
@@ -116,9 +120,11 @@ def forward(
     sigma: Tensor | float,
     with_l1: bool,
     with_variance: bool = False,
+    residual: Tensor | None = None,
+    threshold: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``(y, maps, l1)``, as of `divnorm_kernels.backends.cpu.forward`."""
-    return native.forward(plan_for, g, x, weight, bias, sigma, with_l1, with_variance)
+    return native.forward(plan_for, g, x, weight, bias, sigma, with_l1, with_variance, residual, threshold)
 
 
 def backward(
@@ -130,7 +136,12 @@ def backward(
     weight: Tensor | None,
     bias: Tensor | None,
     sigma: Tensor | float,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients for (x, weight, bias, sigma) from those of y and l1 (``None``: zero); ``None`` where not needed."""
-    return native.backward(plan_for, g, dy, dl1, x, maps, weight, bias, sigma, needs)
+    needs: Needs,
+    residual: Tensor | None = None,
+    threshold: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients for (x, weight, bias, sigma, residual, threshold) from those of y and l1, ``None``: zero.
+
+    ``None`` where not needed. Without an activation there is no residual here: its gradient is dy.
+    """
+    return native.backward(plan_for, g, dy, dl1, x, maps, weight, bias, sigma, needs, residual, threshold)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...fields import Geometry
 from ...layout import channels_last_strides, dense
-from ..native import module
+from ..native import Needs, module
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
@@ -32,7 +32,7 @@ def missing() -> str | None:
     return None
 
 
-def refusal(g: Geometry, x: Tensor) -> str | None:
+def refusal(g: Geometry, x: Tensor, residual: bool = False) -> str | None:
     """Why this call cannot be served, or ``None``."""
     if not _INSTALLED:
         return "the package triton is not installed"
@@ -41,6 +41,9 @@ def refusal(g: Geometry, x: Tensor) -> str | None:
         return f"x is on {x.device}, this backend computes on {where}"
     if x.dtype not in _DTYPES:
         return f"x has dtype {x.dtype}, this backend computes in float32"
+    norm = g.norm
+    if residual or norm.activation == "tlu" or norm.p != 2 or not norm.subtract_mean:
+        return "not yet"
     return None
 
 
@@ -51,9 +54,9 @@ def description() -> str:
     return f"Triton {triton.__version__}" + (", interpreted" if INTERPRETED else "")
 
 
-def plan_for(g: Geometry, x: Tensor) -> Any:
+def plan_for(g: Geometry, x: Tensor, residual: bool = False) -> Any:
     """What a prepared call keeps for calls on such an x: the functions below are what it runs."""
-    return module.Plan(g, sys.modules[__name__], None, x)
+    return module.Plan(g, sys.modules[__name__], None, x, residual)
 
 
 def _kind(t: Tensor | float | None) -> torch.dtype | tuple[torch.dtype, int] | None:
@@ -110,6 +113,8 @@ def forward(
     sigma: Tensor | float,
     with_l1: bool,
     with_variance: bool = False,
+    residual: Tensor | None = None,
+    threshold: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``(y, maps, l1)``, as of `divnorm_kernels.backends.cpu.forward`."""
     x = dense(x)
@@ -147,9 +152,14 @@ def backward(
     weight: Tensor | None,
     bias: Tensor | None,
     sigma: Tensor | float,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients for (x, weight, bias, sigma) from those of y and l1 (``None``: zero); ``None`` where not needed."""
+    needs: Needs,
+    residual: Tensor | None = None,
+    threshold: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients for (x, weight, bias, sigma, residual, threshold) from those of y and l1, ``None``: zero.
+
+    ``None`` where not needed. Without an activation there is no residual here: its gradient is dy.
+    """
     x = dense(x)
     dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
     dx = torch.empty_like(x)
