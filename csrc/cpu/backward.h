@@ -1,6 +1,7 @@
 // Backward: P1, P2/s, V -> t = P2/s^3 -> a = B'[t]/n -> d = P1/s - a V -> e = A'[d]/n -> dx = g/s - a v - e.
-// t is a number of its own, so like the squares it has to be in the range of A: in float32 where v is not small beside
-// s, for s down to about 1e-19.
+// For p = 1: t = c_1 P2/s^2, and sign(v) takes the place of v in V and dx. With x in the numerator P2 is of x, and d
+// has no P1/s. t is a number of its own, so like the squares it has to be in the range of A: in float32 where v is not
+// small beside s, for s down to about 1e-19.
 #pragma once
 
 #include <initializer_list>
@@ -14,18 +15,21 @@ namespace divnorm::DIVNORM_ISA {
 
 constexpr int64_t kBackwardMaps = 4;  // of scratch
 
-template <class A>
+template <class T>
 struct BackwardShared {
+  using A = Acc<T>;
   const Problem& problem;
   const BackwardTensors& tensors;
   const Traversal& traversal;
   const A *weight, *bias;
+  const Beside<T> beside;
   const A *zeros, *ones;  // neutral rows of one tile
   const Divisors<A>&summation, &suppression;
   bool stream;
   A l1_scale;           // dl1 / numel
   A* dweight_partials;  // (partial_rows, affine_size)
   A* dbias_partials;
+  A* dthreshold_partials;  // or null
   double* sigma_partials;  // (blocks, reduce_tiles, groups): sum of P2 / s^3
   A* team_scratch;         // kBackwardMaps a team
   const Boxes<A>& boxes;   // mirrored
@@ -36,7 +40,7 @@ class BackwardPass {
  public:
   using A = Acc<T>;
 
-  BackwardPass(const BackwardShared<A>& shared, int team, int thread)
+  BackwardPass(const BackwardShared<T>& shared, int team, int thread)
       : s_(shared), box_buffers_(shared.boxes.buffers(thread)) {
     const Traversal& t = s_.traversal;
     A* scratch = s_.team_scratch + team * kBackwardMaps * t.scratch_row_numbers();
@@ -57,6 +61,7 @@ class BackwardPass {
                                 : Map<const A>{s_.zeros, 0, 0, true};
     rstd_ = p.suppression.present ? Map<const A>{static_cast<const A*>(s_.tensors.rstd) + at, positions}
                                   : Map<const A>{s_.ones, 0, 0, true};
+    offset_ = p.subtract_mean ? mean_ : Map<const A>{s_.zeros, 0, 0, true};
     for (SlidingMap<A>* map : {&t_, &d_, &a_, &e_}) map->first_row = 0;
   }
 
@@ -70,19 +75,24 @@ class BackwardPass {
     A* dweight = s_.dweight_partials + row * p.affine_size();
     A* dbias = s_.dbias_partials + row * p.affine_size();
     double* sigma = s_.sigma_partials + (block_ * s_.traversal.reduce_tiles + index) * p.groups + unit_.group;
-    if (fresh_) clear_partials(tile, dweight, dbias, sigma);
-    with_kinks<A>(p, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+    A* dthreshold = s_.dthreshold_partials == nullptr ? nullptr : s_.dthreshold_partials + row * p.affine_size();
+    if (fresh_) clear_partials(tile, {dweight, dbias, dthreshold}, sigma);
+    with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
       // e is free until its rows are filtered: it carries the signs to the end of this function
-      Layout::template gradient_sums<kinks.value>(p, unit_, static_cast<const T*>(s_.tensors.x),
-                                                  static_cast<const T*>(s_.tensors.dy), tile, mean_, rstd_, s_.weight,
-                                                  s_.bias, epilogue, d_, t_, a_, e_, dweight, dbias);
+      Layout::template gradient_sums<kinks.value>(
+          p, unit_, static_cast<const T*>(s_.tensors.x), static_cast<const T*>(s_.tensors.dy), tile, mean_, offset_,
+          rstd_, s_.weight, s_.bias, epilogue, d_, t_, a_, e_, dweight, dbias, dthreshold);
     });
     for (int64_t group = 0; group < unit_.groups; ++group) {
       sigma[group] += combine_sums(group, tile);
       if (p.suppression.present)
-        average(p, s_.suppression, tile.begin, tile.size(), A(1), Map<A>(t_).at(group, tile.begin));
+        average(p, s_.suppression, tile.begin, tile.size(), static_cast<A>(deviation_scale(p.p)),
+                Map<A>(t_).at(group, tile.begin));
     }
   }
+
+  bool looks_again() const { return false; }
+  void again(Tile) {}
 
   // a = B'[t]/n; d = P1/s - a V
   void first(int64_t begin, int64_t end) {
@@ -118,37 +128,49 @@ class BackwardPass {
     const Map<const A> a = s_.problem.suppression.present ? Map<const A>(a_) : zero;
     const Map<const A> e = s_.problem.summation.present ? Map<const A>(e_) : zero;
     T* dx = static_cast<T*>(s_.tensors.dx);
-    const bool stream = s_.stream && Layout::streamable(s_.problem, unit_, dx, tile);
-    with_kinks<A>(s_.problem, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
-      const auto run = [&](auto stream, auto suppressed) {
-        Layout::template gradient_input<stream.value, kinks.value, suppressed.value>(
-            s_.problem, unit_, static_cast<const T*>(s_.tensors.x), static_cast<const T*>(s_.tensors.dy), tile, mean_,
-            rstd_, a, e, s_.weight, s_.bias, epilogue, s_.l1_scale, dx);
-      };
-      specialize(run, stream, s_.problem.suppression.present);
+    const bool stream =
+        s_.stream && Layout::streamable(s_.problem, unit_, dx, tile) && stream_alike(dx, s_.beside.dresidual);
+    with_kinks<T>(s_.problem, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+      with_exponent<kinks.value>(s_.problem, [&](auto exponent) {
+        const auto run = [&](auto stream) {
+          Layout::template gradient_input<stream.value, kinks.value, exponent.value>(
+              s_.problem, unit_, static_cast<const T*>(s_.tensors.x), static_cast<const T*>(s_.tensors.dy), tile, mean_,
+              offset_, rstd_, a, e, s_.weight, s_.bias, epilogue, s_.l1_scale, dx);
+        };
+        specialize(run, stream);
+      });
     });
     if (stream) stream_fence();
   }
 
  private:
   // This tile's share: all the unit's channels, or in the (N, F) form the tile's own positions.
-  void clear_partials(Tile tile, A* dweight, A* dbias, double* sigma) const {
+  void clear_partials(Tile tile, std::initializer_list<A*> partials, double* sigma) const {
     const Problem& p = s_.problem;
     const int64_t first = p.affine_per_position ? tile.begin : unit_.group * p.group_channels();
     const int64_t count = p.affine_per_position ? tile.size() : unit_.groups * p.group_channels();
-    __builtin_memset(dweight + first, 0, count * sizeof(A));
-    __builtin_memset(dbias + first, 0, count * sizeof(A));
+    for (A* partial : partials)
+      if (partial != nullptr) __builtin_memset(partial + first, 0, count * sizeof(A));
     __builtin_memset(sigma, 0, unit_.groups * sizeof(double));
   }
 
-  // t = P2/s rstd^2 and d = P1 rstd + l1 * sum of signs on the tile; returns the sum of t.
+  // t = P2/s rstd^p, d = P1 rstd + l1 * sum of signs and for p = 1 V = sum of signs on the tile; returns the sum of t.
   double combine_sums(int64_t group, Tile tile) const {
+    const Problem& p = s_.problem;
     const A* rstd = rstd_.at(group, tile.begin);
     const A* signs = Map<A>(e_).at(group, tile.begin);
     A* t = Map<A>(t_).at(group, tile.begin);
     A* d = Map<A>(d_).at(group, tile.begin);
-    for (int64_t i = 0; i < tile.size(); ++i) t[i] = t[i] * rstd[i] * rstd[i];  // rstd^2 alone could overflow
-    for (int64_t i = 0; i < tile.size(); ++i) d[i] *= rstd[i];
+    if (p.p == 1) {
+      for (int64_t i = 0; i < tile.size(); ++i) t[i] *= rstd[i];
+      __builtin_memcpy(Map<A>(a_).at(group, tile.begin), signs, tile.size() * sizeof(A));
+    } else {
+      for (int64_t i = 0; i < tile.size(); ++i) t[i] = t[i] * rstd[i] * rstd[i];  // rstd^2 alone could overflow
+    }
+    if (p.subtract_mean)
+      for (int64_t i = 0; i < tile.size(); ++i) d[i] *= rstd[i];
+    else
+      __builtin_memset(d, 0, tile.size() * sizeof(A));
     if (s_.l1_scale != 0)
       for (int64_t i = 0; i < tile.size(); ++i) d[i] += s_.l1_scale * signs[i];
     return sum_line(t, tile.size());
@@ -163,12 +185,12 @@ class BackwardPass {
     }
   }
 
-  const BackwardShared<A>& s_;
+  const BackwardShared<T>& s_;
   BoxBuffers<A> box_buffers_;
   Unit unit_;
   int64_t block_ = 0;
   bool fresh_ = false;
-  Map<const A> mean_, rstd_;
+  Map<const A> mean_, offset_, rstd_;
   SlidingMap<A> t_, d_, a_, e_;
 };
 

@@ -39,7 +39,7 @@ void CpuCalls::backward(const BackwardCall& call) const {
     tensors.dl1 =
         problem_.dtype == Dtype::float64 ? *static_cast<const double*>(call.dl1) : *static_cast<const float*>(call.dl1);
   prefer_huge_pages(tensors.dx, bytes_of(problem_));
-  kernels_in_use().backward(problem_, tensors, call.place.threads);
+  kernels_in_use().backward(problem_.in_backward(), tensors, call.place.threads);
 }
 
 }  // namespace divnorm

@@ -48,35 +48,66 @@ struct ChannelsFirst {
     sum_runs<false>(problem, unit, x, tile, Map<A>{}, m2);
   }
 
-  // y = epilogue(weight * (x - mean) * rstd + bias); returns the sum of |x - mean| when L1 is set.
+  // sums = sum of |x - mean| over the unit's samples and channels.
+  [[gnu::flatten]] static void absolutes(const Problem& problem, const Unit& unit, const T* x, Tile tile,
+                                         Map<const A> mean, Map<A> sums) {
+    const int64_t stride = problem.positions(), count = tile.size();
+    with_widest<Wide>(count, [&](auto widest) {
+      using V = decltype(widest);
+      const InSlots<V, false, A> means(mean.at(0, tile.begin), count);
+      alignas(kVectorBytes) A totals[kCopyNumbers<A>];
+      for_each_slot<V>(count, [&](int64_t at, int64_t, auto) { store(totals + at, splat<V>(0)); });
+      each_run(problem, unit, x, tile, [&](const T* run, int64_t channels, int64_t) {
+        for_slot_groups<is_pair<V> ? 2 : 4>(slot_count<V>(count), [&](auto slots, int64_t first) {
+          constexpr int S = slots.value;
+          int64_t from[S];
+          V centre[S], sum[S];
+          for (int s = 0; s < S; ++s) {
+            from[s] = slot_from<V>((first + s) * kWidth<V>, count);
+            centre[s] = load<V>(means.data() + (first + s) * kWidth<V>);
+            sum[s] = load<V>(totals + (first + s) * kWidth<V>);
+          }
+          for (int64_t c = 0; c < channels; ++c)
+            for (int s = 0; s < S; ++s) sum[s] += absolute(centre[s] - load<V>(run + c * stride + from[s]));
+          for (int s = 0; s < S; ++s) store(totals + (first + s) * kWidth<V>, sum[s]);
+        });
+      });
+      put_slots<V>(totals, count, sums.at(0, tile.begin));
+    });
+  }
+
+  // y = epilogue(weight * (x - offset) * rstd + bias); returns the sum of |x - mean| when L1 is set.
   template <bool Stream, bool L1, class Epilogue>
   [[gnu::flatten]] static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile,
-                                           Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias,
-                                           Epilogue epilogue, T* y) {
+                                           Map<const A> mean, Map<const A> offset, Map<const A> rstd, const A* weight,
+                                           const A* bias, Epilogue epilogue, T* y) {
     const int64_t stride = problem.positions();
     double l1 = 0;
     with_widest<Wide, Stream>(tile.size(), [&](auto widest) {
       using Widest = decltype(widest);
-      const InSlots<Widest, Stream, A> means(mean.at(0, tile.begin), tile.size());
+      const InSlots<Widest, Stream, A> offsets(offset.at(0, tile.begin), tile.size());
       const InSlots<Widest, Stream, A> scales(rstd.at(0, tile.begin), tile.size());
-      const A *mean_row = means.data(), *rstd_row = scales.data();
+      const InSlotsIf<L1, Widest, Stream, A> means(mean.at(0, tile.begin), tile.size());
+      const A *offset_row = offsets.data(), *rstd_row = scales.data(), *mean_row = means.data();
       each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
         constexpr int R = rows.value;
         const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
+        const auto behind = behind_rows<R>(epilogue, block - x, stride, channel, tile);
         T* out = y + (block - x);
         Totals<A, 1> absolutes;
         const auto body = [=, &absolutes](auto lane, auto slots, int64_t at, int64_t from, auto again) {
           using V = decltype(lane);
-          V average[slots.value], scale[slots.value];
-          load_slots(mean_row + at, average);
+          V centre[slots.value], scale[slots.value];
+          load_slots(offset_row + at, centre);
           load_slots(rstd_row + at, scale);
           for (int r = 0; r < R; ++r)
             for (int s = 0; s < slots.value; ++s) {
               const int64_t i = from + s * kWidth<V>;
-              const V below = average[s] - load<V>(block + r * stride + i);
+              const V number = load<V>(block + r * stride + i), below = centre[s] - number;
               const V result = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
-              write<Stream>(out + r * stride + i, epilogue.template value<V>(result));
-              if constexpr (L1) absolutes.add(0, only_new(absolute(below), again));
+              write<Stream>(out + r * stride + i, behind.template value<V>(result, r, i));
+              if constexpr (L1)
+                absolutes.add(0, only_new(absolute(load<V>(mean_row + at + s * kWidth<V>) - number), again));
             }
         };
         for_slots_writing<Widest, Stream>(out, tile.size(), body);
@@ -86,21 +117,22 @@ struct ChannelsFirst {
     return l1;
   }
 
-  // p1 = sum of g, p2 = sum of g * v * rstd, v = sum of v (and signs = sum of sign(v)) over the unit's samples and
-  // channels, with v = x - mean and g = weight * dy; dweight and dbias receive this tile's share. Kinks: there are l1's
-  // signs or an activation, through which dy has to go.
-  // x is subtracted from the mean, an instruction less than the other way round.
+  // p1 = sum of g, p2 = sum of g * (x - offset) * rstd, v = sum of v (and signs = sum of sign(v)) over the unit's
+  // samples and channels, with v = x - mean and g = weight * dy; dweight, dbias and where the epilogue stops dy
+  // dthreshold receive this tile's share. Kinks: there are signs to look at, an activation, through which dy has to go,
+  // or an offset that is not the mean. x is subtracted from the mean, an instruction less than the other way round.
   template <bool Kinks, class Epilogue>
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
-                                             Tile tile, Map<const A> mean, Map<const A> rstd, const A* weight,
-                                             const A* bias, Epilogue epilogue, Map<A> p1, Map<A> p2, Map<A> v,
-                                             Map<A> signs, A* dweight, A* dbias) {
+                                             Tile tile, Map<const A> mean, Map<const A> offset, Map<const A> rstd,
+                                             const A* weight, const A* bias, Epilogue epilogue, Map<A> p1, Map<A> p2,
+                                             Map<A> v, Map<A> signs, A* dweight, A* dbias, A* dthreshold) {
     const int64_t stride = problem.positions();
     with_widest<Wide>(tile.size(), [&](auto widest) {
       using V = decltype(widest);
       const InSlots<V, false, A> means(mean.at(0, tile.begin), tile.size());
       const InSlots<V, false, A> scales(rstd.at(0, tile.begin), tile.size());
-      const A *mean_row = means.data(), *rstd_row = scales.data();
+      const InSlotsIf<Kinks, V, false, A> offsets(offset.at(0, tile.begin), tile.size());
+      const A *mean_row = means.data(), *rstd_row = scales.data(), *offset_row = offsets.data();
       alignas(kVectorBytes) A copies[Kinks ? 4 : 3][kCopyNumbers<A>];
       // A single row needs no copies where its slots are those of the maps.
       const bool copied = !PerPosition || tile.size() % kWidth<V> != 0;
@@ -115,10 +147,11 @@ struct ChannelsFirst {
       each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
         constexpr int R = rows.value;
         const Affine<R> weights(weight, channel, tile), biases(bias, channel, tile);
+        const auto behind = behind_rows<R>(epilogue, block - x, stride, channel, tile);
         const T* dy_block = dy + (block - x);
         // Whole planes lie one after the other: the next rows come as one run.
         const int64_t next = tile.size() == stride ? R * stride : 0, pace = tile.size() == stride ? R : 1;
-        RowSum<V> for_weight[R] = {}, for_bias[R] = {};
+        RowSum<V> for_weight[R] = {}, for_bias[R] = {}, for_threshold[R] = {};
         for_paired_slots<V>(tile.size(), [&](auto first, int64_t at, int64_t from, auto again) {
           if constexpr (first.value && !PerPosition)
             for (const T* rows_ahead : {block + next, dy_block + next})
@@ -128,10 +161,22 @@ struct ChannelsFirst {
           V sum_sign = splat<V>(0);
           for (int r = 0; r < R; ++r) {
             V grad = load<V>(dy_block + r * stride + from);
-            const V below = average - load<V>(block + r * stride + from), w = weights.template at<V>(r, from);
-            if constexpr (Kinks)
-              grad = epilogue.template gradient<V>(grad, biases.template at<V>(r, from) - below * scale * w);
-            const V product = grad * below;
+            const V number = load<V>(block + r * stride + from), w = weights.template at<V>(r, from);
+            const V below = average - number;
+            V top = below;  // the numerator's, of which dy's gradients are made
+            if constexpr (Kinks) {
+              top = load<V>(offset_row + at) - number;
+              const V z = biases.template at<V>(r, from) - top * scale * w;
+              if constexpr (Epilogue::kStops) {
+                const V rest = behind.template stopped<V>(grad, z, r, from);
+                if constexpr (PerPosition)
+                  add_at<V>(dthreshold + tile.begin + from, only_new(rest, again));
+                else
+                  add_to(for_threshold[r], only_new(rest, again));
+              }
+              grad = behind.template gradient<V>(grad, z, r, from);
+            }
+            const V product = grad * top;
             sum_g += w * grad;
             sum_gv -= w * product;
             sum_v -= below;
@@ -139,7 +184,7 @@ struct ChannelsFirst {
             if constexpr (PerPosition) {
               const int64_t place = tile.begin + from;
               store(dweight + place, load<V>(dweight + place) - only_new(V(product * scale), again));
-              store(dbias + place, load<V>(dbias + place) + only_new(grad, again));
+              add_at<V>(dbias + place, only_new(grad, again));
             } else {
               subtract_product(for_weight[r], only_new(product, again), scale);
               add_to(for_bias[r], only_new(grad, again));
@@ -153,6 +198,7 @@ struct ChannelsFirst {
         if constexpr (!PerPosition) {
           add_row_sums(for_weight, dweight + channel);
           add_row_sums(for_bias, dbias + channel);
+          if constexpr (Epilogue::kStops) add_row_sums(for_threshold, dthreshold + channel);
         }
       });
       for_each_slot<V>(tile.size(), [&](int64_t at, int64_t, auto) {
@@ -166,13 +212,13 @@ struct ChannelsFirst {
     });
   }
 
-  // dx = g * rstd - a * (x - mean) - e (+ l1_scale * sign(x - mean) with Kinks). Not Suppressed: rstd is 1 and a is 0
-  // whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, bool Suppressed, class Epilogue>
+  // dx = g * rstd - a * v - e (+ l1_scale * sign(v) with Kinks), for P = 1 with sign(v) in place of v. P = 0: rstd is 1
+  // and a is 0 whatever x is, be it a NaN.
+  template <bool Stream, bool Kinks, int P, class Epilogue>
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
-                                              Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
-                                              Map<const A> e, const A* weight, const A* bias, Epilogue epilogue,
-                                              A l1_scale, T* dx) {
+                                              Tile tile, Map<const A> mean, Map<const A> offset, Map<const A> rstd,
+                                              Map<const A> a, Map<const A> e, const A* weight, const A* bias,
+                                              Epilogue epilogue, A l1_scale, T* dx) {
     const int64_t stride = problem.positions();
     with_widest<Wide, Stream>(tile.size(), [&](auto widest) {
       using Widest = decltype(widest);
@@ -180,10 +226,13 @@ struct ChannelsFirst {
       const InSlots<Widest, Stream, A> scales(rstd.at(0, tile.begin), tile.size());
       const InSlots<Widest, Stream, A> slopes(a.at(0, tile.begin), tile.size());
       const InSlots<Widest, Stream, A> shifts(e.at(0, tile.begin), tile.size());
+      const InSlotsIf<Kinks, Widest, Stream, A> offsets(offset.at(0, tile.begin), tile.size());
       const A *mean_row = means.data(), *rstd_row = scales.data(), *a_row = slopes.data(), *e_row = shifts.data();
+      const A* offset_row = offsets.data();
       each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
         constexpr int R = rows.value;
         const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
+        const auto behind = behind_rows<R>(epilogue, block - x, stride, channel, tile);
         const T* dy_block = dy + (block - x);
         T* out = dx + (block - x);
         const auto body = [=](auto lane, auto slots, int64_t at, int64_t from, auto) {
@@ -196,15 +245,18 @@ struct ChannelsFirst {
           for (int r = 0; r < R; ++r)
             for (int s = 0; s < slots.value; ++s) {
               const int64_t i = from + s * kWidth<V>;
-              const V below = average[s] - load<V>(block + r * stride + i);
+              const V number = load<V>(block + r * stride + i), below = average[s] - number;
               V grad = load<V>(dy_block + r * stride + i);
               if constexpr (Kinks) {
-                const V y = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
-                grad = epilogue.template gradient<V>(grad, y);
+                const V top = load<V>(offset_row + at + s * kWidth<V>) - number;
+                const V z = b.template at<V>(r, i) - top * scale[s] * w.template at<V>(r, i);
+                grad = behind.template gradient<V>(grad, z, r, i);
+                behind.template keep<Stream>(grad, r, i);
               }
               V result = w.template at<V>(r, i) * grad * scale[s] - shift[s];
-              if constexpr (Suppressed) result += slope[s] * below;
-              if constexpr (Kinks) result -= splat<V>(l1_scale) * sign(below);
+              if constexpr (P == 2) result += slope[s] * below;
+              if constexpr (Kinks)
+                result += (P == 1 ? slope[s] - splat<V>(l1_scale) : splat<V>(-l1_scale)) * sign(below);
               write<Stream>(out + r * stride + i, result);
             }
         };
@@ -298,6 +350,17 @@ struct ChannelsFirst {
     const A* along_;
     A rows_[R];
   };
+
+  template <class V>
+  static void add_at(A* p, V v) {
+    store(p, load<V>(p) + v);
+  }
+
+  // The epilogue of a block whose first number is number `at` of the tensors.
+  template <int R, class Epilogue>
+  static auto behind_rows(const Epilogue& epilogue, int64_t at, int64_t stride, int64_t channel, Tile tile) {
+    return epilogue.template rows<R, PerPosition>(at, stride, PerPosition ? tile.begin : channel);
+  }
 
   // body(rows, pointer to the block's first row, its first channel) for blocks of Rows channels, then single ones.
   template <int Rows, class Body>

@@ -81,26 +81,42 @@ struct ChannelsLast {
     });
   }
 
+  [[gnu::flatten]] static void absolutes(const Problem& problem, const Unit& unit, const T* x, Tile tile,
+                                         Map<const A> mean, Map<A> sums) {
+    const int64_t n = problem.group_channels(), stride = problem.channels;
+    each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
+      constexpr int R = pixels.value;
+      const Copy<R> average(mean, at, position);
+      Totals<A, R> total;
+      for_lanes<Wide>(n, [=, &total](auto lane, int64_t i) {
+        using V = decltype(lane);
+        for (int r = 0; r < R; ++r) total.add(r, absolute(load<V>(in + r * stride + i) - splat<V>(average[r])));
+      });
+      accumulate(total, at, sums, position);
+    });
+  }
+
   template <bool Stream, bool L1, class Epilogue>
   [[gnu::flatten]] static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile,
-                                           Map<const A> mean, Map<const A> rstd, const A* weight, const A* bias,
-                                           Epilogue epilogue, T* y) {
+                                           Map<const A> mean, Map<const A> offset, Map<const A> rstd, const A* weight,
+                                           const A* bias, Epilogue epilogue, T* y) {
     const int64_t n = problem.group_channels(), stride = problem.channels;
     double l1 = 0;
     each_written_block<Stream>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
-      const Copy<R> average(mean, at, position), scale(rstd, at, position);
+      const Copy<R> average(mean, at, position), centre(offset, at, position), scale(rstd, at, position);
       const A *w = weight + at.channel, *b = bias + at.channel;
+      const auto behind = epilogue.template rows<R, true>(in - x, stride, at.channel);
       T* out = y + (in - x);
       Totals<A, 1> absolutes;
       for_lanes_writing<Wide, Stream>(out, n, [=, &absolutes](auto lane, int64_t i) {
         using V = decltype(lane);
         const V weights = load<V>(w + i), biases = load<V>(b + i);
         for (int r = 0; r < R; ++r) {
-          const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
+          const V number = load<V>(in + r * stride + i), top = number - splat<V>(centre[r]);
           write<Stream>(out + r * stride + i,
-                        epilogue.template value<V>(centred * splat<V>(scale[r]) * weights + biases));
-          if constexpr (L1) absolutes.add(0, absolute(centred));
+                        behind.template value<V>(top * splat<V>(scale[r]) * weights + biases, r, i));
+          if constexpr (L1) absolutes.add(0, absolute(number - splat<V>(average[r])));
         }
       });
       if constexpr (L1) l1 += absolutes.value(0);
@@ -110,28 +126,36 @@ struct ChannelsLast {
 
   template <bool Kinks, class Epilogue>
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
-                                             Tile tile, Map<const A> mean, Map<const A> rstd, const A* weight,
-                                             const A* bias, Epilogue epilogue, Map<A> p1, Map<A> p2, Map<A> v,
-                                             Map<A> signs, A* dweight, A* dbias) {
+                                             Tile tile, Map<const A> mean, Map<const A> offset, Map<const A> rstd,
+                                             const A* weight, const A* bias, Epilogue epilogue, Map<A> p1, Map<A> p2,
+                                             Map<A> v, Map<A> signs, A* dweight, A* dbias, A* dthreshold) {
     const int64_t n = problem.group_channels(), stride = problem.channels;
     each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       const Copy<R> average(mean, at, position), scale(rstd, at, position);
+      const Copy<R> centre(Kinks ? offset : mean, at, position);
       const T* grads = dy + (in - x);
       const A *w = weight + at.channel, *b = bias + at.channel;
+      const auto behind = epilogue.template rows<R, true>(in - x, stride, at.channel);
       A *dw = dweight + at.channel, *db = dbias + at.channel;
+      A* dt = Epilogue::kStops ? dthreshold + at.channel : nullptr;
       Totals<A, R> sum_g, sum_gu, sum_v, sum_sign;
       for_lanes<Wide>(n, [=, &sum_g, &sum_gu, &sum_v, &sum_sign](auto lane, int64_t i) {
         using V = decltype(lane);
         prefetch_next<R>(in + i, stride);
         prefetch_next<R>(grads + i, stride);
         const V weights = load<V>(w + i);
-        V for_weight = load<V>(dw + i), for_bias = load<V>(db + i);
+        V for_weight = load<V>(dw + i), for_bias = load<V>(db + i), for_threshold = splat<V>(0);
+        if constexpr (Epilogue::kStops) for_threshold = load<V>(dt + i);
         for (int r = 0; r < R; ++r) {
           V grad = load<V>(grads + r * stride + i);
-          const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
-          const V normed = centred * splat<V>(scale[r]);
-          if constexpr (Kinks) grad = epilogue.template gradient<V>(grad, normed * weights + load<V>(b + i));
+          const V number = load<V>(in + r * stride + i), centred = number - splat<V>(average[r]);
+          const V normed = (Kinks ? number - splat<V>(centre[r]) : centred) * splat<V>(scale[r]);
+          if constexpr (Kinks) {
+            const V z = normed * weights + load<V>(b + i);
+            if constexpr (Epilogue::kStops) for_threshold += behind.template stopped<V>(grad, z, r, i);
+            grad = behind.template gradient<V>(grad, z, r, i);
+          }
           const V product = grad * normed;
           sum_g.add(r, weights * grad);
           sum_gu.add(r, weights * product);
@@ -142,6 +166,7 @@ struct ChannelsLast {
         }
         store(dw + i, for_weight);
         store(db + i, for_bias);
+        if constexpr (Epilogue::kStops) store(dt + i, for_threshold);
       });
       accumulate(sum_g, at, p1, position);
       accumulate(sum_gu, at, p2, position);
@@ -150,31 +175,35 @@ struct ChannelsLast {
     });
   }
 
-  template <bool Stream, bool Kinks, bool Suppressed, class Epilogue>
+  template <bool Stream, bool Kinks, int P, class Epilogue>
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
-                                              Tile tile, Map<const A> mean, Map<const A> rstd, Map<const A> a,
-                                              Map<const A> e, const A* weight, const A* bias, Epilogue epilogue,
-                                              A l1_scale, T* dx) {
+                                              Tile tile, Map<const A> mean, Map<const A> offset, Map<const A> rstd,
+                                              Map<const A> a, Map<const A> e, const A* weight, const A* bias,
+                                              Epilogue epilogue, A l1_scale, T* dx) {
     const int64_t n = problem.group_channels(), stride = problem.channels;
     each_written_block<Stream>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       const Copy<R> average(mean, at, position), scale(rstd, at, position);
-      const Copy<R> slope(a, at, position), shift(e, at, position);
+      const Copy<R> slope(a, at, position), shift(e, at, position), centre(Kinks ? offset : mean, at, position);
       const T* grads = dy + (in - x);
       const A *w = weight + at.channel, *b = bias + at.channel;
+      const auto behind = epilogue.template rows<R, true>(in - x, stride, at.channel);
       T* out = dx + (in - x);
       for_lanes_writing<Wide, Stream>(out, n, [=](auto lane, int64_t i) {
         using V = decltype(lane);
         const V weights = load<V>(w + i);
         for (int r = 0; r < R; ++r) {
-          const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
+          const V number = load<V>(in + r * stride + i), centred = number - splat<V>(average[r]);
           V grad = load<V>(grads + r * stride + i);
-          if constexpr (Kinks)
-            grad = epilogue.template gradient<V>(grad, centred * splat<V>(scale[r]) * weights + load<V>(b + i));
+          if constexpr (Kinks) {
+            const V top = number - splat<V>(centre[r]);
+            grad = behind.template gradient<V>(grad, top * splat<V>(scale[r]) * weights + load<V>(b + i), r, i);
+            behind.template keep<Stream>(grad, r, i);
+          }
           V result = weights * grad * splat<V>(scale[r]);
-          if constexpr (Suppressed) result -= splat<V>(slope[r]) * centred;
+          if constexpr (P == 2) result -= splat<V>(slope[r]) * centred;
           result -= splat<V>(shift[r]);
-          if constexpr (Kinks) result += splat<V>(l1_scale) * sign(centred);
+          if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope[r] : l1_scale) * sign(centred);
           write<Stream>(out + r * stride + i, result);
         }
       });

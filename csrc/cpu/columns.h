@@ -47,7 +47,7 @@ class Columns {
     for (; i < pixels; ++i) body(std::integral_constant<int, 1>{}, i);
   }
 
-  // rows[kind][c] += what add(sums of kinds, x of the pixel's channel) adds, over the pixels of a tile.
+  // rows[kind][c] += what add(sums of kinds, pixel, c) adds, over the pixels of a tile.
   template <int Kinds, int Tensors, class Add>
   void sum_pixels(int64_t pixels, const T* const (&read)[Tensors], A* const (&rows)[Kinds], Add&& add) const {
     for (A* row : rows) __builtin_memset(row, 0, channels_ * sizeof(A));
@@ -58,7 +58,7 @@ class Columns {
         for (const T* from : read) prefetch_next<R>(from + first * channels_ + c, channels_);
         V sums[Kinds];
         for (int k = 0; k < Kinds; ++k) sums[k] = load<V>(rows[k] + c);
-        for (int r = 0; r < R; ++r) add(sums, (first + r) * channels_ + c, c);
+        for (int r = 0; r < R; ++r) add(sums, first + r, c);
         for (int k = 0; k < Kinds; ++k) store(rows[k] + c, sums[k]);
       });
     });

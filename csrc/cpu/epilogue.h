@@ -1,7 +1,16 @@
 // What stands behind the norm, at the last step of every kernel: a template argument of it, made from the problem.
+//
+// An epilogue's `rows<R, Along>(at, stride, place)` stands behind R rows of numbers, the first of them number `at` of
+// the tensors and the next ones `stride` further on. Their parameters are at `place`: one for each row, or Along one
+// for each number of a row. Of number i of row r, value<V>(z, r, i) is what becomes of z, gradient<V>(grad, z, r, i)
+// what of its gradient reaches z, stopped<V> the rest; keep<Stream>(grad, r, i) writes the former down as the
+// residual's.
 #pragma once
 
+#include <limits>
+
 #include "../problem.h"
+#include "parameters.h"
 #include "simd.h"
 
 namespace divnorm::DIVNORM_ISA {
@@ -13,67 +22,222 @@ V smooth_value(V z, Activation activation);
 template <class V>
 V smooth_slope(V z, Activation activation);
 
+// What an epilogue reads beside z, and what it writes beside the kernel: absent, or tensors of x's layout and, where
+// the kernels have their parameters, the threshold.
+template <class T>
+struct Beside {
+  const T* residual = nullptr;
+  const Acc<T>* threshold = nullptr;
+  T* dresidual = nullptr;
+};
+
 // Nothing, or a ReLU.
-template <class A>
+template <class T>
 class Clamped {
  public:
-  explicit Clamped(const Problem& problem) : floor_(problem.template floor<A>()) {}
+  static constexpr bool kStops = false;  // whether what stops is a parameter's gradient
 
+  explicit Clamped(const Problem& problem) : floor_(problem.template floor<Acc<T>>()) {}
+
+  template <int R, bool Along>
+  Clamped rows(int64_t, int64_t, int64_t) const {
+    return *this;
+  }
   template <class V>
-  V value(V z) const {
+  V value(V z, int64_t, int64_t) const {
     return rectified<V>(z, floor_);
   }
-  // What of y's gradient reaches z.
   template <class V>
-  V gradient(V grad, V z) const {
+  V gradient(V grad, V z, int64_t, int64_t) const {
     return passed<V>(grad, z, floor_);
+  }
+  template <bool Stream, class V>
+  void keep(V, int64_t, int64_t) const {}
+
+ private:
+  Acc<T> floor_;
+};
+
+// The residual's numbers of some rows, and its gradient's; both may be absent.
+template <class T>
+class Added {
+ public:
+  Added(const Beside<T>& beside, int64_t at, int64_t stride)
+      : residual_(beside.residual == nullptr ? nullptr : beside.residual + at),
+        dresidual_(beside.dresidual == nullptr ? nullptr : beside.dresidual + at),
+        stride_(stride) {}
+
+  template <class V>
+  V to(V z, int64_t r, int64_t i) const {
+    return residual_ == nullptr ? z : z + load<V>(residual_ + r * stride_ + i);
+  }
+  template <bool Stream, class V>
+  void keep(V grad, int64_t r, int64_t i) const {
+    if (dresidual_ != nullptr) write<Stream>(dresidual_ + r * stride_ + i, grad);
   }
 
  private:
-  A floor_;
+  const T* residual_;
+  T* dresidual_;
+  int64_t stride_;
 };
 
-template <class A>
+// max(z + residual, threshold); a ReLU and nothing have thresholds too, behind a residual.
+template <class T>
+class Thresholded {
+ public:
+  static constexpr bool kStops = true;
+
+  explicit Thresholded(const Beside<T>& beside) : beside_(beside) {}
+
+  template <int R, bool Along>
+  class Rows : public Added<T> {
+   public:
+    Rows(const Beside<T>& beside, int64_t at, int64_t stride, int64_t place)
+        : Added<T>(beside, at, stride), along_(beside.threshold + place) {
+      for (int r = 0; r < R; ++r) own_[r] = Along ? 0 : along_[r];
+    }
+    template <class V>
+    V value(V z, int64_t r, int64_t i) const {
+      return raised(this->to(z, r, i), threshold<V>(r, i));
+    }
+    template <class V>
+    V gradient(V grad, V z, int64_t r, int64_t i) const {
+      return above(grad, this->to(z, r, i), threshold<V>(r, i));
+    }
+    template <class V>
+    V stopped(V grad, V z, int64_t r, int64_t i) const {
+      return not_above(grad, this->to(z, r, i), threshold<V>(r, i));
+    }
+
+   private:
+    template <class V>
+    V threshold(int64_t r, int64_t i) const {
+      if constexpr (Along)
+        return load<V>(along_ + i);
+      else
+        return splat<V>(own_[r]);
+    }
+
+    const Acc<T>* along_;
+    Acc<T> own_[R];  // out of memory that stores could change
+  };
+
+  template <int R, bool Along>
+  Rows<R, Along> rows(int64_t at, int64_t stride, int64_t place) const {
+    return {beside_, at, stride, place};
+  }
+
+ private:
+  Beside<T> beside_;
+};
+
+template <class T>
 class Smooth {
  public:
-  explicit Smooth(const Problem& problem) : activation_(problem.activation) {}
+  static constexpr bool kStops = false;
 
-  template <class V>
-  V value(V z) const {
-    if constexpr (is_pair<V>)
-      return {value(z.even), value(z.odd)};
-    else
-      return smooth_value<V>(z, activation_);
-  }
-  template <class V>
-  V gradient(V grad, V z) const {
-    if constexpr (is_pair<V>)
-      return {gradient(grad.even, z.even), gradient(grad.odd, z.odd)};
-    else
-      return grad * smooth_slope<V>(z, activation_);
+  Smooth(const Problem& problem, const Beside<T>& beside) : activation_(problem.activation), beside_(beside) {}
+
+  class Rows : public Added<T> {
+   public:
+    Rows(Activation activation, const Beside<T>& beside, int64_t at, int64_t stride)
+        : Added<T>(beside, at, stride), activation_(activation) {}
+    template <class V>
+    V value(V z, int64_t r, int64_t i) const {
+      return value_of(this->to(z, r, i));
+    }
+    template <class V>
+    V gradient(V grad, V z, int64_t r, int64_t i) const {
+      return grad * slope_of(this->to(z, r, i));
+    }
+
+   private:
+    template <class V>
+    V value_of(V z) const {
+      if constexpr (is_pair<V>)
+        return {value_of(z.even), value_of(z.odd)};
+      else
+        return smooth_value<V>(z, activation_);
+    }
+    template <class V>
+    V slope_of(V z) const {
+      if constexpr (is_pair<V>)
+        return {slope_of(z.even), slope_of(z.odd)};
+      else
+        return smooth_slope<V>(z, activation_);
+    }
+
+    Activation activation_;
+  };
+
+  template <int R, bool Along>
+  Rows rows(int64_t at, int64_t stride, int64_t) const {
+    return {activation_, beside_, at, stride};
   }
 
  private:
   Activation activation_;
+  Beside<T> beside_;
 };
 
-inline bool is_smooth(const Problem& problem) {
-  return problem.activation != Activation::none && problem.activation != Activation::relu;
+inline bool is_smooth(const Problem& problem) { return problem.activation >= Activation::silu; }
+
+// Whether the epilogue is Thresholded.
+inline bool has_thresholds(const Problem& problem) {
+  return !is_smooth(problem) && (problem.residual || problem.activation == Activation::tlu);
+}
+
+// Those of a problem that has them: given, or what a ReLU and nothing amount to.
+template <class A, class Tensors, class Place>
+Values<A> thresholds(const Problem& problem, const Tensors& tensors, Place&& place) {
+  const A least = problem.activation == Activation::relu ? A(0) : -std::numeric_limits<A>::infinity();
+  return {tensors.threshold, has_thresholds(problem) ? problem.affine_size() : 0, least, place};
+}
+
+template <class T>
+Beside<T> beside(const ForwardTensors& tensors, const Acc<T>* threshold) {
+  return {static_cast<const T*>(tensors.residual), threshold};
+}
+template <class T>
+Beside<T> beside(const BackwardTensors& tensors, const Acc<T>* threshold) {
+  return {static_cast<const T*>(tensors.residual), threshold, static_cast<T*>(tensors.dresidual)};
 }
 
 // body(epilogue)
-template <class A, class Body>
-inline auto with_epilogue(const Problem& problem, Body&& body) {
-  return is_smooth(problem) ? body(Smooth<A>(problem)) : body(Clamped<A>(problem));
+template <class T, class Body>
+inline auto with_epilogue(const Problem& problem, const Beside<T>& beside, Body&& body) {
+  if (is_smooth(problem)) return body(Smooth<T>(problem, beside));
+  return has_thresholds(problem) ? body(Thresholded<T>(beside)) : body(Clamped<T>(problem));
 }
 
-// body(epilogue, whether backward has more than dy to look at: an activation, or with `signs` those of v)
-template <class A, class Body>
-inline auto with_kinks(const Problem& problem, bool signs, Body&& body) {
-  if (is_smooth(problem)) return body(Smooth<A>(problem), std::true_type{});
-  const Clamped<A> clamped(problem);
-  return signs || problem.activation != Activation::none ? body(clamped, std::true_type{})
-                                                         : body(clamped, std::false_type{});
+// Whether backward has to look at the signs of v, or at more than v.
+inline bool looks_again(const Problem& problem, bool l1) { return l1 || problem.p == 1 || problem.keeps_mean(); }
+
+// body(epilogue, whether backward has more to look at than v and dy: an activation, or what `looks_again` says)
+template <class T, class Body>
+inline auto with_kinks(const Problem& problem, const Beside<T>& beside, bool l1, Body&& body) {
+  if (is_smooth(problem)) return body(Smooth<T>(problem, beside), std::true_type{});
+  if (has_thresholds(problem)) return body(Thresholded<T>(beside), std::true_type{});
+  const Clamped<T> clamped(problem);
+  return looks_again(problem, l1) || problem.activation != Activation::none ? body(clamped, std::true_type{})
+                                                                            : body(clamped, std::false_type{});
+}
+
+// body(the exponent of s, or 0 where nothing is divided). Kinks: as with_kinks() has them, which 1 asks for.
+template <bool Kinks, class Body>
+inline void with_exponent(const Problem& problem, Body&& body) {
+  if (!problem.suppression.present) return body(std::integral_constant<int, 0>{});
+  if constexpr (Kinks)
+    if (problem.p == 1) return body(std::integral_constant<int, 1>{});
+  body(std::integral_constant<int, 2>{});
+}
+
+// Whether streaming stores that fit dx fit the residual's gradient too.
+template <class T>
+bool stream_alike(const T* dx, const T* dresidual) {
+  return dresidual == nullptr ||
+         ((reinterpret_cast<uintptr_t>(dx) ^ reinterpret_cast<uintptr_t>(dresidual)) % kVectorBytes) == 0;
 }
 
 }  // namespace divnorm::DIVNORM_ISA

@@ -1,4 +1,5 @@
 // Forward: m, M2 -> mu = A[m] -> q = B[M2/n + (m - mu)^2] -> rstd = 1/sqrt(sigma^2 + q) -> y.
+// For p = 1: m -> mu = A[m] -> M1 = sum of |x - mu| -> q = c_1 B[M1/n] -> rstd = 1/(|sigma| + q) -> y.
 #pragma once
 
 #include <cmath>
@@ -13,12 +14,14 @@ namespace divnorm::DIVNORM_ISA {
 
 constexpr int64_t kForwardMaps = 2;  // of scratch
 
-template <class A>
+template <class T>
 struct ForwardShared {
+  using A = Acc<T>;
   const Problem& problem;
   const ForwardTensors& tensors;
   const Traversal& traversal;
-  const A *weight, *bias, *sigma;             // sigma: one per group
+  const A *weight, *bias, *sigma;  // sigma: one per group
+  const Beside<T> beside;
   const A *zeros, *ones;                      // neutral rows of one tile
   const Divisors<A>&summation, &suppression;  // those of the suppression are inverse
   bool stream;
@@ -32,7 +35,7 @@ class ForwardPass {
  public:
   using A = Acc<T>;
 
-  ForwardPass(const ForwardShared<A>& shared, int team, int thread)
+  ForwardPass(const ForwardShared<T>& shared, int team, int thread)
       : s_(shared), box_buffers_(shared.boxes.buffers(thread)) {
     const Traversal& t = s_.traversal;
     A* scratch = s_.team_scratch + team * kForwardMaps * t.scratch_row_numbers();
@@ -60,17 +63,19 @@ class ForwardPass {
     const T* x = static_cast<const T*>(s_.tensors.x);
     if (s_.problem.summation.present)
       Layout::moments(s_.problem, unit_, x, tile, m_, z_);
+    else if (s_.problem.suppression.present && s_.problem.p == 1)
+      Layout::absolutes(s_.problem, unit_, x, tile, neutral(s_.zeros), z_);
     else if (s_.problem.suppression.present)
       Layout::squares(s_.problem, unit_, x, tile, z_);
   }
 
-  // mu = A[m]; z = M2/n + (m - mu)^2
+  // mu = A[m]; z = M2/n + (m - mu)^2, or without a mean c M_p/n
   void first(int64_t begin, int64_t end) {
     const Problem& p = s_.problem;
     const A per_channel = A(1) / (p.group_channels() * unit_.samples);
     for (int64_t group = 0; group < unit_.groups; ++group) {
       if (!p.summation.present) {
-        for (int64_t i = begin; i < end; ++i) scale_line(s_.traversal.line, per_channel, z_.row(group, i));
+        for (int64_t i = begin; i < end; ++i) scale_line(s_.traversal.line, scale(), z_.row(group, i));
         continue;
       }
       const auto source = [&](int64_t i) { return static_cast<const A*>(m_.row(group, i)); };
@@ -82,7 +87,16 @@ class ForwardPass {
     }
   }
 
-  // rstd = 1 / sqrt(sigma^2 + B[z])
+  // z = c_1 M1/n
+  bool looks_again() const {
+    return s_.problem.p == 1 && s_.problem.summation.present && s_.problem.suppression.present;
+  }
+  void again(Tile tile) {
+    Layout::absolutes(s_.problem, unit_, static_cast<const T*>(s_.tensors.x), tile, mean_, z_);
+    for (int64_t group = 0; group < unit_.groups; ++group) scale_line(tile.size(), scale(), z_.at(group, tile.begin));
+  }
+
+  // rstd = 1 / sqrt(sigma^2 + B[z]), for p = 1 1 / (|sigma| + B[z])
   void second(int64_t begin, int64_t end) {
     const Problem& p = s_.problem;
     if (!p.suppression.present) return;
@@ -90,7 +104,11 @@ class ForwardPass {
       const A sigma = s_.sigma[unit_.group + group];
       const auto source = [&](int64_t i) { return static_cast<const A*>(z_.row(group, i)); };
       s_.boxes.suppression.lines(begin, end, source, box_buffers_, [&](int64_t i, int64_t h, const A* sums) {
-        inverse_deviations(p.extent[2], s_.suppression.line(i, h), sigma, sums, rstd_.at(group, p.position(i, h)));
+        A* rstd = rstd_.at(group, p.position(i, h));
+        if (p.p == 1)
+          inverse_deviations(p.extent[2], s_.suppression.line(i, h), InverseMeanDeviation<A>(sigma), sums, rstd);
+        else
+          inverse_deviations(p.extent[2], s_.suppression.line(i, h), InverseDeviation<A>(sigma), sums, rstd);
       });
     }
   }
@@ -98,11 +116,14 @@ class ForwardPass {
   void finish(Tile tile, int64_t index) {
     T* y = static_cast<T*>(s_.tensors.y);
     const bool stream = s_.stream && Layout::streamable(s_.problem, unit_, y, tile);
-    const double l1 = with_epilogue<A>(s_.problem, [&](auto epilogue) {
+    const Map<const A> mean = s_.problem.summation.present ? Map<const A>(mean_) : neutral(s_.zeros);
+    const Map<const A> offset = s_.problem.subtract_mean ? mean : neutral(s_.zeros);
+    const Map<const A> rstd = s_.problem.suppression.present ? Map<const A>(rstd_) : neutral(s_.ones);
+    const double l1 = with_epilogue<T>(s_.problem, s_.beside, [&](auto epilogue) {
       const auto run = [&](auto stream, auto l1) -> double {
-        return Layout::template normalize<stream.value, l1.value>(
-            s_.problem, unit_, static_cast<const T*>(s_.tensors.x), tile, mean_or_zero(), rstd_or_one(), s_.weight,
-            s_.bias, epilogue, y);
+        return Layout::template normalize<stream.value, l1.value>(s_.problem, unit_,
+                                                                  static_cast<const T*>(s_.tensors.x), tile, mean,
+                                                                  offset, rstd, s_.weight, s_.bias, epilogue, y);
       };
       return specialize(run, stream, s_.l1_partials != nullptr);
     });
@@ -111,11 +132,11 @@ class ForwardPass {
   }
 
  private:
-  Map<const A> mean_or_zero() const {
-    return s_.problem.summation.present ? Map<const A>(mean_) : Map<const A>{s_.zeros, 0, 0, true};
-  }
-  Map<const A> rstd_or_one() const {
-    return s_.problem.suppression.present ? Map<const A>(rstd_) : Map<const A>{s_.ones, 0, 0, true};
+  static Map<const A> neutral(const A* row) { return {row, 0, 0, true}; }
+
+  // What makes a sum over the channels c_p times their average.
+  A scale() const {
+    return static_cast<A>(deviation_scale(s_.problem.p)) / (s_.problem.group_channels() * unit_.samples);
   }
 
   static void scale_line(int64_t line, A scale, A* __restrict z) {
@@ -131,13 +152,13 @@ class ForwardPass {
     }
   }
 
-  static void inverse_deviations(int64_t count, LineDivisors<A> shares, A sigma, const A* __restrict sums,
+  template <class Inverse>
+  static void inverse_deviations(int64_t count, LineDivisors<A> shares, Inverse of, const A* __restrict sums,
                                  A* __restrict rstd) {
-    const InverseDeviation<A> of(sigma);
     for (int64_t j = 0; j < count; ++j) rstd[j] = of(sums[j] * shares[j]);
   }
 
-  const ForwardShared<A>& s_;
+  const ForwardShared<T>& s_;
   BoxBuffers<A> box_buffers_;
   Unit unit_;
   SlidingMap<A> m_, z_;  // z holds M2 until a row of it is filtered

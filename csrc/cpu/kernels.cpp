@@ -59,16 +59,18 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
   const Values<A> weight(tensors.weight, problem.affine_size(), 1, place);
   const Values<A> bias(tensors.bias, problem.affine_size(), 0, place);
   const Values<A> sigma(tensors.sigma, problem.groups, 0);
+  const Values<A> threshold = thresholds<A>(problem, tensors, place);
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : t.jobs() * t.finish_tiles;
   const Buffer<double> l1(l1_count, true);
   const Buffer<A> team_scratch(team.teams() * kForwardMaps * t.scratch_row_numbers());
   const Boxes<A> boxes(problem, false, team.count());
-  const ForwardShared<A> shared{problem,
+  const ForwardShared<T> shared{problem,
                                 tensors,
                                 t,
                                 weight.data(),
                                 bias.data(),
                                 sigma.data(),
+                                beside<T>(tensors, threshold.data()),
                                 constants.zeros.data(),
                                 constants.ones.data(),
                                 summation,
@@ -93,17 +95,20 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
   const auto place = [&](int64_t i) { return Layout::parameter_place(problem, i); };
   const Values<A> weight(tensors.weight, problem.affine_size(), 1, place);
   const Values<A> bias(tensors.bias, problem.affine_size(), 0, place);
+  const Values<A> threshold = thresholds<A>(problem, tensors, place);
   const int64_t rows = t.partial_rows();
   const Buffer<A> dweight(rows * problem.affine_size()), dbias(rows * problem.affine_size());
+  const Buffer<A> dthreshold(has_thresholds(problem) ? rows * problem.affine_size() : 0);
   const int64_t sigma_rows = t.blocks * t.reduce_tiles;
   const Buffer<double> sigma_sums(sigma_rows * problem.groups);
   const Buffer<A> team_scratch(team.teams() * kBackwardMaps * t.scratch_row_numbers());
   const Boxes<A> boxes(problem, true, team.count());
-  const BackwardShared<A> shared{problem,
+  const BackwardShared<T> shared{problem,
                                  tensors,
                                  t,
                                  weight.data(),
                                  bias.data(),
+                                 beside<T>(tensors, threshold.data()),
                                  constants.zeros.data(),
                                  constants.ones.data(),
                                  summation,
@@ -112,6 +117,7 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
                                  quiet<A>(tensors.dl1 / problem.numel()),
                                  dweight.data(),
                                  dbias.data(),
+                                 has_thresholds(problem) ? dthreshold.data() : nullptr,
                                  sigma_sums.data(),
                                  team_scratch.data(),
                                  boxes};
@@ -119,6 +125,7 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
        [&](int team_index, int thread) { return BackwardPass<T, Layout>(shared, team_index, thread); });
   sum_partials(dweight.data(), rows, problem.affine_size(), place, tensors.dweight);
   sum_partials(dbias.data(), rows, problem.affine_size(), place, tensors.dbias);
+  sum_partials(dthreshold.data(), rows, problem.affine_size(), place, tensors.dthreshold);
   finish_dsigma(problem, tensors, sigma_sums.data(), sigma_rows);
 }
 

@@ -67,6 +67,17 @@ class InverseDeviation {
   A square_, most_;
 };
 
+// The same for p = 1: 1 / (|sigma| + q).
+template <class A>
+class InverseMeanDeviation {
+ public:
+  explicit InverseMeanDeviation(A sigma) : magnitude_(std::fabs(sigma)) {}
+  A operator()(A q) const { return 1 / (magnitude_ + q); }
+
+ private:
+  A magnitude_;
+};
+
 // What the sums over one line are divided by.
 template <class A>
 struct LineDivisors {

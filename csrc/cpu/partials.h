@@ -25,7 +25,10 @@ inline void finish_dsigma(const Problem& problem, const BackwardTensors& tensors
   const Values<double> sigma(tensors.sigma, problem.groups, 0);
   Buffer<double> sums(problem.groups, true);
   for (int64_t row = 0; problem.suppression.present && row < rows; ++row)
-    for (int64_t g = 0; g < problem.groups; ++g) sums.data()[g] -= sigma.data()[g] * partials[row * problem.groups + g];
+    for (int64_t g = 0; g < problem.groups; ++g) {
+      const double value = sigma.data()[g];
+      sums.data()[g] -= (problem.p == 1 ? sign(value) : value) * partials[row * problem.groups + g];
+    }
   if (tensors.dsigma.count == 1)
     for (int64_t g = 1; g < problem.groups; ++g) sums.data()[0] += sums.data()[g];
   for (int64_t g = 0; g < tensors.dsigma.count; ++g) write_number(tensors.dsigma, g, sums.data()[g]);

@@ -313,6 +313,33 @@ inline V passed(V grad, V y, A floor) {
     return y <= splat<V>(floor) ? splat<V>(0) : grad;
 }
 
+// The larger of v and least, but a NaN where v is one, and least where that is one.
+template <class V>
+inline V raised(V v, V least) {
+  if constexpr (is_pair<V>)
+    return {raised(v.even, least.even), raised(v.odd, least.odd)};
+  else
+    return v > least || v != v ? v : least;
+}
+
+// grad, but zero where `raised` gives least.
+template <class V>
+inline V above(V grad, V v, V least) {
+  if constexpr (is_pair<V>)
+    return {above(grad.even, v.even, least.even), above(grad.odd, v.odd, least.odd)};
+  else
+    return v > least || v != v ? grad : splat<V>(0);
+}
+
+// The rest of it.
+template <class V>
+inline V not_above(V grad, V v, V least) {
+  if constexpr (is_pair<V>)
+    return {not_above(grad.even, v.even, least.even), not_above(grad.odd, v.odd, least.odd)};
+  else
+    return v > least || v != v ? splat<V>(0) : grad;
+}
+
 inline Pair absolute(const Pair& v) { return {absolute(v.even), absolute(v.odd)}; }
 inline Pair sign(const Pair& v) { return {sign(v.even), sign(v.odd)}; }
 inline Pair finite_or_zero(const Pair& v) { return {finite_or_zero(v.even), finite_or_zero(v.odd)}; }

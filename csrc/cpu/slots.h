@@ -176,6 +176,18 @@ class InSlots {
   alignas(kVectorBytes) A copy_[kCopyNumbers<A>];
 };
 
+// The same where it is of use, else nothing.
+template <bool Used, class V, bool Stream, class A>
+class InSlotsIf : public InSlots<V, Stream, A> {
+  using InSlots<V, Stream, A>::InSlots;
+};
+template <class V, bool Stream, class A>
+class InSlotsIf<false, V, Stream, A> {
+ public:
+  InSlotsIf(const A*, int64_t) {}
+  const A* data() const { return nullptr; }
+};
+
 // Writes a copy back to the row.
 template <class V, class A>
 inline void put_slots(const A* copy, int64_t count, A* row) {

@@ -115,8 +115,9 @@ template <class Body>
 int64_t each_tile(const Traversal& t, Member member, int64_t begin, int64_t end, Body&& body);
 
 // Walks every job of the traversal with a team of threads each. `make(team_index, thread_index)` gives a thread its
-// pass, an object with start(unit, block, fresh), slide(keep_row), reduce(tile, index), first(begin, end),
-// second(begin, end) and finish(tile, index).
+// pass, an object with start(unit, block, fresh), slide(keep_row), reduce(tile, index), first(begin, end), where
+// looks_again() a second look at the tensors of the same rows by again(tile), second(begin, end) and finish(tile,
+// index).
 template <class Make>
 void walk(const Problem& problem, const Traversal& t, Threads& threads, Make&& make) {
   threads.run([&](Member member) {
@@ -148,6 +149,10 @@ void walk_unit(const Traversal& t, Member member, Pass& pass) {
     member.sync();
     member.share(s.first_begin, s.first_end, [&](int64_t begin, int64_t end) { pass.first(begin, end); });
     member.sync();
+    if (pass.looks_again()) {
+      each_tile(t, member, s.first_begin, s.first_end, [&](Tile tile, int64_t) { pass.again(tile); });
+      member.sync();
+    }
     member.share(s.second_begin, s.second_end, [&](int64_t begin, int64_t end) { pass.second(begin, end); });
     member.sync();
     finish_index += each_tile(t, member, s.second_begin, s.second_end,

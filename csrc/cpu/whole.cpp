@@ -37,6 +37,7 @@ void forward_runs(const Problem& p, const ForwardTensors& tensors, int threads) 
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
   const Values<double> sigma(tensors.sigma, p.groups, 0);
+  const Values<A> threshold = thresholds<A>(p, tensors, place);
   const Buffer<Moments> moments(team.teams() * chunks);
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : p.map_rows() * pieces;
   const Buffer<double> l1(l1_count);
@@ -45,6 +46,7 @@ void forward_runs(const Problem& p, const ForwardTensors& tensors, int threads) 
                                      layout,
                                      weight.data(),
                                      bias.data(),
+                                     beside<T>(tensors, threshold.data()),
                                      sigma.data(),
                                      streams<T>(p),
                                      moments.data(),
@@ -65,7 +67,8 @@ void forward_columns(const Problem& p, const ForwardTensors& tensors, int thread
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
   const Values<double> sigma(tensors.sigma, p.groups, 0);
-  const Buffer<A> scratch(team.teams() * (2 * layout.tiles() + 2) * layout.channels()),
+  const Values<A> threshold = thresholds<A>(p, tensors, place);
+  const Buffer<A> scratch(team.teams() * (2 * layout.tiles() + 3) * layout.channels()),
       thread_scratch(team.count() * layout.channels());
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : p.map_batch() * layout.tiles();
   const Buffer<double> l1(l1_count);
@@ -74,6 +77,7 @@ void forward_columns(const Problem& p, const ForwardTensors& tensors, int thread
                                      layout,
                                      weight.data(),
                                      bias.data(),
+                                     beside<T>(tensors, threshold.data()),
                                      sigma.data(),
                                      streams<T>(p),
                                      scratch.data(),
@@ -94,23 +98,26 @@ class Partials {
         blocks_(blocks),
         dweight_(blocks * p.affine_size()),
         dbias_(blocks * p.affine_size()),
+        dthreshold_(has_thresholds(p) ? blocks * p.affine_size() : 0),
         for_sigma_(p.map_rows()) {}
 
   A* dweight() const { return dweight_.data(); }
   A* dbias() const { return dbias_.data(); }
+  A* dthreshold() const { return has_thresholds(problem_) ? dthreshold_.data() : nullptr; }
   double* for_sigma() const { return for_sigma_.data(); }
 
   template <class Place>
   void finish(const BackwardTensors& tensors, Place&& place) const {
     sum_partials(dweight(), blocks_, problem_.affine_size(), place, tensors.dweight);
     sum_partials(dbias(), blocks_, problem_.affine_size(), place, tensors.dbias);
+    sum_partials(dthreshold(), blocks_, problem_.affine_size(), place, tensors.dthreshold);
     finish_dsigma(problem_, tensors, for_sigma(), problem_.map_batch());
   }
 
  private:
   const Problem& problem_;
   int64_t blocks_;
-  Buffer<A> dweight_, dbias_;
+  Buffer<A> dweight_, dbias_, dthreshold_;
   Buffer<double> for_sigma_;
 };
 
@@ -124,6 +131,7 @@ void backward_runs(const Problem& p, const BackwardTensors& tensors, int threads
   Threads team = threads_for(p, jobs, parts, threads);
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
+  const Values<A> threshold = thresholds<A>(p, tensors, place);
   const Partials<T> partials(p, jobs.blocks);
   const Buffer<GradientSums> sums(team.teams() * pieces);
   const typename Pass::Shared shared{p,
@@ -131,10 +139,12 @@ void backward_runs(const Problem& p, const BackwardTensors& tensors, int threads
                                      layout,
                                      weight.data(),
                                      bias.data(),
+                                     beside<T>(tensors, threshold.data()),
                                      streams<T>(p),
                                      quiet<A>(tensors.dl1 / p.numel()),
                                      partials.dweight(),
                                      partials.dbias(),
+                                     partials.dthreshold(),
                                      partials.for_sigma(),
                                      sums.data(),
                                      pieces};
@@ -151,17 +161,20 @@ void backward_columns(const Problem& p, const BackwardTensors& tensors, int thre
   Threads team = threads_for(p, jobs, layout.tiles(), threads);
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
+  const Values<A> threshold = thresholds<A>(p, tensors, place);
   const Partials<T> partials(p, jobs.blocks);
-  const Buffer<A> scratch(team.teams() * (3 * layout.tiles() + 5) * layout.channels());
+  const Buffer<A> scratch(team.teams() * (4 * layout.tiles() + 6) * layout.channels());
   const typename Pass::Shared shared{p,
                                      tensors,
                                      layout,
                                      weight.data(),
                                      bias.data(),
+                                     beside<T>(tensors, threshold.data()),
                                      streams<T>(p),
                                      quiet<A>(tensors.dl1 / p.numel()),
                                      partials.dweight(),
                                      partials.dbias(),
+                                     partials.dthreshold(),
                                      partials.for_sigma(),
                                      scratch.data()};
   walk_whole(p, jobs, team, [&](const Member& member) { return Pass(shared, member); });

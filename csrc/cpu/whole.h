@@ -66,7 +66,8 @@ void walk_whole(const Problem& p, const WholeJobs& jobs, Threads& threads, Make&
   });
 }
 
-// Count, mean and sum of squared deviations of a set of numbers; sets are joined as by Chan et al. (1983).
+// Count, mean and sum of squared deviations of a set of numbers; sets are joined as by Chan et al. (1983). For p = 1 m2
+// comes to hold the sum of |v|.
 struct Moments {
   double count, mean, m2;
 
@@ -80,38 +81,48 @@ struct Moments {
     m2 += other.m2 + step * step * count * share;
     count += other.count;
   }
-  double variance() const { return m2 / count; }
+  double average() const { return m2 / count; }
 };
+
+// What is added to |sigma|^p: the mean of (c_p |v|)^p.
+inline double spread(const Problem& p, const Moments& row) { return deviation_scale(p.p) * row.average(); }
 
 // What a row's numbers are normalized with.
 template <class A>
 struct RowScale {
   A mean = 0, rstd = 1;
+  // What the numerator is taken from.
+  A offset(const Problem& p) const { return p.subtract_mean ? mean : 0; }
 };
 
-// From the moments of a row, or where no mean is subtracted the sum of its squares in m2.
+// From the moments of a row, or where no mean is subtracted the sum of its powers in m2.
 template <class A>
 RowScale<A> row_scale(const Problem& p, const Moments& row, double sigma) {
   RowScale<A> scale;
   if (p.summation.present) scale.mean = static_cast<A>(row.mean);
-  if (p.suppression.present) scale.rstd = static_cast<A>(InverseDeviation<double>(sigma)(row.variance()));
+  if (p.suppression.present)
+    scale.rstd = static_cast<A>(p.p == 1 ? InverseMeanDeviation<double>(sigma)(spread(p, row))
+                                         : InverseDeviation<double>(sigma)(spread(p, row)));
   return scale;
 }
 
 template <class A>
-void write_statistics(const ForwardTensors& tensors, int64_t at, const RowScale<A>& scale, const Moments& row) {
+void write_statistics(const Problem& p, const ForwardTensors& tensors, int64_t at, const RowScale<A>& scale,
+                      const Moments& row) {
   if (tensors.mean != nullptr) static_cast<A*>(tensors.mean)[at] = scale.mean;
   if (tensors.rstd != nullptr) static_cast<A*>(tensors.rstd)[at] = scale.rstd;
-  if (tensors.variance != nullptr) static_cast<A*>(tensors.variance)[at] = static_cast<A>(row.variance());
+  if (tensors.variance == nullptr) return;
+  const double added = spread(p, row);
+  static_cast<A*>(tensors.variance)[at] = static_cast<A>(p.p == 1 ? added * added : added);
 }
 
-// Sums over a row of g = weight dy, of g v and of sign(v).
+// Sums over a row of g = weight dy, of g times the numerator, of sign(v) and of what a threshold stops.
 struct GradientSums {
-  double g, gv, sign;
+  double g, gv, sign, stopped;
 };
 
-// dx = (g - slope v) rstd - shift, and what the row adds to the sum of P2 / s^3. With slope = P2 / s^2 / count no
-// product overflows that dx does not, however small s is.
+// dx = (g - slope v) rstd - shift, for p = 1 g rstd - slope sign(v) - shift, and what the row adds to the sum of
+// P2 / s^(p + 1). With slope = P2 / s^2 / count no product overflows that dx does not, however small s is.
 template <class A>
 struct RowSlopes {
   A slope = 0, shift = 0;
@@ -121,13 +132,18 @@ struct RowSlopes {
 template <class A>
 RowSlopes<A> row_slopes(const Problem& p, const GradientSums& sums, double rstd, double l1_scale, double count) {
   RowSlopes<A> s;
+  double slope = 0;
   if (p.suppression.present) {
     const double each = sums.gv * rstd * rstd;
-    s.for_sigma = each * rstd;
-    s.slope = static_cast<A>(each / count);
+    s.for_sigma = p.p == 1 ? each : each * rstd;
+    slope = deviation_scale(p.p) * each / count;
+    s.slope = static_cast<A>(slope);
   }
-  if (p.summation.present)  // the sum of v is zero here
-    s.shift = static_cast<A>((sums.g * rstd + (l1_scale == 0 ? 0 : l1_scale * sums.sign)) / count);
+  if (p.summation.present) {  // the sum of v is zero here
+    const double of_signs = l1_scale - (p.p == 1 ? slope : 0);
+    s.shift =
+        static_cast<A>(((p.subtract_mean ? sums.g * rstd : 0) + (of_signs == 0 ? 0 : of_signs * sums.sign)) / count);
+  }
   return s;
 }
 

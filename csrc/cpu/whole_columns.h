@@ -19,19 +19,21 @@ class ForwardColumns {
     const ForwardTensors& tensors;
     Layout layout;
     const A *weight, *bias;
+    const Beside<T> beside;
     const double* sigma;
     bool stream;
-    A* scratch;         // (teams, 2 tiles + 2, channels): the tiles' means and squares, the channels' means and scales
+    A* scratch;  // (teams, 2 tiles + 3, channels): the tiles' means and powers, the channels' means, offsets, scales
     A* thread_scratch;  // (threads, channels)
     double* l1;         // (samples, tiles), or null
   };
 
   ForwardColumns(const Shared& shared, const Member& member) : s_(shared) {
     const int64_t channels = s_.layout.channels(), tiles = s_.layout.tiles();
-    means_ = s_.scratch + member.team * (2 * tiles + 2) * channels;
-    squares_ = means_ + tiles * channels;
-    mean_ = squares_ + tiles * channels;
-    scale_ = mean_ + channels;
+    means_ = s_.scratch + member.team * (2 * tiles + 3) * channels;
+    powers_ = means_ + tiles * channels;
+    mean_ = powers_ + tiles * channels;
+    offset_ = mean_ + channels;
+    scale_ = offset_ + channels;
     own_ = s_.thread_scratch + member.thread * channels;
   }
 
@@ -40,28 +42,39 @@ class ForwardColumns {
     const int64_t tiles = s_.layout.tiles();
     const T* x = static_cast<const T*>(s_.tensors.x);
     member.sync();
-    if (p.summation.present || p.suppression.present)
+    const auto each_tile = [&](auto&& body) {
       member.share(0, tiles, [&](int64_t from, int64_t to) {
-        for (int64_t i = from; i < to; ++i)
-          p.summation.present ? centred_moments(i, x + s_.layout.offset(unit.rows, i))
-                              : squares(i, x + s_.layout.offset(unit.rows, i));
+        for (int64_t i = from; i < to; ++i) body(i, x + s_.layout.offset(unit.rows, i));
       });
-    member.sync();
-    member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_tiles(from, to); });
-    member.sync();
-    member.share(0, p.groups, [&](int64_t from, int64_t to) {
-      for (int64_t group = from; group < to; ++group) join_channels(unit, group);
-    });
-    member.sync();
+      member.sync();
+    };
+    const auto each_group = [&](auto&& body) {
+      member.share(0, p.groups, [&](int64_t from, int64_t to) {
+        for (int64_t group = from; group < to; ++group) body(group);
+      });
+      member.sync();
+    };
+    if (p.summation.present) {
+      each_tile([&](int64_t i, const T* in) { centred_moments(i, in); });
+      member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_moments(from, to); });
+      member.sync();
+      each_group([&](int64_t group) { join_means(group); });
+    }
+    if (p.suppression.present && (p.p == 1 || !p.summation.present)) {
+      each_tile([&](int64_t i, const T* in) { p.p == 1 ? absolutes(i, in) : squares(i, in); });
+      member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_sums(from, to); });
+      member.sync();
+    }
+    each_group([&](int64_t group) { finish_statistics(unit, group); });
     member.share(0, tiles, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         double* l1 = s_.l1 == nullptr ? nullptr : s_.l1 + unit.rows.sample * tiles + i;
         const int64_t offset = s_.layout.offset(unit.rows, i);
         T* y = static_cast<T*>(s_.tensors.y) + offset;
         const bool stream = s_.stream && streamable(y);
-        const double sum = with_epilogue<A>(s_.problem, [&](auto epilogue) {
+        const double sum = with_epilogue<T>(s_.problem, s_.beside, [&](auto epilogue) {
           const auto run = [&](auto stream, auto l1) {
-            return normalize<stream.value, l1.value>(i, x + offset, epilogue, y);
+            return normalize<stream.value, l1.value>(i, offset, x + offset, epilogue, y);
           };
           return specialize(run, stream, l1 != nullptr);
         });
@@ -79,15 +92,15 @@ class ForwardColumns {
 
   [[gnu::flatten]] void centred_moments(int64_t tile, const T* x) const {
     const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
-    A *mean = means_ + tile * channels, *m2 = squares_ + tile * channels, *error = own_;
-    s_.layout.template sum_pixels<1, 1>(pixels, {x}, {mean}, [=](auto& sums, int64_t at, int64_t) {
-      sums[0] += load<value_of<decltype(sums)>>(x + at);
+    A *mean = means_ + tile * channels, *m2 = powers_ + tile * channels, *error = own_;
+    s_.layout.template sum_pixels<1, 1>(pixels, {x}, {mean}, [=](auto& sums, int64_t pixel, int64_t c) {
+      sums[0] += load<value_of<decltype(sums)>>(x + pixel * channels + c);
     });
     const A share = A(1) / pixels;
     for (int64_t c = 0; c < channels; ++c) mean[c] *= share;
-    s_.layout.template sum_pixels<2, 1>(pixels, {x}, {error, m2}, [=](auto& sums, int64_t at, int64_t c) {
+    s_.layout.template sum_pixels<2, 1>(pixels, {x}, {error, m2}, [=](auto& sums, int64_t pixel, int64_t c) {
       using V = value_of<decltype(sums)>;
-      const V centred = load<V>(x + at) - load<V>(mean + c);
+      const V centred = load<V>(x + pixel * channels + c) - load<V>(mean + c);
       sums[0] += centred;
       sums[1] += centred * centred;
     });
@@ -100,73 +113,97 @@ class ForwardColumns {
 
   [[gnu::flatten]] void squares(int64_t tile, const T* x) const {
     const int64_t channels = s_.layout.channels();
-    s_.layout.template sum_pixels<1, 1>(s_.layout.pixels_of(tile), {x}, {squares_ + tile * channels},
-                                        [=](auto& sums, int64_t at, int64_t) {
-                                          const auto value = load<value_of<decltype(sums)>>(x + at);
+    s_.layout.template sum_pixels<1, 1>(s_.layout.pixels_of(tile), {x}, {powers_ + tile * channels},
+                                        [=](auto& sums, int64_t pixel, int64_t c) {
+                                          const auto value = load<value_of<decltype(sums)>>(x + pixel * channels + c);
                                           sums[0] += value * value;
                                         });
   }
 
-  // The moments of channels from..to over all tiles, into those of the first.
-  void join_tiles(int64_t from, int64_t to) const {
+  // Sums of |x - mean|, or without one of |x|.
+  [[gnu::flatten]] void absolutes(int64_t tile, const T* x) const {
+    const int64_t channels = s_.layout.channels();
+    const A* mean = s_.problem.summation.present ? mean_ : nullptr;
+    s_.layout.template sum_pixels<1, 1>(s_.layout.pixels_of(tile), {x}, {powers_ + tile * channels},
+                                        [=](auto& sums, int64_t pixel, int64_t c) {
+                                          using V = value_of<decltype(sums)>;
+                                          const V number = load<V>(x + pixel * channels + c);
+                                          sums[0] += absolute(mean == nullptr ? number : number - load<V>(mean + c));
+                                        });
+  }
+
+  // The sums of channels from..to over all tiles, into those of the first.
+  void join_sums(int64_t from, int64_t to) const {
+    const int64_t channels = s_.layout.channels();
+    for (int64_t i = 1; i < s_.layout.tiles(); ++i)
+      for (int64_t c = from; c < to; ++c) powers_[c] += powers_[i * channels + c];
+  }
+
+  // The same for moments.
+  void join_moments(int64_t from, int64_t to) const {
     const int64_t channels = s_.layout.channels();
     double seen = s_.layout.pixels_of(0);
     for (int64_t i = 1; i < s_.layout.tiles(); ++i) {
-      const A *mean = means_ + i * channels, *m2 = squares_ + i * channels;
-      if (!s_.problem.summation.present) {
-        for (int64_t c = from; c < to; ++c) squares_[c] += m2[c];
-        continue;
-      }
+      const A *mean = means_ + i * channels, *m2 = powers_ + i * channels;
       const double count = s_.layout.pixels_of(i);
       const A share = static_cast<A>(count / (seen + count)), spread = static_cast<A>(seen * count / (seen + count));
       for (int64_t c = from; c < to; ++c) {
         const A step = mean[c] - means_[c];
         means_[c] = step - step == 0 ? means_[c] + step * share : means_[c] + mean[c];
-        squares_[c] += m2[c] + step * step * spread;
+        powers_[c] += m2[c] + step * step * spread;
       }
       seen += count;
     }
   }
 
-  void join_channels(const WholeUnit& unit, int64_t group) const {
+  double mean_of(int64_t group) const {
+    double sum = 0;
+    s_.layout.each_channel(group, [&](int64_t at) { sum += means_[at]; });
+    return sum / static_cast<double>(s_.layout.group_channels());
+  }
+
+  void join_means(int64_t group) const {
+    const A mean = static_cast<A>(mean_of(group));
+    s_.layout.each_channel(group, [&](int64_t at) { mean_[at] = mean; });
+  }
+
+  void finish_statistics(const WholeUnit& unit, int64_t group) const {
     const Problem& p = s_.problem;
     const double each = static_cast<double>(s_.layout.pixels()), n = static_cast<double>(s_.layout.group_channels());
-    Moments all{each * n, 0, 0};
-    if (p.summation.present) {
-      s_.layout.each_channel(group, [&](int64_t at) { all.mean += means_[at]; });
-      all.mean /= n;
-    }
+    Moments all{each * n, p.summation.present ? mean_of(group) : 0, 0};
     if (p.suppression.present)
       s_.layout.each_channel(group, [&](int64_t at) {
-        const double step = p.summation.present ? means_[at] - all.mean : 0;
-        all.m2 += squares_[at] + each * step * step;
+        const double step = p.summation.present && p.p == 2 ? means_[at] - all.mean : 0;
+        all.m2 += powers_[at] + each * step * step;
       });
     const RowScale<A> row = row_scale<A>(p, all, s_.sigma[group]);
-    write_statistics(s_.tensors, unit.row(p) + group, row, all);
+    write_statistics(p, s_.tensors, unit.row(p) + group, row, all);
     s_.layout.each_channel(group, [&](int64_t at) {
       mean_[at] = row.mean;
+      offset_[at] = row.offset(p);
       scale_[at] = row.rstd * s_.weight[at];
     });
   }
 
   template <bool Stream, bool L1, class Epilogue>
-  [[gnu::flatten]] double normalize(int64_t tile, const T* x, Epilogue epilogue, T* y) const {
+  [[gnu::flatten]] double normalize(int64_t tile, int64_t at, const T* x, Epilogue epilogue, T* y) const {
     const int64_t channels = s_.layout.channels();
-    const A *mean = mean_, *scale = scale_, *bias = s_.bias;
+    const A *mean = mean_, *offset = offset_, *scale = scale_, *bias = s_.bias;
     double l1 = 0;
     Layout::template each_block<Stream ? 1 : kPixelsAtOnce>(s_.layout.pixels_of(tile), [&](auto block, int64_t first) {
       constexpr int R = block.value;
       const T* in = x + first * channels;
       T* out = y + first * channels;
+      const auto behind = epilogue.template rows<R, true>(at + first * channels, channels, 0);
       Totals<A, 1> absolutes;
       for_lanes_writing<Wide, Stream>(out, channels, [=, &absolutes](auto lane, int64_t c) {
         using V = decltype(lane);
         if constexpr (!Stream) prefetch_next<R>(in + c, channels);
-        const V average = load<V>(mean + c), factor = load<V>(scale + c), shift = load<V>(bias + c);
+        const V centre = load<V>(offset + c), factor = load<V>(scale + c), shift = load<V>(bias + c);
         for (int r = 0; r < R; ++r) {
-          const V centred = load<V>(in + r * channels + c) - average;
-          write<Stream>(out + r * channels + c, epilogue.template value<V>(centred * factor + shift));
-          if constexpr (L1) absolutes.add(0, absolute(centred));
+          const V number = load<V>(in + r * channels + c), top = number - centre;
+          write<Stream>(out + r * channels + c, behind.template value<V>(top * factor + shift, r, c));
+          if constexpr (L1) absolutes.add(0, absolute(number - load<V>(mean + c)));
         }
       });
       if constexpr (L1) l1 += absolutes.value(0);
@@ -175,7 +212,7 @@ class ForwardColumns {
   }
 
   const Shared& s_;
-  A *means_, *squares_, *mean_, *scale_, *own_;
+  A *means_, *powers_, *mean_, *offset_, *scale_, *own_;
 };
 
 template <class T>
@@ -190,21 +227,22 @@ class BackwardColumns {
     const BackwardTensors& tensors;
     Layout layout;
     const A *weight, *bias;
+    const Beside<T> beside;
     bool stream;
     A l1_scale;
-    A *dweight, *dbias;  // partial sums: (blocks, channels)
-    double* for_sigma;   // (samples of the maps, groups)
-    A* scratch;          // (teams, 3 tiles + 5, channels): the tiles' sums; means, rstds, scales, slopes, shifts
+    A *dweight, *dbias, *dthreshold;  // partial sums: (blocks, channels); the last may be null
+    double* for_sigma;                // (samples of the maps, groups)
+    A* scratch;  // (teams, 4 tiles + 6, channels): the tiles' sums; means, offsets, rstds, scales, slopes, shifts
   };
 
   BackwardColumns(const Shared& shared, const Member& member) : s_(shared) {
     const int64_t channels = s_.layout.channels(), tiles = s_.layout.tiles();
-    A* next = s_.scratch + member.team * (3 * tiles + 5) * channels;
-    for (A** rows : {&g_, &gv_, &sign_}) {
+    A* next = s_.scratch + member.team * (4 * tiles + 6) * channels;
+    for (A** rows : {&g_, &gv_, &sign_, &stopped_}) {
       *rows = next;
       next += tiles * channels;
     }
-    for (A** row : {&mean_, &rstd_, &scale_, &slope_, &shift_}) {
+    for (A** row : {&mean_, &offset_, &rstd_, &scale_, &slope_, &shift_}) {
       *row = next;
       next += channels;
     }
@@ -214,13 +252,14 @@ class BackwardColumns {
     const Problem& p = s_.problem;
     const int64_t tiles = s_.layout.tiles();
     const T *x = static_cast<const T*>(s_.tensors.x), *dy = static_cast<const T*>(s_.tensors.dy);
-    const bool signs = s_.l1_scale != 0;
+    const bool l1 = s_.l1_scale != 0;
     member.sync();
     member.share(0, p.groups, [&](int64_t from, int64_t to) {
       for (int64_t group = from; group < to; ++group) {
         const RowScale<A> row = scale_of(unit, group);
         s_.layout.each_channel(group, [&](int64_t at) {
           mean_[at] = row.mean;
+          offset_[at] = row.offset(p);
           rstd_[at] = row.rstd;
           scale_[at] = row.rstd * s_.weight[at];
         });
@@ -230,8 +269,9 @@ class BackwardColumns {
     member.share(0, tiles, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int64_t offset = s_.layout.offset(unit.rows, i);
-        with_kinks<A>(p, signs,
-                      [&](auto epilogue, auto kinks) { tile_sums<kinks.value>(i, x + offset, dy + offset, epilogue); });
+        with_kinks<T>(p, s_.beside, l1, [&](auto epilogue, auto kinks) {
+          tile_sums<kinks.value>(i, offset, x + offset, dy + offset, epilogue);
+        });
       }
     });
     member.sync();
@@ -246,12 +286,15 @@ class BackwardColumns {
         const int64_t offset = s_.layout.offset(unit.rows, i);
         T* dx = static_cast<T*>(s_.tensors.dx) + offset;
         const uintptr_t bits = reinterpret_cast<uintptr_t>(dx) | (s_.layout.channels() * sizeof(T));
-        const bool stream = s_.stream && (!is_pair<Wide> || bits % kVectorBytes == 0);
-        with_kinks<A>(p, signs, [&](auto epilogue, auto kinks) {
-          const auto run = [&](auto stream, auto suppressed) {
-            gradient<stream.value, kinks.value, suppressed.value>(i, x + offset, dy + offset, epilogue, dx);
-          };
-          specialize(run, stream, p.suppression.present);
+        const bool stream = s_.stream && (!is_pair<Wide> || bits % kVectorBytes == 0) &&
+                            stream_alike(static_cast<T*>(s_.tensors.dx), s_.beside.dresidual);
+        with_kinks<T>(p, s_.beside, l1, [&](auto epilogue, auto kinks) {
+          with_exponent<kinks.value>(p, [&](auto exponent) {
+            const auto run = [&](auto stream) {
+              gradient<stream.value, kinks.value, exponent.value>(i, offset, x + offset, dy + offset, epilogue, dx);
+            };
+            specialize(run, stream);
+          });
         });
       }
     });
@@ -270,22 +313,29 @@ class BackwardColumns {
 
   // Sums without the weight.
   template <bool Kinks, class Epilogue>
-  [[gnu::flatten]] void tile_sums(int64_t tile, const T* x, const T* dy, Epilogue epilogue) const {
+  [[gnu::flatten]] void tile_sums(int64_t tile, int64_t first, const T* x, const T* dy, Epilogue epilogue) const {
     const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
     A *g = g_ + tile * channels, *gv = gv_ + tile * channels, *signs = sign_ + tile * channels;
-    const A *mean = mean_, *scale = scale_, *bias = s_.bias;
-    const auto add = [=](auto& sums, int64_t at, int64_t c) {
+    A* rest = stopped_ + tile * channels;
+    const A *mean = mean_, *offset = offset_, *scale = scale_, *bias = s_.bias;
+    const auto behind = epilogue.template rows<1, true>(first, channels, 0);
+    const auto add = [=](auto& sums, int64_t pixel, int64_t c) {
       using V = value_of<decltype(sums)>;
-      const V centred = load<V>(x + at) - load<V>(mean + c);
+      const int64_t at = pixel * channels + c;
+      const V number = load<V>(x + at), top = number - load<V>(offset + c);
       V grad = load<V>(dy + at);
       if constexpr (Kinks) {
-        grad = epilogue.template gradient<V>(grad, centred * load<V>(scale + c) + load<V>(bias + c));
-        sums[2] += sign(centred);
+        const V z = top * load<V>(scale + c) + load<V>(bias + c);
+        if constexpr (Epilogue::kStops) sums[3] += behind.template stopped<V>(grad, z, pixel, c);
+        grad = behind.template gradient<V>(grad, z, pixel, c);
+        sums[2] += sign(number - load<V>(mean + c));
       }
       sums[0] += grad;
-      sums[1] += grad * centred;
+      sums[1] += grad * top;
     };
-    if constexpr (Kinks)
+    if constexpr (Epilogue::kStops)
+      s_.layout.template sum_pixels<4, 2>(pixels, {x, dy}, {g, gv, signs, rest}, add);
+    else if constexpr (Kinks)
       s_.layout.template sum_pixels<3, 2>(pixels, {x, dy}, {g, gv, signs}, add);
     else
       s_.layout.template sum_pixels<2, 2>(pixels, {x, dy}, {g, gv}, add);
@@ -293,7 +343,8 @@ class BackwardColumns {
 
   void join_tiles(int64_t from, int64_t to) const {
     const int64_t channels = s_.layout.channels();
-    for (A* sums : {g_, gv_, s_.l1_scale != 0 ? sign_ : nullptr})
+    const bool stops = s_.dthreshold != nullptr;
+    for (A* sums : {g_, gv_, looks_again(s_.problem, s_.l1_scale != 0) ? sign_ : nullptr, stops ? stopped_ : nullptr})
       for (int64_t i = 1; sums != nullptr && i < s_.layout.tiles(); ++i)
         for (int64_t c = from; c < to; ++c) sums[c] += sums[i * channels + c];
   }
@@ -303,13 +354,16 @@ class BackwardColumns {
     const RowScale<A> row = scale_of(unit, group);
     A* dweight = s_.dweight + unit.block * s_.layout.channels();
     A* dbias = s_.dbias + unit.block * s_.layout.channels();
+    A* dthreshold = s_.dthreshold == nullptr ? nullptr : s_.dthreshold + unit.block * s_.layout.channels();
+    const bool signs = looks_again(p, s_.l1_scale != 0);
     GradientSums all{};
     s_.layout.each_channel(group, [&](int64_t at) {
       all.g += static_cast<double>(s_.weight[at]) * g_[at];
       all.gv += static_cast<double>(s_.weight[at]) * gv_[at];
-      if (s_.l1_scale != 0) all.sign += sign_[at];
+      if (signs) all.sign += sign_[at];
       dweight[at] = (unit.fresh ? 0 : dweight[at]) + gv_[at] * row.rstd;
       dbias[at] = (unit.fresh ? 0 : dbias[at]) + g_[at];
+      if (dthreshold != nullptr) dthreshold[at] = (unit.fresh ? 0 : dthreshold[at]) + stopped_[at];
     });
     const double count = static_cast<double>(s_.layout.pixels()) * s_.layout.group_channels();
     const RowSlopes<A> slopes = row_slopes<A>(p, all, row.rstd, s_.l1_scale, count);
@@ -320,17 +374,18 @@ class BackwardColumns {
     });
   }
 
-  // Not Suppressed: rstd is 1 and the slope 0 whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, bool Suppressed, class Epilogue>
-  [[gnu::flatten]] void gradient(int64_t tile, const T* x, const T* dy, Epilogue epilogue, T* dx) const {
+  // P: the exponent, or 0: rstd is 1 and the slope 0 whatever x is, be it a NaN.
+  template <bool Stream, bool Kinks, int P, class Epilogue>
+  [[gnu::flatten]] void gradient(int64_t tile, int64_t at, const T* x, const T* dy, Epilogue epilogue, T* dx) const {
     const int64_t channels = s_.layout.channels();
-    const A *mean = mean_, *rstd = rstd_, *scale = scale_, *slope = slope_, *shift = shift_;
+    const A *mean = mean_, *offset = offset_, *rstd = rstd_, *scale = scale_, *slope = slope_, *shift = shift_;
     const A *weight = s_.weight, *bias = s_.bias;
     const A l1_scale = s_.l1_scale;
     Layout::template each_block<Stream ? 1 : kPixelsAtOnce>(s_.layout.pixels_of(tile), [&](auto block, int64_t first) {
       constexpr int R = block.value;
       const T *in = x + first * channels, *grads = dy + first * channels;
       T* out = dx + first * channels;
+      const auto behind = epilogue.template rows<R, true>(at + first * channels, channels, 0);
       for_lanes_writing<Wide, Stream>(out, channels, [=](auto lane, int64_t c) {
         using V = decltype(lane);
         if constexpr (!Stream) {
@@ -340,14 +395,18 @@ class BackwardColumns {
         const V average = load<V>(mean + c), factor = load<V>(weight + c), inverse = load<V>(rstd + c);
         const V falling = load<V>(slope + c), constant = load<V>(shift + c);
         for (int r = 0; r < R; ++r) {
-          const V centred = load<V>(in + r * channels + c) - average;
+          const V number = load<V>(in + r * channels + c), centred = number - average;
           V grad = load<V>(grads + r * channels + c);
-          if constexpr (Kinks)
-            grad = epilogue.template gradient<V>(grad, centred * load<V>(scale + c) + load<V>(bias + c));
+          if constexpr (Kinks) {
+            const V top = number - load<V>(offset + c);
+            grad = behind.template gradient<V>(grad, top * load<V>(scale + c) + load<V>(bias + c), r, c);
+            behind.template keep<Stream>(grad, r, c);
+          }
           V result = grad * factor;
-          if constexpr (Suppressed) result = (result - falling * centred) * inverse;
+          if constexpr (P == 2) result = (result - falling * centred) * inverse;
+          if constexpr (P == 1) result = result * inverse;
           result -= constant;
-          if constexpr (Kinks) result += splat<V>(l1_scale) * sign(centred);
+          if constexpr (Kinks) result += (P == 1 ? splat<V>(l1_scale) - falling : splat<V>(l1_scale)) * sign(centred);
           write<Stream>(out + r * channels + c, result);
         }
       });
@@ -355,7 +414,7 @@ class BackwardColumns {
   }
 
   const Shared& s_;
-  A *g_, *gv_, *sign_, *mean_, *rstd_, *scale_, *slope_, *shift_;
+  A *g_, *gv_, *sign_, *stopped_, *mean_, *offset_, *rstd_, *scale_, *slope_, *shift_;
 };
 
 }  // namespace divnorm::DIVNORM_ISA

@@ -104,6 +104,7 @@ class ForwardRuns {
     const ForwardTensors& tensors;
     Layout layout;
     const A *weight, *bias;
+    const Beside<T> beside;
     const double* sigma;
     bool stream;
     Moments* moments;  // (teams, chunks)
@@ -119,24 +120,33 @@ class ForwardRuns {
     const T* x = static_cast<const T*>(s_.tensors.x);
     const int64_t row = unit.row(p), pieces = s_.layout.pieces(unit.rows), chunks = s_.layout.chunks(unit.rows);
     member.sync();
-    if (p.summation.present || p.suppression.present)
+    const auto look = [&](auto&& at) {
       member.share(0, chunks, [&](int64_t from, int64_t to) {
-        for (int64_t i = from; i < to; ++i)
-          moments_[i] = p.summation.present ? centred_moments(unit.rows, i, x) : squares(unit.rows, i, x);
+        for (int64_t i = from; i < to; ++i) moments_[i] = at(i);
       });
-    member.sync();
+      member.sync();
+    };
     Moments all{};
-    for (int64_t i = 0; i < chunks; ++i) all.join(moments_[i]);
-    if (!p.summation.present) {
-      all.m2 = 0;  // joined as sums, not as deviations
-      for (int64_t i = 0; i < chunks; ++i) all.m2 += moments_[i].m2;
+    if (p.summation.present) {
+      look([&](int64_t i) { return centred_moments(unit.rows, i, x); });
+      for (int64_t i = 0; i < chunks; ++i) all.join(moments_[i]);
+    }
+    if (p.suppression.present && (p.p == 1 || !p.summation.present)) {
+      const A mean = static_cast<A>(all.mean);
+      member.sync();
+      look([&](int64_t i) { return p.p == 1 ? absolutes(unit.rows, i, x, mean) : squares(unit.rows, i, x); });
+      all.count = all.m2 = 0;  // joined as sums, not as deviations
+      for (int64_t i = 0; i < chunks; ++i) {
+        all.count += moments_[i].count;
+        all.m2 += moments_[i].m2;
+      }
     }
     const RowScale<A> scale = row_scale<A>(p, all, s_.sigma[unit.rows.group]);
-    if (member.rank == 0) write_statistics(s_.tensors, row, scale, all);
+    if (member.rank == 0) write_statistics(p, s_.tensors, row, scale, all);
     member.share(0, pieces, [&](int64_t from, int64_t to) {
       s_.layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
         double* l1 = s_.l1 == nullptr ? nullptr : s_.l1 + row * s_.pieces + i;
-        write_piece(piece, x + piece.offset, scale, static_cast<T*>(s_.tensors.y) + piece.offset, l1);
+        write_piece(piece, x, scale, l1);
       });
     });
     if (s_.stream) stream_fence();
@@ -182,11 +192,27 @@ class ForwardRuns {
     return {static_cast<double>(count), 0, total.value(0)};
   }
 
-  void write_piece(const Piece& piece, const T* x, RowScale<A> scale, T* y, double* l1) const {
+  // The sum of |x - mean|.
+  [[gnu::flatten]] Moments absolutes(const Unit& unit, int64_t index, const T* x, A mean) const {
+    Sums<A, 1, 4> total;
+    int64_t count = 0;
+    s_.layout.each_range(unit, index, [&](int64_t offset, int64_t size) {
+      const T* in = x + offset;
+      for_chains<Wide, 4>(size, [&](auto lane, int64_t i, int chain) {
+        using V = decltype(lane);
+        total.add(0, chain, absolute(load<V>(in + i) - splat<V>(mean)));
+      });
+      count += size;
+    });
+    return {static_cast<double>(count), 0, total.value(0)};
+  }
+
+  void write_piece(const Piece& piece, const T* x, RowScale<A> scale, double* l1) const {
+    T* y = static_cast<T*>(s_.tensors.y) + piece.offset;
     const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(y) % kVectorBytes == 0);
-    const double sum = with_epilogue<A>(s_.problem, [&](auto epilogue) {
+    const double sum = with_epilogue<T>(s_.problem, s_.beside, [&](auto epilogue) {
       const auto run = [&](auto stream, auto l1) {
-        return normalize<stream.value, l1.value>(piece, x, scale, epilogue, y);
+        return normalize<stream.value, l1.value>(piece, x + piece.offset, scale, epilogue, y);
       };
       return specialize(run, stream, l1 != nullptr);
     });
@@ -196,14 +222,15 @@ class ForwardRuns {
   template <bool Stream, bool L1, class Epilogue>
   [[gnu::flatten]] double normalize(const Piece& piece, const T* x, RowScale<A> row, Epilogue epilogue, T* y) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
-    const A scale = row.rstd * *weights, bias = *biases;
+    const A scale = row.rstd * *weights, bias = *biases, offset = row.offset(s_.problem);
+    const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
     Sums<A, 1, 1> absolutes;
     for_lanes_writing<Wide, Stream>(y, piece.size, [=, &absolutes](auto lane, int64_t i) {
       using V = decltype(lane);
-      const V centred = load<V>(x + i) - splat<V>(row.mean);
-      write<Stream>(y + i, epilogue.template value<V>(
-                               Layout::template affine<V>(centred, row.rstd, scale, weights, bias, biases, i)));
-      if constexpr (L1) absolutes.add(0, 0, absolute(centred));
+      const V number = load<V>(x + i), top = number - splat<V>(offset);
+      const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
+      write<Stream>(y + i, behind.template value<V>(z, 0, i));
+      if constexpr (L1) absolutes.add(0, 0, absolute(number - splat<V>(row.mean)));
     });
     return absolutes.value(0);
   }
@@ -225,11 +252,12 @@ class BackwardRuns {
     const BackwardTensors& tensors;
     Layout layout;
     const A *weight, *bias;
+    const Beside<T> beside;
     bool stream;
     A l1_scale;
-    A *dweight, *dbias;  // partial sums: (blocks, affine_size)
-    double* for_sigma;   // (samples of the maps, groups)
-    GradientSums* sums;  // (teams, pieces)
+    A *dweight, *dbias, *dthreshold;  // partial sums: (blocks, affine_size); the last may be null
+    double* for_sigma;                // (samples of the maps, groups)
+    GradientSums* sums;               // (teams, pieces)
     int64_t pieces;
   };
 
@@ -247,17 +275,17 @@ class BackwardRuns {
     if (p.suppression.present) scale.rstd = static_cast<const A*>(s_.tensors.rstd)[row];
     A* dweight = s_.dweight + unit.block * p.affine_size();
     A* dbias = s_.dbias + unit.block * p.affine_size();
+    A* dthreshold = s_.dthreshold == nullptr ? nullptr : s_.dthreshold + unit.block * p.affine_size();
     member.sync();
     member.share(0, pieces, [&](int64_t from, int64_t to) {
       layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
         const T *in = x + piece.offset, *grads = dy + piece.offset;
         A *for_weight = dweight + piece.channel, *for_bias = dbias + piece.channel;
-        if (AlongRow && unit.fresh) {
-          __builtin_memset(for_weight, 0, piece.size * sizeof(A));
-          __builtin_memset(for_bias, 0, piece.size * sizeof(A));
-        }
-        sums_[i] = with_kinks<A>(p, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
-          return piece_sums<kinks.value>(piece, in, grads, scale, epilogue, for_weight, for_bias);
+        A* for_threshold = dthreshold == nullptr ? nullptr : dthreshold + piece.channel;
+        for (A* sums : {for_weight, for_bias, for_threshold})
+          if (AlongRow && unit.fresh && sums != nullptr) __builtin_memset(sums, 0, piece.size * sizeof(A));
+        sums_[i] = with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+          return piece_sums<kinks.value>(piece, in, grads, scale, epilogue, for_weight, for_bias, for_threshold);
         });
       });
     });
@@ -273,18 +301,21 @@ class BackwardRuns {
     const RowSlopes<A> slopes = row_slopes<A>(p, all, scale.rstd, s_.l1_scale, count);
     if (member.rank == 0) {
       s_.for_sigma[row] = slopes.for_sigma;
-      if constexpr (!AlongRow) add_planes(unit, scale.rstd, dweight, dbias);
+      if constexpr (!AlongRow) add_planes(unit, scale.rstd, dweight, dbias, dthreshold);
     }
     member.share(0, pieces, [&](int64_t from, int64_t to) {
       layout.each_piece(unit.rows, from, to, [&](int64_t, const Piece& piece) {
         const T *in = x + piece.offset, *grads = dy + piece.offset;
         T* out = dx + piece.offset;
-        const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0);
-        with_kinks<A>(p, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
-          const auto run = [&](auto stream, auto suppressed) {
-            gradient<stream.value, kinks.value, suppressed.value>(piece, in, grads, scale, slopes, epilogue, out);
-          };
-          specialize(run, stream, p.suppression.present);
+        const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0) &&
+                            stream_alike(dx, s_.beside.dresidual);
+        with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+          with_exponent<kinks.value>(p, [&](auto exponent) {
+            const auto run = [&](auto stream) {
+              gradient<stream.value, kinks.value, exponent.value>(piece, in, grads, scale, slopes, epilogue, out);
+            };
+            specialize(run, stream);
+          });
         });
       });
     });
@@ -293,77 +324,97 @@ class BackwardRuns {
 
  private:
   // Adds the planes' sums to those of their channels.
-  void add_planes(const WholeUnit& unit, A rstd, A* dweight, A* dbias) const {
+  void add_planes(const WholeUnit& unit, A rstd, A* dweight, A* dbias, A* dthreshold) const {
     const int64_t per_sample = s_.layout.pieces_of_sample(), pieces = s_.layout.pieces(unit.rows);
     int64_t before = -1;
     s_.layout.each_piece(unit.rows, 0, per_sample, [&](int64_t i, const Piece& piece) {
-      if (unit.fresh && piece.channel != before) dweight[piece.channel] = dbias[piece.channel] = 0;
-      before = piece.channel;
-      double for_weight = 0, for_bias = 0;
+      const int64_t c = piece.channel;
+      if (unit.fresh && c != before) {
+        dweight[c] = dbias[c] = 0;
+        if (dthreshold != nullptr) dthreshold[c] = 0;
+      }
+      before = c;
+      double for_weight = 0, for_bias = 0, for_threshold = 0;
       for (int64_t j = i; j < pieces; j += per_sample) {
         for_weight += sums_[j].gv;
         for_bias += sums_[j].g;
+        for_threshold += sums_[j].stopped;
       }
-      dweight[piece.channel] += static_cast<A>(for_weight * rstd);
-      dbias[piece.channel] += static_cast<A>(for_bias);
+      dweight[c] += static_cast<A>(for_weight * rstd);
+      dbias[c] += static_cast<A>(for_bias);
+      if (dthreshold != nullptr) dthreshold[c] += static_cast<A>(for_threshold);
     });
   }
 
   // For a plane without its weight.
   template <bool Kinks, class Epilogue>
   [[gnu::flatten]] GradientSums piece_sums(const Piece& piece, const T* x, const T* dy, RowScale<A> row,
-                                           Epilogue epilogue, A* dweight, A* dbias) const {
+                                           Epilogue epilogue, A* dweight, A* dbias, A* dthreshold) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
-    const A scale = row.rstd * *weights, bias = *biases;
+    const A scale = row.rstd * *weights, bias = *biases, offset = row.offset(s_.problem);
+    const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
     constexpr int chains = Kinks ? 1 : 2;
-    Sums<A, Kinks ? 3 : 2, chains> sums;
+    Sums<A, Kinks ? 4 : 2, chains> sums;
     for_chains<Wide, chains>(piece.size, [=, &sums](auto lane, int64_t i, int chain) {
       using V = decltype(lane);
-      const V centred = load<V>(x + i) - splat<V>(row.mean);
+      const V number = load<V>(x + i), top = number - splat<V>(offset);
       V grad = load<V>(dy + i);
       if constexpr (Kinks) {
-        grad = epilogue.template gradient<V>(
-            grad, Layout::template affine<V>(centred, row.rstd, scale, weights, bias, biases, i));
-        sums.add(2, chain, sign(centred));
+        const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
+        if constexpr (Epilogue::kStops) {
+          const V rest = behind.template stopped<V>(grad, z, 0, i);
+          if constexpr (AlongRow)
+            store(dthreshold + i, load<V>(dthreshold + i) + rest);
+          else
+            sums.add(3, chain, rest);
+        }
+        grad = behind.template gradient<V>(grad, z, 0, i);
+        sums.add(2, chain, sign(number - splat<V>(row.mean)));
       }
       if constexpr (AlongRow) {
-        const V product = grad * centred, weight = load<V>(weights + i);
+        const V product = grad * top, weight = load<V>(weights + i);
         sums.add(0, chain, grad * weight);
         sums.add(1, chain, product * weight);
         store(dweight + i, load<V>(dweight + i) + product * splat<V>(row.rstd));
         store(dbias + i, load<V>(dbias + i) + grad);
       } else {
         sums.add(0, chain, grad);
-        sums.add(1, chain, grad * centred);
+        sums.add(1, chain, grad * top);
       }
     });
-    GradientSums found{sums.value(0), sums.value(1), 0};
+    GradientSums found{sums.value(0), sums.value(1), 0, 0};
     if constexpr (Kinks) found.sign = sums.value(2);
+    if constexpr (Epilogue::kStops && !AlongRow) found.stopped = sums.value(3);
     return found;
   }
 
-  // Not Suppressed: rstd is 1 and the slope 0 whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, bool Suppressed, class Epilogue>
+  // P: the exponent, or 0: rstd is 1 and the slope 0 whatever x is, be it a NaN.
+  template <bool Stream, bool Kinks, int P, class Epilogue>
   [[gnu::flatten]] void gradient(const Piece& piece, const T* x, const T* dy, RowScale<A> row, RowSlopes<A> slopes,
                                  Epilogue epilogue, T* dx) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
     const A weight = *weights, scale = row.rstd * weight, bias = *biases;
-    const A l1_scale = s_.l1_scale, slope = slopes.slope, shift = slopes.shift;
+    const A l1_scale = s_.l1_scale, slope = slopes.slope, shift = slopes.shift, offset = row.offset(s_.problem);
+    const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
     for_lanes_writing<Wide, Stream>(dx, piece.size, [=](auto lane, int64_t i) {
       using V = decltype(lane);
-      const V centred = load<V>(x + i) - splat<V>(row.mean);
+      const V number = load<V>(x + i), centred = number - splat<V>(row.mean);
       V grad = load<V>(dy + i);
-      if constexpr (Kinks)
-        grad = epilogue.template gradient<V>(
-            grad, Layout::template affine<V>(centred, row.rstd, scale, weights, bias, biases, i));
+      if constexpr (Kinks) {
+        const V top = number - splat<V>(offset);
+        grad = behind.template gradient<V>(
+            grad, Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i), 0, i);
+        behind.template keep<Stream>(grad, 0, i);
+      }
       V result;
       if constexpr (AlongRow)
         result = grad * load<V>(weights + i);
       else
         result = grad * splat<V>(weight);
-      if constexpr (Suppressed) result = (result - splat<V>(slope) * centred) * splat<V>(row.rstd);
+      if constexpr (P == 2) result = (result - splat<V>(slope) * centred) * splat<V>(row.rstd);
+      if constexpr (P == 1) result = result * splat<V>(row.rstd);
       result -= splat<V>(shift);
-      if constexpr (Kinks) result += splat<V>(l1_scale) * sign(centred);
+      if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope : l1_scale) * sign(centred);
       write<Stream>(dx + i, result);
     });
   }
