@@ -1,8 +1,10 @@
 // Compiled once per instruction set, as kernels.cpp.
 #include "partials.h"
 #include "whole_calls.h"
-#include "whole_columns.h"
-#include "whole_runs.h"
+#include "whole_columns_backward.h"
+#include "whole_columns_forward.h"
+#include "whole_runs_backward.h"
+#include "whole_runs_forward.h"
 
 namespace divnorm::DIVNORM_ISA {
 

@@ -1,0 +1,211 @@
+// The same, backward.
+#pragma once
+
+#include "columns.h"
+#include "epilogue.h"
+
+namespace divnorm::DIVNORM_ISA {
+
+template <class T>
+class BackwardColumns {
+ public:
+  using Layout = Columns<T>;
+  using A = typename Layout::A;
+  using Wide = typename Layout::Wide;
+
+  struct Shared {
+    const Problem& problem;
+    const BackwardTensors& tensors;
+    Layout layout;
+    const A *weight, *bias;
+    const Beside<T> beside;
+    bool stream;
+    A l1_scale;
+    A *dweight, *dbias, *dthreshold;  // partial sums: (blocks, channels); the last may be null
+    double* for_sigma;                // (samples of the maps, groups)
+    A* scratch;  // (teams, 4 tiles + 6, channels): the tiles' sums; means, offsets, rstds, scales, slopes, shifts
+  };
+
+  BackwardColumns(const Shared& shared, const Member& member) : s_(shared) {
+    const int64_t channels = s_.layout.channels(), tiles = s_.layout.tiles();
+    A* next = s_.scratch + member.team * (4 * tiles + 6) * channels;
+    for (A** rows : {&g_, &gv_, &sign_, &stopped_}) {
+      *rows = next;
+      next += tiles * channels;
+    }
+    for (A** row : {&mean_, &offset_, &rstd_, &scale_, &slope_, &shift_}) {
+      *row = next;
+      next += channels;
+    }
+  }
+
+  void work(const WholeUnit& unit, const Member& member) {
+    const Problem& p = s_.problem;
+    const int64_t tiles = s_.layout.tiles();
+    const T *x = static_cast<const T*>(s_.tensors.x), *dy = static_cast<const T*>(s_.tensors.dy);
+    const bool l1 = s_.l1_scale != 0;
+    member.sync();
+    member.share(0, p.groups, [&](int64_t from, int64_t to) {
+      for (int64_t group = from; group < to; ++group) {
+        const RowScale<A> row = scale_of(unit, group);
+        s_.layout.each_channel(group, [&](int64_t at) {
+          mean_[at] = row.mean;
+          offset_[at] = row.offset(p);
+          rstd_[at] = row.rstd;
+          scale_[at] = row.rstd * s_.weight[at];
+        });
+      }
+    });
+    member.sync();
+    member.share(0, tiles, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t offset = s_.layout.offset(unit.rows, i);
+        with_kinks<T>(p, s_.beside, l1, [&](auto epilogue, auto kinks) {
+          tile_sums<kinks.value>(i, offset, x + offset, dy + offset, epilogue);
+        });
+      }
+    });
+    member.sync();
+    member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_tiles(from, to); });
+    member.sync();
+    member.share(0, p.groups, [&](int64_t from, int64_t to) {
+      for (int64_t group = from; group < to; ++group) join_channels(unit, group);
+    });
+    member.sync();
+    member.share(0, tiles, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t offset = s_.layout.offset(unit.rows, i);
+        T* dx = static_cast<T*>(s_.tensors.dx) + offset;
+        const uintptr_t bits = reinterpret_cast<uintptr_t>(dx) | (s_.layout.channels() * sizeof(T));
+        const bool stream = s_.stream && (!is_pair<Wide> || bits % kVectorBytes == 0) &&
+                            stream_alike(static_cast<T*>(s_.tensors.dx), s_.beside.dresidual);
+        with_kinks<T>(p, s_.beside, l1, [&](auto epilogue, auto kinks) {
+          with_exponent<kinks.value>(p, [&](auto exponent) {
+            const auto run = [&](auto stream) {
+              gradient<stream.value, kinks.value, exponent.value>(i, offset, x + offset, dy + offset, epilogue, dx);
+            };
+            specialize(run, stream);
+          });
+        });
+      }
+    });
+    if (s_.stream) stream_fence();
+  }
+
+ private:
+  RowScale<A> scale_of(const WholeUnit& unit, int64_t group) const {
+    const Problem& p = s_.problem;
+    const int64_t row = unit.row(p) + group;
+    RowScale<A> scale;
+    if (p.summation.present) scale.mean = static_cast<const A*>(s_.tensors.mean)[row];
+    if (p.suppression.present) scale.rstd = static_cast<const A*>(s_.tensors.rstd)[row];
+    return scale;
+  }
+
+  // Sums without the weight.
+  template <bool Kinks, class Epilogue>
+  [[gnu::flatten]] void tile_sums(int64_t tile, int64_t first, const T* x, const T* dy, Epilogue epilogue) const {
+    const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
+    A *g = g_ + tile * channels, *gv = gv_ + tile * channels, *signs = sign_ + tile * channels;
+    A* rest = stopped_ + tile * channels;
+    const A *mean = mean_, *offset = offset_, *scale = scale_, *bias = s_.bias;
+    const auto behind = epilogue.template rows<1, true>(first, channels, 0);
+    const auto add = [=](auto& sums, int64_t pixel, int64_t c) {
+      using V = value_of<decltype(sums)>;
+      const int64_t at = pixel * channels + c;
+      const V number = load<V>(x + at), top = number - load<V>(offset + c);
+      V grad = load<V>(dy + at);
+      if constexpr (Kinks) {
+        const V z = top * load<V>(scale + c) + load<V>(bias + c);
+        if constexpr (Epilogue::kStops) sums[3] += behind.template stopped<V>(grad, z, pixel, c);
+        grad = behind.template gradient<V>(grad, z, pixel, c);
+        sums[2] += sign(number - load<V>(mean + c));
+      }
+      sums[0] += grad;
+      sums[1] += grad * top;
+    };
+    if constexpr (Epilogue::kStops)
+      s_.layout.template sum_pixels<4, 2>(pixels, {x, dy}, {g, gv, signs, rest}, add);
+    else if constexpr (Kinks)
+      s_.layout.template sum_pixels<3, 2>(pixels, {x, dy}, {g, gv, signs}, add);
+    else
+      s_.layout.template sum_pixels<2, 2>(pixels, {x, dy}, {g, gv}, add);
+  }
+
+  void join_tiles(int64_t from, int64_t to) const {
+    const int64_t channels = s_.layout.channels();
+    const bool stops = s_.dthreshold != nullptr;
+    for (A* sums : {g_, gv_, looks_again(s_.problem, s_.l1_scale != 0) ? sign_ : nullptr, stops ? stopped_ : nullptr})
+      for (int64_t i = 1; sums != nullptr && i < s_.layout.tiles(); ++i)
+        for (int64_t c = from; c < to; ++c) sums[c] += sums[i * channels + c];
+  }
+
+  void join_channels(const WholeUnit& unit, int64_t group) const {
+    const Problem& p = s_.problem;
+    const RowScale<A> row = scale_of(unit, group);
+    A* dweight = s_.dweight + unit.block * s_.layout.channels();
+    A* dbias = s_.dbias + unit.block * s_.layout.channels();
+    A* dthreshold = s_.dthreshold == nullptr ? nullptr : s_.dthreshold + unit.block * s_.layout.channels();
+    const bool signs = looks_again(p, s_.l1_scale != 0);
+    GradientSums all{};
+    s_.layout.each_channel(group, [&](int64_t at) {
+      all.g += static_cast<double>(s_.weight[at]) * g_[at];
+      all.gv += static_cast<double>(s_.weight[at]) * gv_[at];
+      if (signs) all.sign += sign_[at];
+      dweight[at] = (unit.fresh ? 0 : dweight[at]) + gv_[at] * row.rstd;
+      dbias[at] = (unit.fresh ? 0 : dbias[at]) + g_[at];
+      if (dthreshold != nullptr) dthreshold[at] = (unit.fresh ? 0 : dthreshold[at]) + stopped_[at];
+    });
+    const double count = static_cast<double>(s_.layout.pixels()) * s_.layout.group_channels();
+    const RowSlopes<A> slopes = row_slopes<A>(p, all, row.rstd, s_.l1_scale, count);
+    s_.for_sigma[unit.row(p) + group] = slopes.for_sigma;
+    s_.layout.each_channel(group, [&](int64_t at) {
+      slope_[at] = slopes.slope;
+      shift_[at] = slopes.shift;
+    });
+  }
+
+  // P: the exponent, or 0: rstd is 1 and the slope 0 whatever x is, be it a NaN.
+  template <bool Stream, bool Kinks, int P, class Epilogue>
+  [[gnu::flatten]] void gradient(int64_t tile, int64_t at, const T* x, const T* dy, Epilogue epilogue, T* dx) const {
+    const int64_t channels = s_.layout.channels();
+    const A *mean = mean_, *offset = offset_, *rstd = rstd_, *scale = scale_, *slope = slope_, *shift = shift_;
+    const A *weight = s_.weight, *bias = s_.bias;
+    const A l1_scale = s_.l1_scale;
+    Layout::template each_block<Stream ? 1 : kPixelsAtOnce>(s_.layout.pixels_of(tile), [&](auto block, int64_t first) {
+      constexpr int R = block.value;
+      const T *in = x + first * channels, *grads = dy + first * channels;
+      T* out = dx + first * channels;
+      const auto behind = epilogue.template rows<R, true>(at + first * channels, channels, 0);
+      for_lanes_writing<Wide, Stream>(out, channels, [=](auto lane, int64_t c) {
+        using V = decltype(lane);
+        if constexpr (!Stream) {
+          prefetch_next<R>(in + c, channels);
+          prefetch_next<R>(grads + c, channels);
+        }
+        const V average = load<V>(mean + c), factor = load<V>(weight + c), inverse = load<V>(rstd + c);
+        const V falling = load<V>(slope + c), constant = load<V>(shift + c);
+        for (int r = 0; r < R; ++r) {
+          const V number = load<V>(in + r * channels + c), centred = number - average;
+          V grad = load<V>(grads + r * channels + c);
+          if constexpr (Kinks) {
+            const V top = number - load<V>(offset + c);
+            grad = behind.template gradient<V>(grad, top * load<V>(scale + c) + load<V>(bias + c), r, c);
+            behind.template keep<Stream>(grad, r, c);
+          }
+          V result = grad * factor;
+          if constexpr (P == 2) result = (result - falling * centred) * inverse;
+          if constexpr (P == 1) result = result * inverse;
+          result -= constant;
+          if constexpr (Kinks) result += (P == 1 ? splat<V>(l1_scale) - falling : splat<V>(l1_scale)) * sign(centred);
+          write<Stream>(out + r * channels + c, result);
+        }
+      });
+    });
+  }
+
+  const Shared& s_;
+  A *g_, *gv_, *sign_, *stopped_, *mean_, *offset_, *rstd_, *scale_, *slope_, *shift_;
+};
+
+}  // namespace divnorm::DIVNORM_ISA

@@ -1,0 +1,193 @@
+// The same, backward.
+#pragma once
+
+#include "epilogue.h"
+#include "runs.h"
+
+namespace divnorm::DIVNORM_ISA {
+
+template <class T, bool AlongRow>
+class BackwardRuns {
+ public:
+  using Layout = Runs<T, AlongRow>;
+  using A = typename Layout::A;
+  using Wide = typename Layout::Wide;
+  using Piece = typename Layout::Piece;
+
+  struct Shared {
+    const Problem& problem;
+    const BackwardTensors& tensors;
+    Layout layout;
+    const A *weight, *bias;
+    const Beside<T> beside;
+    bool stream;
+    A l1_scale;
+    A *dweight, *dbias, *dthreshold;  // partial sums: (blocks, affine_size); the last may be null
+    double* for_sigma;                // (samples of the maps, groups)
+    GradientSums* sums;               // (teams, pieces)
+    int64_t pieces;
+  };
+
+  BackwardRuns(const Shared& shared, const Member& member)
+      : s_(shared), sums_(shared.sums + member.team * shared.pieces) {}
+
+  void work(const WholeUnit& unit, const Member& member) {
+    const Problem& p = s_.problem;
+    const Layout& layout = s_.layout;
+    const T *x = static_cast<const T*>(s_.tensors.x), *dy = static_cast<const T*>(s_.tensors.dy);
+    T* dx = static_cast<T*>(s_.tensors.dx);
+    const int64_t row = unit.row(p), pieces = layout.pieces(unit.rows);
+    RowScale<A> scale;
+    if (p.summation.present) scale.mean = static_cast<const A*>(s_.tensors.mean)[row];
+    if (p.suppression.present) scale.rstd = static_cast<const A*>(s_.tensors.rstd)[row];
+    A* dweight = s_.dweight + unit.block * p.affine_size();
+    A* dbias = s_.dbias + unit.block * p.affine_size();
+    A* dthreshold = s_.dthreshold == nullptr ? nullptr : s_.dthreshold + unit.block * p.affine_size();
+    member.sync();
+    member.share(0, pieces, [&](int64_t from, int64_t to) {
+      layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
+        const T *in = x + piece.offset, *grads = dy + piece.offset;
+        A *for_weight = dweight + piece.channel, *for_bias = dbias + piece.channel;
+        A* for_threshold = dthreshold == nullptr ? nullptr : dthreshold + piece.channel;
+        for (A* sums : {for_weight, for_bias, for_threshold})
+          if (AlongRow && unit.fresh && sums != nullptr) __builtin_memset(sums, 0, piece.size * sizeof(A));
+        sums_[i] = with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+          return piece_sums<kinks.value>(piece, in, grads, scale, epilogue, for_weight, for_bias, for_threshold);
+        });
+      });
+    });
+    member.sync();
+    GradientSums all{};
+    layout.each_piece(unit.rows, 0, pieces, [&](int64_t i, const Piece& piece) {
+      const double weight = AlongRow ? 1 : s_.weight[piece.channel];
+      all.g += weight * sums_[i].g;
+      all.gv += weight * sums_[i].gv;
+      all.sign += sums_[i].sign;
+    });
+    const double count = static_cast<double>(layout.run()) * unit.rows.samples;
+    const RowSlopes<A> slopes = row_slopes<A>(p, all, scale.rstd, s_.l1_scale, count);
+    if (member.rank == 0) {
+      s_.for_sigma[row] = slopes.for_sigma;
+      if constexpr (!AlongRow) add_planes(unit, scale.rstd, dweight, dbias, dthreshold);
+    }
+    member.share(0, pieces, [&](int64_t from, int64_t to) {
+      layout.each_piece(unit.rows, from, to, [&](int64_t, const Piece& piece) {
+        const T *in = x + piece.offset, *grads = dy + piece.offset;
+        T* out = dx + piece.offset;
+        const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0) &&
+                            stream_alike(dx, s_.beside.dresidual);
+        with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+          with_exponent<kinks.value>(p, [&](auto exponent) {
+            const auto run = [&](auto stream) {
+              gradient<stream.value, kinks.value, exponent.value>(piece, in, grads, scale, slopes, epilogue, out);
+            };
+            specialize(run, stream);
+          });
+        });
+      });
+    });
+    if (s_.stream) stream_fence();
+  }
+
+ private:
+  // Adds the planes' sums to those of their channels.
+  void add_planes(const WholeUnit& unit, A rstd, A* dweight, A* dbias, A* dthreshold) const {
+    const int64_t per_sample = s_.layout.pieces_of_sample(), pieces = s_.layout.pieces(unit.rows);
+    int64_t before = -1;
+    s_.layout.each_piece(unit.rows, 0, per_sample, [&](int64_t i, const Piece& piece) {
+      const int64_t c = piece.channel;
+      if (unit.fresh && c != before) {
+        dweight[c] = dbias[c] = 0;
+        if (dthreshold != nullptr) dthreshold[c] = 0;
+      }
+      before = c;
+      double for_weight = 0, for_bias = 0, for_threshold = 0;
+      for (int64_t j = i; j < pieces; j += per_sample) {
+        for_weight += sums_[j].gv;
+        for_bias += sums_[j].g;
+        for_threshold += sums_[j].stopped;
+      }
+      dweight[c] += static_cast<A>(for_weight * rstd);
+      dbias[c] += static_cast<A>(for_bias);
+      if (dthreshold != nullptr) dthreshold[c] += static_cast<A>(for_threshold);
+    });
+  }
+
+  // For a plane without its weight.
+  template <bool Kinks, class Epilogue>
+  [[gnu::flatten]] GradientSums piece_sums(const Piece& piece, const T* x, const T* dy, RowScale<A> row,
+                                           Epilogue epilogue, A* dweight, A* dbias, A* dthreshold) const {
+    const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
+    const A scale = row.rstd * *weights, bias = *biases, offset = row.offset(s_.problem);
+    const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
+    constexpr int chains = Kinks ? 1 : 2;
+    Sums<A, Kinks ? 4 : 2, chains> sums;
+    for_chains<Wide, chains>(piece.size, [=, &sums](auto lane, int64_t i, int chain) {
+      using V = decltype(lane);
+      const V number = load<V>(x + i), top = number - splat<V>(offset);
+      V grad = load<V>(dy + i);
+      if constexpr (Kinks) {
+        const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
+        if constexpr (Epilogue::kStops) {
+          const V rest = behind.template stopped<V>(grad, z, 0, i);
+          if constexpr (AlongRow)
+            store(dthreshold + i, load<V>(dthreshold + i) + rest);
+          else
+            sums.add(3, chain, rest);
+        }
+        grad = behind.template gradient<V>(grad, z, 0, i);
+        sums.add(2, chain, sign(number - splat<V>(row.mean)));
+      }
+      if constexpr (AlongRow) {
+        const V product = grad * top, weight = load<V>(weights + i);
+        sums.add(0, chain, grad * weight);
+        sums.add(1, chain, product * weight);
+        store(dweight + i, load<V>(dweight + i) + product * splat<V>(row.rstd));
+        store(dbias + i, load<V>(dbias + i) + grad);
+      } else {
+        sums.add(0, chain, grad);
+        sums.add(1, chain, grad * top);
+      }
+    });
+    GradientSums found{sums.value(0), sums.value(1), 0, 0};
+    if constexpr (Kinks) found.sign = sums.value(2);
+    if constexpr (Epilogue::kStops && !AlongRow) found.stopped = sums.value(3);
+    return found;
+  }
+
+  // P: the exponent, or 0: rstd is 1 and the slope 0 whatever x is, be it a NaN.
+  template <bool Stream, bool Kinks, int P, class Epilogue>
+  [[gnu::flatten]] void gradient(const Piece& piece, const T* x, const T* dy, RowScale<A> row, RowSlopes<A> slopes,
+                                 Epilogue epilogue, T* dx) const {
+    const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
+    const A weight = *weights, scale = row.rstd * weight, bias = *biases;
+    const A l1_scale = s_.l1_scale, slope = slopes.slope, shift = slopes.shift, offset = row.offset(s_.problem);
+    const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
+    for_lanes_writing<Wide, Stream>(dx, piece.size, [=](auto lane, int64_t i) {
+      using V = decltype(lane);
+      const V number = load<V>(x + i), centred = number - splat<V>(row.mean);
+      V grad = load<V>(dy + i);
+      if constexpr (Kinks) {
+        const V top = number - splat<V>(offset);
+        grad = behind.template gradient<V>(
+            grad, Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i), 0, i);
+        behind.template keep<Stream>(grad, 0, i);
+      }
+      V result;
+      if constexpr (AlongRow)
+        result = grad * load<V>(weights + i);
+      else
+        result = grad * splat<V>(weight);
+      if constexpr (P == 2) result = (result - splat<V>(slope) * centred) * splat<V>(row.rstd);
+      if constexpr (P == 1) result = result * splat<V>(row.rstd);
+      result -= splat<V>(shift);
+      if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope : l1_scale) * sign(centred);
+      write<Stream>(dx + i, result);
+    });
+  }
+
+  const Shared& s_;
+  GradientSums* sums_;
+};
+
+}  // namespace divnorm::DIVNORM_ISA
