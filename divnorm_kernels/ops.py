@@ -242,7 +242,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _autograd(ctx: Any, dy: Tensor | None, dmaps: None, dl1: Tensor | None) -> tuple[Any, ...]:
     x, weight, bias, sigma, residual, threshold, maps = ctx.saved_tensors
-    needed = ctx.needs_input_grad
+    needed = (*ctx.needs_input_grad, False, False)  # of arguments that were left to their defaults there is none
     adds, thresholds = needed[9], needed[10]
     needs = (*needed[:4], adds and ctx.activates, thresholds)
     dl1 = dl1 if ctx.with_l1 else None  # tracers hand in a gradient of the empty tensor

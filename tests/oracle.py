@@ -16,12 +16,12 @@ from divnorm_kernels.fields import geometry
 from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
-NAMES = ("y", "l1", "dx", "dweight", "dbias", "dsigma")
+NAMES = ("y", "l1", "dx", "dweight", "dbias", "dsigma", "dresidual", "dthreshold")
 
 
 @dataclass
 class Call:
-    """Inputs and upstream gradients of one call; ``options`` are the keyword arguments but sigma and return_l1."""
+    """Inputs and upstream gradients of one call; ``options`` are those of a `Norm`."""
 
     x: Tensor
     weight: Tensor | None
@@ -30,6 +30,22 @@ class Call:
     dy: Tensor
     dl1: float
     options: dict[str, Any]
+    residual: Tensor | None = None
+    threshold: Tensor | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor | float | None, ...]:
+        """What the results have gradients for, in the order of ``NAMES``."""
+        return self.x, self.weight, self.bias, self.sigma, self.residual, self.threshold
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The options and the tensors that a call takes by keyword, but for sigma."""
+        return {**self.options, "residual": self.residual, "threshold": self.threshold}
+
+    def bare(self) -> Call:
+        """Without the activation."""
+        return replace(self, options=self.options | {"activation": None}, threshold=None)
 
     def to(self, device: str) -> Call:
         """The same call on a device."""
@@ -38,18 +54,16 @@ class Call:
 
     def in_double(self) -> Call:
         """The same numbers in float64."""
-        tensors = (t.double() if isinstance(t, Tensor) else t for t in (self.x, self.weight, self.bias, self.sigma))
-        return Call(*tensors, self.dy.double(), self.dl1, self.options)
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Call(**{name: t.double() if isinstance(t, Tensor) else t for name, t in moved.items()})
 
 
 def evaluate(function: Callable[..., Any], call: Call) -> dict[str, Tensor]:
     """y, l1 and the gradients of sum(y * dy) + dl1 * l1 for every input that is a tensor."""
-    inputs = [
-        t.detach().requires_grad_() if isinstance(t, Tensor) else t
-        for t in (call.x, call.weight, call.bias, call.sigma)
-    ]
-    x, weight, bias, sigma = inputs
-    y, l1 = function(x, weight, bias, sigma=sigma, return_l1=True, **call.options)
+    inputs = [t.detach().requires_grad_() if isinstance(t, Tensor) else t for t in call.inputs]
+    x, weight, bias, sigma, residual, threshold = inputs
+    keywords = call.options | {"residual": residual, "threshold": threshold}
+    y, l1 = function(x, weight, bias, sigma=sigma, return_l1=True, **keywords)
     wanted = [t for t in inputs if isinstance(t, Tensor)]
     upstream = [call.dy, l1.new_tensor(call.dl1)]
     found = iter(torch.autograd.grad([y, l1], wanted, upstream, materialize_grads=True))
@@ -75,7 +89,7 @@ def tolerances(call: Call, expected: dict[str, Tensor]) -> dict[str, float]:
     steepness = 1.0 if g.suppression is None else max(1.0, largest_x / sigma)
     weight = 1.0 if exact.weight is None else max(1.0, float(exact.weight.abs().max()))
     grad = max(1.0, float(exact.dy.abs().max()))
-    shift = 0.0 if exact.bias is None else float(exact.bias.abs().max())
+    shift = sum(float(t.abs().max()) for t in (exact.bias, exact.residual, exact.threshold) if t is not None)
     positions = call.x.numel() // max(1, g.batch * g.channels)
     terms = call.x.numel() // g.affine_size
     per_term = accumulate * (depth + min(positions, 1024))
@@ -88,8 +102,10 @@ def tolerances(call: Call, expected: dict[str, Tensor]) -> dict[str, float]:
         "dweight": per_term * grad * steepness * terms,
         "dbias": per_term * grad * terms,
         "dsigma": per_term * slope * steepness * terms * g.affine_size,
+        "dresidual": accumulate * grad,
+        "dthreshold": per_term * grad * terms,
     }
-    if call.options.get("activation") not in (None, "relu"):
+    if call.options.get("activation") not in (None, "relu", "tlu"):
         # smooth ones: |act'| is below 1.2, and |act''|, which raises the error of what stands before them, below 1
         bend = accumulate * depth * value
         sizes = {name: 1.2 * size for name, size in sizes.items()}
@@ -97,8 +113,9 @@ def tolerances(call: Call, expected: dict[str, Tensor]) -> dict[str, float]:
         sizes["dweight"] += bend * grad * steepness * terms
         sizes["dbias"] += bend * grad * terms
         sizes["dsigma"] += bend * slope * steepness * terms * g.affine_size
+        sizes["dresidual"] += (8 * accumulate + bend) * grad
     stored = {"y": call.x, "l1": exact.x if call.x.dtype == torch.float64 else torch.empty(0), "dx": call.x}
-    stored |= {"dweight": call.weight, "dbias": call.bias, "dsigma": call.sigma}
+    stored |= dict(zip(NAMES[3:], call.inputs[1:], strict=True))
     return {
         name: sizes[name] + (torch.finfo(stored[name].dtype).eps * float(t.abs().max()) if t.numel() else 0.0)
         for name, t in expected.items()
@@ -112,7 +129,7 @@ def _without_underflow(
 
     Its sign, which decides whether the ReLU passes, cannot be read from such a y.
     """
-    exact_y = evaluate(reference, replace(call.in_double(), options=call.options | {"activation": None}))["y"]
+    exact_y = evaluate(reference, call.in_double().bare())["y"]
     near = tolerances(replace(call, x=call.x.float()), {"y": exact_y})["y"]
     hidden = (got["y"] == 0) & (exact_y != 0) & (exact_y.abs() <= near)
     if not hidden.any():
@@ -121,30 +138,53 @@ def _without_underflow(
     return call, evaluate(function, call)
 
 
+def _away_from_thresholds(call: Call) -> Call:
+    """The call with no gradient where rounding decides on which side of its threshold y is."""
+    exact_y = evaluate(reference, call.in_double().bare())["y"]
+    near = tolerances(call, {"y": exact_y})["y"]
+    threshold = call.threshold.double()
+    if len(call.x.shape) > 2:
+        threshold = threshold.view(-1, *[1] * (call.x.dim() - 2))
+    return replace(call, dy=call.dy.masked_fill((exact_y - threshold).abs() <= near, 0))
+
+
 def _doubt(call: Call, nearest: float) -> Tensor:
     """What dx may be off where rounding decides the sign of an x - mu as small as ``nearest``.
 
-    l1's gradient shows that sign at the element itself, and through the mean in the elements of its field.
+    The gradients of l1 and of a deviation with p = 1 show that sign at the element itself, and through the mean in the
+    elements of its field.
     """
-    x = call.in_double().x.detach().requires_grad_()
-    v = reference(x, **call.options | {"norm_window": None, "activation": None})
+    exact = call.in_double()
+    x = exact.x.detach().requires_grad_()
+    plain = {"norm_window": None, "activation": None, "p": 2, "subtract_mean": True}
+    v = reference(x, **call.options | plain)
     near = (v.abs() <= nearest).double()
     (through,) = torch.autograd.grad(v, x, near)
-    return 2 * abs(call.dl1) / x.numel() * (2 * near - through)
+    slope = abs(call.dl1) / x.numel()
+    if call.options.get("p") == 1:
+        # a = B'[c P2 / s^2] / n; a position at an edge has up to twice its share of a window, along each axis
+        weight = 1.0 if exact.weight is None else float(exact.weight.abs().max())
+        sigma = float(torch.as_tensor(exact.sigma).abs().min())
+        size = float(x.abs().max()) * (1.0 if call.options.get("subtract_mean") is False else 2.0)
+        slope += 2 ** max(1, x.dim() - 2) * 1.26 * 1.2 * weight * float(exact.dy.abs().max()) * size / sigma**2
+    return 2 * slope * (2 * near - through)
 
 
 def check(function: Callable[..., Any], call: Call) -> dict[str, Tensor]:
     """Compares every result of ``function`` with the oracle's, value by value; returns them.
 
     A ReLU passes the gradient where ``function``'s own y is above zero: next to zero rounding decides which side it is.
-    The same holds for the signs of x - mu in l1's gradient.
+    The same holds for the signs of x - mu in the gradients of l1 and of a deviation with p = 1.
     """
     got = evaluate(function, call)
     if call.options.get("activation") == "relu" and call.x.dtype == torch.float16 and call.x.numel():
         call, got = _without_underflow(function, call, got)
+    if call.options.get("activation") == "tlu" and call.x.numel():
+        call = _away_from_thresholds(call)
+        got = evaluate(function, call)
     exact = call.in_double()
     if call.options.get("activation") == "relu":
-        exact = replace(exact, dy=exact.dy * (got["y"] > 0), options=call.options | {"activation": None})
+        exact = replace(exact.bare(), dy=exact.dy * (got["y"] > 0))
     expected = evaluate(reference, exact)
     if exact.options != call.options:
         expected["y"] = expected["y"].relu()
@@ -156,7 +196,8 @@ def check(function: Callable[..., Any], call: Call) -> dict[str, Tensor]:
         if want.numel() == 0:
             continue
         errors = (have.double() - want).abs()
-        if name == "dx" and call.dl1 and not errors.max() <= limits[name]:
+        signs = call.dl1 or call.options.get("p") == 1
+        if name == "dx" and signs and not errors.max() <= limits[name]:
             errors = errors - _doubt(call, limits["l1"])
         error = errors.max().item()
         assert error <= limits[name], f"{name}: error {error:.3g}, limit {limits[name]:.3g} for {call.options}"

@@ -54,6 +54,8 @@ class Recipe:
     sigma: float | str = 1.0
     """A number, or a tensor: ``"scalar"`` or ``"per group"``."""
     dl1: float = 0.0
+    residual: str | None = None
+    """The layout of one."""
     seed: int = 0
 
     def call(self) -> Call:
@@ -69,8 +71,17 @@ class Recipe:
         if isinstance(sigma, str):
             size = () if sigma == "scalar" else (self.options["groups"],)
             sigma = (torch.rand(size) + 0.5).to(self.parameter_dtype)
+        residual = None if self.residual is None else _laid_out(torch.randn(self.shape).to(self.dtype), self.residual)
         return Call(
-            _laid_out(x, self.layout), weight, bias, sigma, _laid_out(dy, self.dy_layout), self.dl1, self.options
+            _laid_out(x, self.layout),
+            weight,
+            bias,
+            sigma,
+            _laid_out(dy, self.dy_layout),
+            self.dl1,
+            self.options,
+            residual,
+            affine() if self.options.get("activation") == "tlu" else None,
         )
 
 
@@ -110,7 +121,9 @@ def recipes(
             "groups": groups,
             "edges": draw(st.sampled_from(("valid", "zero"))),
             "over_batch": draw(st.booleans()),
-            "activation": draw(st.sampled_from((None, None, "relu", "silu", "gelu", "gelu_tanh"))),
+            "activation": draw(st.sampled_from((None, None, None, "relu", "tlu", "silu", "gelu", "gelu_tanh"))),
+            "p": draw(st.sampled_from((2, 2, 2, 1))),
+            "subtract_mean": draw(st.sampled_from((True, True, True, False))),
         },
         layout=draw(st.sampled_from(LAYOUTS)),
         dy_layout=draw(st.sampled_from((*LAYOUTS, "expanded"))),
@@ -119,6 +132,7 @@ def recipes(
         bias=draw(st.booleans()),
         sigma=draw(st.sampled_from((0.5, 1, 2.0, "scalar", "per group"))),
         dl1=draw(st.sampled_from((0.0, 3.0))),
+        residual=draw(st.sampled_from((None, None, *LAYOUTS[:2], "sliced"))),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
 

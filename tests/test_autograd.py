@@ -44,7 +44,7 @@ def test_channels_last_derivatives():
 def test_function_is_what_the_call_runs():
     x, weight, bias, sigma = inputs_for((2, 4, 5, 5), 1)
     g = geometry(Norm(3), tuple(x.shape))
-    y, l1, _ = DivisiveNormFunction.apply(x, weight, bias, sigma, g, select("cpu", g, x), True)
+    y, l1, _ = DivisiveNormFunction.apply(x, weight, bias, sigma, None, None, g, select("cpu", g, x), True)
     expected = divisive_norm(x, weight, bias, window=3, sigma=sigma, return_l1=True)
     assert torch.equal(y, expected[0])
     assert torch.equal(l1, expected[1])

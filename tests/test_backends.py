@@ -35,7 +35,7 @@ def test_a_plan_holds_nothing_that_grows_with_the_extents():
     """One number a position would be more than an address space."""
     shape = (1, 1, 1 << 50)
     g = geometry(Norm(5, 7), shape)
-    assert native.module.CpuCalls(g, native.DTYPES[torch.float32], False) is not None
+    assert native.module.CpuCalls(g, native.DTYPES[torch.float32], False, False) is not None
 
 
 ANOTHER_DEFAULT_DEVICE = """
@@ -49,7 +49,7 @@ for window in (3, "all"):
         x = torch.randn(shape)
         with torch.device("meta"):
             y, maps, l1 = cpu.forward(g, x, None, None, 1.0, True)
-            dx, *_ = cpu.backward(g, y, l1, x, maps, None, None, 1.0, (True, False, False, False))
+            dx, *_ = cpu.backward(g, y, l1, x, maps, None, None, 1.0, (True, *(False,) * 5))
         print(*(t.device for t in (y, maps, l1, dx)))
 """
 

@@ -34,6 +34,13 @@ FORMS = {
     "with a ReLU": ((2, 4, 6, 5), {"window": 3, "activation": "relu"}),
     "with l1": ((2, 4, 6, 5), {"window": 3, "return_l1": True}),
     "with a learned sigma": ((2, 4, 6, 5), {"window": 3, "sigma": torch.tensor([0.5, 0.7]), "groups": 2}),
+    "with a residual": ((2, 4, 6, 5), {"window": 3, "residual": torch.randn(2, 4, 6, 5)}),
+    "with a residual and a threshold": (
+        (2, 4, 6, 5),
+        {"window": 3, "activation": "tlu", "residual": torch.randn(2, 4, 6, 5), "threshold": torch.randn(4)},
+    ),
+    "mean deviation": ((2, 4, 6, 5), {"window": 3, "p": 1, "return_l1": True}),
+    "x kept": ((2, 4, 6, 5), {"window": "all", "p": 1, "subtract_mean": False}),
 }
 
 
@@ -95,12 +102,11 @@ def test_a_layer_is_one_node_each_way(name, dynamic):
 def test_a_call_is_one_node_each_way(name, dynamic):
     shape, options = FORMS[name]
     parameters = [torch.randn(shape[1], requires_grad=True) for _ in range(2)]
-    if "sigma" in options:
-        options = {**options, "sigma": options["sigma"].clone().requires_grad_()}
-        parameters.append(options["sigma"])
+    tensors = {k: v.clone().requires_grad_() for k, v in options.items() if isinstance(v, torch.Tensor)}
+    parameters += tensors.values()
 
     def call(x):
-        return divisive_norm(x, *parameters[:2], **options)
+        return divisive_norm(x, *parameters[:2], **options | tensors)
 
     compare(call, call, torch.randn(shape), (parameters, parameters), dynamic)
 

@@ -124,7 +124,7 @@ def test_the_variance_is_right_beside_a_large_sigma(strategy, shape, options, sc
         g = fields.geometry(Norm(**OPTIONS | options), shape)
         y, maps, l1 = cuda.forward(g, x, None, None, 1.0, True, with_variance=True)
         plain = cuda.forward(g, x, None, None, 1.0, True)
-        needs = (True, False, False, False)
+        needs = (True, *(False,) * 5)
         gradients = [cuda.backward(g, x, None, x, m, None, None, 1.0, needs)[0] for m in (maps, plain[1])]
     check_variance(g, x, maps, scale, offset)
     for alone, beside in zip(plain, (y, maps[:-1], l1), strict=True):
@@ -140,9 +140,17 @@ def test_results_are_where_x_is(strategy):
         g = fields.geometry(Norm(3), tuple(call.x.shape))
         y, maps, l1 = cuda.forward(g, call.x, call.weight, call.bias, call.sigma, True)
         found = cuda.backward(
-            g, call.dy, torch.ones_like(l1), call.x, maps, call.weight, call.bias, call.sigma, (True,) * 4
+            g,
+            call.dy,
+            torch.ones_like(l1),
+            call.x,
+            maps,
+            call.weight,
+            call.bias,
+            call.sigma,
+            (True,) * 4 + (False,) * 2,
         )
-        without = cuda.backward(g, None, None, call.x, maps, None, None, 1.0, (True, False, False, False))
+        without = cuda.backward(g, None, None, call.x, maps, None, None, 1.0, (True, *(False,) * 5))
         return y, maps, l1, *found, without[0]
 
     call = case((2, 6, 5, 4), {"window": 3}, torch.float32)

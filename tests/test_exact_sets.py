@@ -37,10 +37,11 @@ def spoiled(draw: st.DrawFn, whole: st.SearchStrategy[Call]) -> Call:
     call, value, where = draw(whole), draw(st.sampled_from(SPOILERS)), draw(st.integers(0, 2**31))
     if draw(st.booleans()):
         return replace(call, x=_with(call.x, where, value))
-    if call.options.get("activation") == "relu":
-        # next to zero, rounding decides whether the ReLU lets the number through
-        exact = call.in_double()
-        y = reference(exact.x, exact.weight, exact.bias, sigma=exact.sigma, **call.options | {"activation": None})
+    if call.options.get("activation") in ("relu", "tlu"):
+        # next to a threshold, rounding decides whether the number is let through
+        y = evaluate(reference, call.in_double().bare())["y"]
+        least = 0 if call.threshold is None else call.threshold.double()
+        y = y - least if y.dim() == 2 or call.threshold is None else y - least.view(-1, *[1] * (y.dim() - 2))
         assume(y.flatten()[where % y.numel()].abs() > 0.01)
     return replace(call, dy=_with(call.dy, where, value))
 

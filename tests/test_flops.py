@@ -29,6 +29,8 @@ CASES = {
     # forward: the quotient, erf, the sum and two products; backward: the slope 10
     "gelu": (lambda: DivisiveNorm2d(4, 3, sigma=0.5, activation="gelu"), (12, 13), (26, 14)),
     "gelu_tanh": (lambda: DivisiveNorm2d(4, 3, sigma=0.5, activation="gelu_tanh"), (16, 13), (32, 14)),
+    # forward: neither square nor root; backward: a product less at a number, and at a position
+    "p = 1": (lambda: DivisiveNorm2d(4, 3, p=1, **WINDOWED), (4, 12), (7, 13)),
     "learned sigma": (lambda: DivisiveNorm2d(4, 3, learn_sigma=True), (7, 13), (13, 15)),
 }
 WHOLE = {
@@ -62,6 +64,15 @@ def test_the_penalty():
     assert forward == NUMBERS * 6 + POSITIONS * 13
     assert counted(lambda: torch.autograd.grad(y.sum() + l1, x, retain_graph=True))[0] == NUMBERS * 9 + POSITIONS * 14
     assert counted(lambda: torch.autograd.grad(l1, x))[0] == NUMBERS * 4 + POSITIONS * 5
+
+
+@pytest.mark.parametrize(("activation", "backward"), [(None, 8), ("relu", 8 + 1 + 1)])
+def test_a_residual(activation, backward):
+    """Forward an addition; backward v scaled 1 and the addition 1 where an activation has to know what it was given."""
+    x, residual = (torch.randn(X, requires_grad=True) for _ in range(2))
+    forward, y = counted(lambda: divisive_norm(x, window=3, residual=residual, activation=activation))
+    assert forward == NUMBERS * 6 + POSITIONS * 13
+    assert counted(y.sum().backward)[0] == NUMBERS * backward + POSITIONS * 14
 
 
 def test_what_needs_no_gradient_costs_none():

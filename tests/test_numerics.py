@@ -126,7 +126,7 @@ def test_non_finite_values_reach_exactly_the_reference_set(call: Call, value: fl
     index = tuple(int(i) for i in torch.unravel_index(torch.tensor(where % x.numel()), x.shape))
     x[index] = value
     call.x = x
-    want, got = (f(call.x, call.weight, call.bias, sigma=call.sigma, **call.options) for f in (reference, cpu))
+    want, got = (f(call.x, call.weight, call.bias, sigma=call.sigma, **call.keywords) for f in (reference, cpu))
     assert torch.equal(want.isfinite(), got.isfinite())
     assert torch.equal(want.isnan(), got.isnan())
 

@@ -73,13 +73,14 @@ def test_large_volume():
 @given(calls())
 def test_gradients_are_computed_only_where_needed(call: Call):
     """Leaving gradients out changes none of the others."""
-    inputs = [call.x, call.weight, call.bias, call.sigma]
+    inputs = call.inputs
     tensors = [i for i, t in enumerate(inputs) if isinstance(t, torch.Tensor)]
 
     def gradients(which):
         chosen = [t.detach().requires_grad_(i in which) if i in tensors else t for i, t in enumerate(inputs)]
-        x, weight, bias, sigma = chosen
-        y = cpu(x, weight, bias, sigma=sigma, **call.options)
+        x, weight, bias, sigma, residual, threshold = chosen
+        keywords = call.options | {"residual": residual, "threshold": threshold}
+        y = cpu(x, weight, bias, sigma=sigma, **keywords)
         return torch.autograd.grad(y, [chosen[i] for i in which], call.dy)
 
     together = gradients(tensors)

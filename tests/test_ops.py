@@ -20,14 +20,20 @@ def test_opcheck(name, backend):
     x = torch.randn(shape, requires_grad=True)
     weight, bias = (torch.randn(shape[1], requires_grad=True) for _ in range(2))
     sigma = (torch.rand(norm.groups) + 0.5).requires_grad_()
-    torch.library.opcheck(forward, (x, weight, bias, sigma, 0.0, norm.text, True, False, backend))
-    torch.library.opcheck(forward, (x, None, None, None, 0.5, norm.text, False, False, backend))
-    x, weight, bias, sigma = (t.detach() for t in (x, weight, bias, sigma))
-    _, maps, _ = forward(x, weight, bias, sigma, 0.0, norm.text, True, False, backend)
+    residual = torch.randn(shape, requires_grad=True)
+    threshold = torch.randn(shape[1], requires_grad=True) if norm.activation == "tlu" else None
+    behind = (residual, threshold)
+    torch.library.opcheck(forward, (x, weight, bias, sigma, 0.0, norm.text, True, False, backend, *behind))
+    torch.library.opcheck(forward, (x, None, None, None, 0.5, norm.text, False, False, backend, None, threshold))
+    x, weight, bias, sigma, residual = (t.detach() for t in (x, weight, bias, sigma, residual))
+    threshold = None if threshold is None else threshold.detach()
+    _, maps, _ = forward(x, weight, bias, sigma, 0.0, norm.text, True, False, backend, residual, threshold)
     gradients = (torch.randn_like(x), torch.randn(()))
-    needs = [True, True, True, True]
+    residual = residual if norm.activation else None
+    needs = [True, True, True, True, residual is not None, threshold is not None]
     biased = (bias if norm.activation else None, bias.dtype)
-    torch.library.opcheck(backward, (*gradients, x, maps, weight, *biased, sigma, 0.0, norm.text, needs, backend))
+    rest = (sigma, 0.0, norm.text, needs, backend, residual, threshold)
+    torch.library.opcheck(backward, (*gradients, x, maps, weight, *biased, *rest))
 
 
 def test_operators_refuse_the_reference():

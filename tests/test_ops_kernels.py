@@ -29,16 +29,18 @@ def _arguments(shape=(2, 4, 5, 6), norm=CASES["image"][1], dtype=torch.float32, 
     x = torch.randn(shape).to(dtype)
     weight, bias = (torch.randn(shape[1]).to(parameters or dtype) for _ in range(2))
     sigma = (torch.rand(norm.groups) + 0.5).to(parameters or dtype)
-    return [x, weight, bias, sigma, 0.0, norm.text, with_l1, False, None]
+    threshold = torch.randn(shape[1]).to(parameters or dtype) if norm.activation == "tlu" else None
+    return [x, weight, bias, sigma, 0.0, norm.text, with_l1, False, None, torch.randn(shape).to(x), threshold]
 
 
 def _backward_arguments(arguments, maps):
-    x, weight, bias, sigma, value, norm, with_l1, _, backend = arguments
+    x, weight, bias, sigma, value, norm, with_l1, _, backend, residual, threshold = arguments
     dl1 = torch.rand((), dtype=maps.dtype) if with_l1 else None
     dtype = None if bias is None else bias.dtype
-    kept = bias if Norm(**loads(norm)).activation else None
-    needs = [True, weight is not None, bias is not None, sigma is not None]
-    return [torch.randn_like(x), dl1, x, maps, weight, kept, dtype, sigma, value, norm, needs, backend]
+    kept, residual = (bias, residual) if Norm(**loads(norm)).activation else (None, None)
+    needs = [True, *(t is not None for t in (weight, bias, sigma, residual, threshold))]
+    given = [torch.randn_like(x), dl1, x, maps, weight, kept, dtype, sigma, value, norm, needs, backend]
+    return [*given, residual, threshold]
 
 
 def _calls(function):
@@ -64,8 +66,8 @@ def test_the_kernels_do_what_python_does(name, dtype, last):
     for parameters in {dtype, torch.float32 if dtype.itemsize == 2 else dtype}:
         full = _arguments(shape, norm, dtype, parameters, True)
         if last:
-            full[0] = full[0].movedim(1, -1).contiguous().movedim(-1, 1)
-        bare = [full[0], None, None, None, 0.75, norm.text, False, False, "cpu"]
+            full[0], full[9] = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (full[0], full[9]))
+        bare = [full[0], None, None, None, 0.75, norm.text, False, False, "cpu", None, full[10]]
         for arguments in (full, bare):
             forward(*arguments)  # makes the plan known
             found, calls = _calls(lambda: forward(*arguments))  # noqa: B023
@@ -73,15 +75,16 @@ def test_the_kernels_do_what_python_does(name, dtype, last):
             expected = ops._forward(*arguments)
             _assert_same(found, expected)
             given = _backward_arguments(arguments, expected[1])
+            backward(*given)  # has a plan of its own where it takes no residual
             found, calls = _calls(lambda: backward(*given))  # noqa: B023
             assert calls == (0, 1)
             _assert_same(found, ops._backward(*given))
 
 
 @served
-@pytest.mark.parametrize("needs", list(product([False, True], repeat=4)))
+@pytest.mark.parametrize("needs", list(product([False, True], repeat=6)))
 def test_the_kernels_give_the_gradients_that_are_needed(needs):
-    for norm in (CASES["whole"][1], Norm(3, None)):
+    for norm in (CASES["thresholds"][1], Norm(3, None, activation="tlu")):
         arguments = _arguments(norm=norm)
         _, maps, _ = forward(*arguments)
         given = _backward_arguments(arguments, maps)
@@ -102,7 +105,7 @@ def test_the_kernels_keep_the_variance():
 
 
 def _strided(arguments):
-    arguments[0] = torch.randn(2, 4, 6, 10)[..., ::2]
+    arguments[0], arguments[9] = torch.randn(2, 4, 6, 10)[..., ::2], torch.randn(2, 4, 6, 5)
 
 
 def _expanded(arguments):
@@ -110,11 +113,11 @@ def _expanded(arguments):
 
 
 def _empty(arguments):
-    arguments[0] = arguments[0][:0]
+    arguments[0], arguments[9] = arguments[0][:0], arguments[9][:0]
 
 
 def _of_another_shape(arguments):
-    arguments[0] = torch.randn(2, 4, 5, 7)
+    arguments[0], arguments[9] = torch.randn(2, 4, 5, 7), torch.randn(2, 4, 5, 7)
 
 
 def _of_another_norm(arguments):
@@ -129,13 +132,37 @@ def _strided_weight(arguments):
     arguments[1] = torch.randn(8)[::2]
 
 
+def _strided_residual(arguments):
+    arguments[9] = torch.randn(2, 4, 6, 10)[..., ::2]
+
+
+def _residual_in_another_format(arguments):
+    arguments[9] = arguments[9].contiguous(memory_format=torch.channels_last)
+
+
+def _without_a_residual(arguments):
+    arguments[9] = None
+
+
 def _negated(arguments):
     arguments[0] = torch.complex(torch.zeros_like(arguments[0]), arguments[0]).conj().imag
 
 
 @served
 @pytest.mark.parametrize(
-    "change", [_strided, _expanded, _empty, _of_another_shape, _of_another_norm, _of_another_backend, _strided_weight]
+    "change",
+    [
+        _strided,
+        _expanded,
+        _empty,
+        _of_another_shape,
+        _of_another_norm,
+        _of_another_backend,
+        _strided_weight,
+        _strided_residual,
+        _residual_in_another_format,
+        _without_a_residual,
+    ],
 )
 def test_python_serves_what_is_unusual(change):
     arguments = _arguments((2, 4, 6, 5))
@@ -168,22 +195,24 @@ def _shrunk(t):
 
 @served
 @pytest.mark.parametrize("spoil", [_freed, _shrunk])
-@pytest.mark.parametrize("which", range(4))
-def test_no_storage_that_ends_early_is_read_forward(which, spoil):
-    arguments = _arguments()
+@pytest.mark.parametrize(
+    ("which", "name"), [(0, "x"), (1, "weight"), (2, "bias"), (3, "sigma"), (9, "residual"), (10, "threshold")]
+)
+def test_no_storage_that_ends_early_is_read_forward(which, name, spoil):
+    arguments = _arguments(norm=CASES["thresholds"][1])
     forward(*arguments)
     spoil(arguments[which])
     before = module.operator_calls()
-    with pytest.raises(ValueError, match=f"{('x', 'weight', 'bias', 'sigma')[which]}: got a Tensor of shape"):
+    with pytest.raises(ValueError, match=f"{name}: got a Tensor of shape"):
         forward(*arguments)
     assert module.operator_calls() == before
 
 
 @served
 @pytest.mark.parametrize("spoil", [_freed, _shrunk])
-@pytest.mark.parametrize("which", [0, 1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("which", [0, 1, 2, 3, 4, 5, 7, 12, 13])
 def test_no_storage_that_ends_early_is_read_backward(which, spoil):
-    arguments = _arguments(with_l1=True)
+    arguments = _arguments(norm=CASES["thresholds"][1], with_l1=True)
     _, maps, _ = forward(*arguments)
     given = _backward_arguments(arguments, maps)
     backward(*given)
@@ -231,8 +260,25 @@ UPSTREAM = {
     "maps of another call": ({3: torch.ones(2, 2, 1, 5, 5)}, ValueError, "maps: got shape (2, 2, 1, 5, 5), expected ("),
     "maps in half": ({3: torch.ones(2, 2, 1, 5, 6).half()}, TypeError, "maps: got dtype torch.float16, expected"),
     "a weight that is not there": ({4: None}, ValueError, "needs: got True for weight, which is not given"),
-    "needs of five": ({10: [True] * 5}, ValueError, "needs: got 5 entries, expected 4, for x and weight, bias, sigma"),
-    "sigma no number": ({7: None, 8: float("nan"), 10: [True] * 3 + [False]}, ValueError, "sigma: got nan, expected"),
+    "needs of five": (
+        {10: [True] * 5},
+        ValueError,
+        "needs: got 5 entries, expected 6, for x and weight, bias, sigma, r",
+    ),
+    "no residual": ({12: None}, ValueError, "needs: got True for residual, which is not given"),
+    "a residual in double": ({12: torch.ones(2, 4, 5, 6).double()}, TypeError, "residual: got dtype torch.float64"),
+    "a residual of a shape": ({12: torch.ones(2, 4, 5, 5)}, ValueError, "residual: got shape (2, 4, 5, 5), expected "),
+    "a threshold": ({13: torch.ones(4)}, ValueError, "threshold: got Tensor with activation 'relu', expected None"),
+    "a residual with nothing behind": (
+        {9: Norm(3).text, 12: torch.ones(2, 4, 5, 6)},
+        ValueError,
+        "residual: got a Tensor without an activation, expected None, for its gradient is dy",
+    ),
+    "sigma no number": (
+        {7: None, 8: float("nan"), 10: [True] * 3 + [False] * 3},
+        ValueError,
+        "sigma: got nan, expected",
+    ),
 }
 
 

@@ -167,7 +167,7 @@ def second_pass(which: tuple[str, str, str], direction: str) -> Figures:
         if direction == "forward":
             run = partial(triton.forward, g, x, prepared.weight, prepared.bias, SIGMA, False)
         else:
-            needs = (True, True, True, False)
+            needs = (True, True, True, False, False, False)
             run = partial(triton.backward, g, dy, None, x, maps, prepared.weight, prepared.bias, SIGMA, needs)
             run()
     plan = next(p for key, p in g.cache.items() if isinstance(p, Plan) and key[0] == direction)

@@ -33,7 +33,7 @@ WHOLE = ("64x256x56x56", "64x512x28x28", "64x2048x7x7")
 TOKENS = "4096x768"
 TOKENS_WINDOW = 60
 SIGMA = 1.0
-NEEDS = (True, True, True, False)
+NEEDS = (True, True, True, False, False, False)
 """Gradients for x, weight and bias."""
 DIRECTIONS = ("forward", "backward")
 

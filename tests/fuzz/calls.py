@@ -70,11 +70,12 @@ def compare(recipe: Recipe, backend: str) -> None:
     """Compares every result with the oracle's; and makes the call again with as few tensors as it can have."""
     function, call = partial(divisive_norm, backend=backend), recipe.call()
     once_more_if_it_erred(lambda: check(function, call))
-    inputs = [call.x, call.weight, call.bias, call.sigma]
+    inputs = list(call.inputs)
     tensors = [i for i, t in enumerate(inputs) if isinstance(t, torch.Tensor)]
     only = tensors[recipe.seed % len(tensors)]
     inputs[only] = inputs[only].detach().requires_grad_()
-    y = function(*inputs[:3], sigma=inputs[3], **call.options)
+    keywords = call.options | {"residual": inputs[4], "threshold": inputs[5]}
+    y = function(*inputs[:3], sigma=inputs[3], **keywords)
     torch.autograd.grad(y, inputs[only], call.dy, materialize_grads=True)
 
 
