@@ -132,10 +132,14 @@ class Kept(torch.nn.Module):
         self.windows = dk.DivisiveNorm2d(4, 3, activation="tlu", p=1)
         self.rows = dk.LayerNorm((4, 9, 8), activation="tlu")
         self.groups = dk.GroupNorm(2, 4, activation="silu")
+        self.response = dk.FilterResponseNorm2d(4)
+        self.batch = dk.BatchNorm2d(4, p=1, activation="relu")
 
     def forward(self, x, residual):
         """Each with a residual."""
-        return self.groups(self.rows(self.windows(x, residual), residual), residual)
+        for layer in self.children():
+            x = layer(x, residual)
+        return x
 
 
 def test_layers_go_by_prepared_calls():
@@ -147,7 +151,7 @@ def test_layers_go_by_prepared_calls():
     outputs = []
     handles = [m.register_forward_hook(lambda m, _, y: outputs.append(y)) for m in model.children()]
     y = model(x, residual)
-    assert [t.grad_fn.name() for t in outputs] == ["PreparedFunctionBackward"] * 3
+    assert [t.grad_fn.name() for t in outputs] == ["PreparedFunctionBackward"] * 5
     for handle in handles:
         handle.remove()
     for layer in model.children():

@@ -91,8 +91,8 @@ class FilterResponseNorm(NormalizationLayer):
         if self.learn_eps:
             nn.init.constant_(self.eps, self.initial_eps)
 
-    def _at_once(self, x: Tensor) -> Tensor:
-        return NotImplemented if self.learn_eps else super()._at_once(x)
+    def _at_once(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return NotImplemented if self.learn_eps else super()._at_once(x, residual)
 
     def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self._form(x.shape)
