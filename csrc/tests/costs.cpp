@@ -47,14 +47,12 @@ Conflicts conflicts_in(const std::vector<Recorded>& all, size_t threads) {
         barriers += ending == Ending::cluster || ending == Ending::cluster_shared;
         full += ending == Ending::cluster;
       }
-      for (const auto& thread : blocks[block])
-        for (const Access& access : thread) {
-          if (access.space == Space::global) continue;
-          const auto [after, after_full] = times[access.phase];
-          const Use one{block, after, after_full, access.space == Space::shared, access.write};
-          for (uintptr_t word = access.address / kBankBytes; word <= last_of(access, kBankBytes); ++word)
-            use(word, one);
-        }
+      for (const Access& access : all[i].accesses) {
+        if (access.space == Space::global) continue;
+        const auto [after, after_full] = times[access.phase];
+        const Use one{i / threads, after, after_full, access.space == Space::shared, access.write};
+        for (uintptr_t word = access.address / kBankBytes; word <= last_of(access, kBankBytes); ++word) use(word, one);
+      }
     }
   };
   std::map<uintptr_t, std::set<Use>> uses;  // of words that another block than their own accesses
