@@ -29,8 +29,10 @@ void check_division() {
 int main() {
   check_division();
   std::map<std::string, int> reached;
+  std::vector<Case> all = cases();
+  for (const Case& c : family_cases()) all.push_back(c);
   for (const char* strategy : {"single-block", "cluster-resident", "two-pass"})
-    for (const Case& c : cases()) {
+    for (const Case& c : all) {
       if (Shape(c).numel > kMostNumbers || !setting_for(strategy, c, Dtype::bfloat16, kCluster)) continue;
       ++reached[strategy];
       check_case(strategy, c, {}, [&](const Case& one, Dtype dtype, const Inputs& in, const Numbers& grad, int) {
