@@ -156,7 +156,7 @@ __device__ A start_backward(const Shape& shape, const Maps& maps, int p, A scale
   const A rstd = shape.suppression.present ? maps.load(backward_map::rstd, p) : A(0);
   A whole = (scale * rstd) * rstd, start;  // powers of rstd alone overflow
   if (absolute<F>(shape))
-    start = A(deviation_scale(1)) * whole;
+    start = A(kDeviationScale) * whole;
   else
     start = whole *= rstd;
   if (shape.suppression.present)

@@ -150,7 +150,7 @@ __device__ bool absolute(const Shape& shape) {
 // stays one.
 template <Form F, class A>
 __device__ A rstd_of(const Shape& shape, A sigma, A q) {
-  if (absolute<F>(shape)) return A(1) / (std::abs(sigma) + A(deviation_scale(1)) * q);
+  if (absolute<F>(shape)) return A(1) / (std::abs(sigma) + A(kDeviationScale) * q);
   const A s = std::sqrt(sigma * sigma + q), least = std::abs(sigma);
   return A(1) / (s < least ? least : s);
 }

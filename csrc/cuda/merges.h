@@ -58,22 +58,16 @@ __device__ void forward_merge_whole(const Arguments& args, const Memory<T, F>& m
                        row.group, all);
 }
 
-// Number `which` of the totals of a row's parts, summed; every thread receives it.
-template <class A>
-__device__ A sum_of_totals(const Arguments& args, const WholeRow& row, int which, A* reduction) {
-  A sum = 0;
-  for (int part = device::thread(); part < row.parts(args); part += device::threads())
-    sum += device::load(row.totals<A>(args, part) + which);
-  return shared_sum(sum, reduction);
-}
-
 template <class T>
 __device__ void merge_deviations_whole(const Arguments& args, const Memory<T, Form::general>& memory,
                                        const Item& item) {
   using A = Acc<T>;
   const WholeRow row(args, item);
   if (row.sample >= args.shape.batch) return;
-  const A sum = sum_of_totals(args, row, 0, memory.reduction);
+  A sum = 0;
+  for (int part = device::thread(); part < row.parts(args); part += device::threads())
+    sum += device::load(row.totals<A>(args, part));
+  sum = shared_sum(sum, memory.reduction);
   if (device::thread() == 0)
     save_deviation(args, maps_of_row<A>(args, kForwardScratchMaps, row_of(args.shape, row.sample, row.group)),
                    row.group, sum);
@@ -84,8 +78,16 @@ __device__ void backward_merge_whole(const Arguments& args, const Memory<T, F>& 
   using A = Acc<T>;
   const WholeRow row(args, item);
   if (row.sample >= args.shape.batch) return;
-  const A scale = sum_of_totals(args, row, 0, memory.reduction), shift = sum_of_totals(args, row, 1, memory.reduction);
-  const A centred = absolute<F>(args.shape) ? sum_of_totals(args, row, 2, memory.reduction) : A(0);
+  A scale = 0, shift = 0, centred = 0;
+  for (int part = device::thread(); part < row.parts(args); part += device::threads()) {
+    const A* totals = row.totals<A>(args, part);
+    scale += device::load(totals);
+    shift += device::load(totals + 1);
+    if (absolute<F>(args.shape)) centred += device::load(totals + 2);
+  }
+  scale = shared_sum(scale, memory.reduction);
+  shift = shared_sum(shift, memory.reduction);
+  if (absolute<F>(args.shape)) centred = shared_sum(centred, memory.reduction);
   if (device::thread() != 0) return;
   const auto maps = maps_of_row<A>(args, kBackwardScratchMaps, row_of(args.shape, row.sample, row.group));
   const A whole = save_slopes<F>(args, maps, row.group, scale, shift, centred);

@@ -18,6 +18,8 @@ constexpr int blocks_for(int blocks, int element_size) { return element_size == 
 // kernel is compiled for both, so that the many calls of the first pay nothing for the second.
 enum class Form { plain, general };
 
+constexpr double kDeviationScale = deviation_scale(1);
+
 constexpr int kVectorBytes = 16;  // the widest access
 constexpr int kWordBytes = 4;     // of a bank of shared memory
 // What a thread takes at once where it has much to keep of every number; in channels_last, what backward's sums take of

@@ -68,7 +68,7 @@ __device__ A row_count(const Shape& shape) {
 // Ends forward for a row with p = 1, by one thread, given the sum of |v|.
 template <class A, class Maps>
 __device__ void save_deviation(const Arguments& args, const Maps& maps, int group, A sum) {
-  const A average = sum / row_count<A>(args.shape), deviation = A(deviation_scale(1)) * average;
+  const A average = sum / row_count<A>(args.shape), deviation = A(kDeviationScale) * average;
   maps.save(forward_map::rstd, 0, rstd_of<Form::general>(args.shape, sigma_of<A>(args.tensors, group), average));
   if (maps.saved.variance != nullptr) device::store(maps.saved.variance, deviation * deviation);
 }
@@ -86,7 +86,7 @@ __device__ A save_slopes(const Arguments& args, const Maps& maps, int group, A s
     const A normal = scale * rstd, sigma = args.partials.dsigma == nullptr ? A(0) : sigma_of<A>(args.tensors, group);
     A slope = normal / count * rstd;
     if (absolute<F>(shape)) {
-      slope *= A(deviation_scale(1));
+      slope *= A(kDeviationScale);
       shift -= slope * centred;
       whole = normal * rstd * signed_as(A(1), sigma);
     } else {

@@ -54,6 +54,15 @@ inline std::optional<Setting> setting_for(const std::string& strategy, const Cas
   return found;
 }
 
+// The variance of every row and its rstd are of one deviation.
+inline void check_variance(const Case& c, const Numbers& sigma, const Numbers& variance, const Numbers& rstd) {
+  for (size_t i = 0; i < rstd.size(); ++i) {
+    const double of_sigma = sigma[i % sigma.size()], deviation = std::sqrt(variance[i]);
+    const double s = c.p == 1 ? of_sigma + deviation : std::hypot(of_sigma, deviation);
+    check(std::fabs(s * rstd[i] - 1) < 1e-6, c.name + ": variance");
+  }
+}
+
 inline Results run(const Case& c, Dtype dtype, const Inputs& in, const Numbers& grad, const Setting& setting) {
   const Shape shape(c);
   const Dtype compute = dtype == Dtype::float64 ? dtype : Dtype::float32;
@@ -77,10 +86,13 @@ inline Results run(const Case& c, Dtype dtype, const Inputs& in, const Numbers& 
   if (c.activation == Activation::tlu) forward.tensors.threshold = threshold.parameter();
   forward.tensors.mean = c.summation ? r.mean.data() : nullptr;
   forward.tensors.rstd = c.suppression ? r.rstd.data() : nullptr;
+  Tensor variance(compute, shape.maps);
+  forward.tensors.variance = c.suppression && c.whole() ? variance.data() : nullptr;
   forward.l1 = c.l1 ? l1.data() : nullptr;
   const auto forward_scratch = scratch(Direction::forward), backward_scratch = scratch(Direction::backward);
   forward.place.scratch = forward_scratch.get();
   calls.forward(forward);
+  if (forward.tensors.variance != nullptr) check_variance(c, in.sigma, variance.numbers(), r.rstd.numbers());
   BackwardCall backward;
   backward.tensors.x = x.data();
   backward.tensors.dy = dy.data();
