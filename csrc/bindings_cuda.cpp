@@ -40,10 +40,11 @@ cuda::Preferences preferences_of(const py::dict& row) {
 
 // What is chosen on a device of these properties: for tests and reports, nothing is launched.
 py::dict strategy_of(const py::object& geometry, int dtype, bool channels_last, bool backward, const py::dict& device,
-                     const py::dict& row) {
-  const Problem problem = problem_of(geometry, dtype, channels_last);
-  const cuda::Strategy s = cuda::choose(problem, backward ? Direction::backward : Direction::forward,
-                                        preferences_of(row), device_of(device));
+                     const py::dict& row, bool residual) {
+  const Problem problem = problem_of(geometry, dtype, channels_last, residual);
+  const cuda::Strategy s =
+      cuda::choose(backward ? problem.in_backward() : problem, backward ? Direction::backward : Direction::forward,
+                   preferences_of(row), device_of(device));
   py::dict out;
   out["name"] = s.name();
   out["blocks"] = s.blocks;
@@ -58,9 +59,10 @@ py::dict strategy_of(const py::object& geometry, int dtype, bool channels_last, 
   return out;
 }
 
-std::unique_ptr<cuda::Calls> make_calls(const py::object& geometry, int dtype, bool channels_last, int device,
-                                        const py::dict& facts, const py::dict& forward, const py::dict& backward) {
-  return std::make_unique<cuda::Calls>(problem_of(geometry, dtype, channels_last), device, device_of(facts),
+std::unique_ptr<cuda::Calls> make_calls(const py::object& geometry, int dtype, bool channels_last, bool residual,
+                                        int device, const py::dict& facts, const py::dict& forward,
+                                        const py::dict& backward) {
+  return std::make_unique<cuda::Calls>(problem_of(geometry, dtype, channels_last, residual), device, device_of(facts),
                                        preferences_of(forward), preferences_of(backward));
 }
 
@@ -76,7 +78,8 @@ void bind_cuda(py::module_& module) {
     const cuda::Versions found = cuda::versions();
     return py::make_tuple(found.driver, found.runtime);
   });
-  module.def("cuda_strategy", &strategy_of);
+  module.def("cuda_strategy", &strategy_of, py::arg("geometry"), py::arg("dtype"), py::arg("channels_last"),
+             py::arg("backward"), py::arg("device"), py::arg("row"), py::arg("residual") = false);
   py::class_<cuda::Calls>(module, "CudaCalls", py::module_local())
       .def(py::init(&make_calls))
       .def_property_readonly(

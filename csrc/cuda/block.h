@@ -7,36 +7,46 @@
 
 namespace divnorm::cuda {
 
-template <class T, bool ChannelsLast>
-using Work = std::conditional_t<ChannelsLast, Pixels<T>, Planes<T>>;
+template <class T, bool ChannelsLast, Form F>
+using Work = std::conditional_t<ChannelsLast, Pixels<T, F>, Planes<T, F>>;
 
-// A block's shared memory by name.
-template <class T>
+// A block's shared memory by name. What the plain form has none of is null, to the compiler too.
+template <class T, Form F>
 struct Memory {
   using A = Acc<T>;
+  static constexpr bool kGeneral = F == Form::general;
 
   __device__ Memory(const Shape& shape, const SharedLayout& shared)
       : x(at<T>(shared.x)),
         dy(at<T>(shared.dy)),
+        residual(kGeneral ? at<T>(shared.residual) : nullptr),
         partial(at<A>(shared.partial)),
         owned(at<A>(shared.owned)),
         reduction(at<A>(shared.reduction)),
         totals(at<A>(shared.totals)),
         pitch(shared.pitch),
-        local{at<A>(shared.local), at<A>(shared.local) + pitch, partial, partial + pitch, shape.slope_of},
-        affine{at<A>(shared.weight), at<A>(shared.bias), at<A>(shared.dweight),
-               at<A>(shared.dbias),  shape.per_position, shape.activation} {}
+        local{at<A>(shared.local), at<A>(shared.local) + pitch, partial, partial + pitch, shape.slope_of,
+              absolute<F>(shape),  kGeneral && shape.keeps_mean},
+        affine{at<A>(shared.weight),
+               at<A>(shared.bias),
+               kGeneral ? at<A>(shared.threshold) : nullptr,
+               at<A>(shared.dweight),
+               at<A>(shared.dbias),
+               kGeneral ? at<A>(shared.dthreshold) : nullptr,
+               residual,
+               shape.per_position,
+               shape.activation} {}
 
   template <class V>
   static __device__ V* at(int offset) {
     return offset < 0 ? nullptr : reinterpret_cast<V*>(device::shared_memory() + offset);
   }
 
-  T *x, *dy;
+  T *x, *dy, *residual;
   A *partial, *owned, *reduction, *totals;
   int pitch;
   Local<A> local;  // of forward all of it, of backward slope and offset lie where the partial statistics did
-  Affine<A> affine;
+  Affine<T> affine;
 };
 
 template <class A>
@@ -54,18 +64,20 @@ __device__ void fetch(const Maps& maps, int map, bool present, A neutral, const 
     to[p] = maps.anywhere(map, maps.saved.step * (tile.position + p));
 }
 
-// Zero sums for the gradients of weight and bias.
-template <class A>
-__device__ void clear_gradients(const Affine<A>& affine, int numbers) {
+// Zero sums for the gradients of the parameters.
+template <class T>
+__device__ void clear_gradients(const Affine<T>& affine, int numbers) {
   if (affine.dweight == nullptr) return;
-  fill(affine.dweight, numbers, A(0));
-  fill(affine.dbias, numbers, A(0));
+  fill(affine.dweight, numbers, Acc<T>(0));
+  fill(affine.dbias, numbers, Acc<T>(0));
+  if (affine.dthreshold != nullptr) fill(affine.dthreshold, numbers, Acc<T>(0));
 }
 
-// The gradients of weight and bias that a block has collected, as one slot of the partial sums.
-template <class A>
+// The gradients of the parameters that a block has collected, as one slot of the partial sums.
+template <class T>
 __device__ void store_gradients(const Shape& shape, const Partials& partials, int64_t slot, int group, const Tile& tile,
-                                int sharers, const Affine<A>& affine) {
+                                int sharers, const Affine<T>& affine) {
+  using A = Acc<T>;
   if (affine.dweight == nullptr) return;
   const int count = shape.per_position ? tile.positions : tile.channels;
   const int64_t size = shape.per_position ? shape.positions : shape.channels;
@@ -73,14 +85,16 @@ __device__ void store_gradients(const Shape& shape, const Partials& partials, in
       slot * size +
       (shape.per_position ? tile.position : static_cast<int64_t>(group) * shape.group_channels + tile.channel);
   device::sync_block();
+  const auto sum_of = [&](const A* gradients, int i) {
+    A sum = gradients[i];
+    for (int s = 1; s < (shape.per_position ? 1 : sharers); ++s) sum += gradients[s * tile.channels + i];
+    return sum;
+  };
   for (int i = device::thread(); i < count; i += device::threads()) {
-    A dweight = affine.dweight[i], dbias = affine.dbias[i];
-    for (int s = 1; s < (shape.per_position ? 1 : sharers); ++s) {
-      dweight += affine.dweight[s * tile.channels + i];
-      dbias += affine.dbias[s * tile.channels + i];
-    }
-    device::store(static_cast<A*>(partials.dweight) + first + i, dweight);
-    device::store(static_cast<A*>(partials.dbias) + first + i, dbias);
+    device::store(static_cast<A*>(partials.dweight) + first + i, sum_of(affine.dweight, i));
+    device::store(static_cast<A*>(partials.dbias) + first + i, sum_of(affine.dbias, i));
+    if (affine.dthreshold != nullptr)
+      device::store(static_cast<A*>(partials.dthreshold) + first + i, sum_of(affine.dthreshold, i));
   }
 }
 
@@ -90,6 +104,14 @@ __device__ void store_sum(void* partials, int64_t slot, A value, A* reduction) {
   if (partials == nullptr) return;
   const A sum = block_sum(value, reduction);
   if (device::thread() == 0) device::store(static_cast<A*>(partials) + slot, sum);
+}
+
+// dsigma of a block as the sums over blocks take it: with sigma's sign for p = 1 and, of whole fields, with all of what
+// sigma brings; else that is theirs to multiply.
+template <Form F, class A>
+__device__ A signed_dsigma(const Arguments& args, int group, A dsigma) {
+  if (!absolute<F>(args.shape) || args.shape.whole || args.partials.dsigma == nullptr) return dsigma;
+  return dsigma * signed_as(A(1), sigma_of<A>(args.tensors, group));
 }
 
 // dl1 / numel: what |v| adds to the gradient of v.
@@ -128,13 +150,17 @@ struct Moments {
   }
 };
 
-// What the backward maps start from, given the sums over the channels; returns P2 rstd^3.
-template <class A, class Maps>
+// What the backward maps start from, given the sums over the channels; returns P2 rstd^3, for p = 1 P2 rstd^2.
+template <Form F, class A, class Maps>
 __device__ A start_backward(const Shape& shape, const Maps& maps, int p, A scale, A shift, A centred) {
   const A rstd = shape.suppression.present ? maps.load(backward_map::rstd, p) : A(0);
-  const A whole = ((scale * rstd) * rstd) * rstd;  // rstd^3 alone overflows
+  A whole = (scale * rstd) * rstd, start;  // powers of rstd alone overflow
+  if (absolute<F>(shape))
+    start = A(kDeviationScale) * whole;
+  else
+    start = whole *= rstd;
   if (shape.suppression.present)
-    maps.store(backward_map::scale, p, whole / divisor<A>(shape, shape.suppression, p));
+    maps.store(backward_map::scale, p, start / divisor<A>(shape, shape.suppression, p));
   else
     shift /= divisor<A>(shape, shape.summation, p);
   maps.store(backward_map::shift, p, shift);

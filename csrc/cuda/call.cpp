@@ -16,10 +16,13 @@ const KernelSet& kernels_for(Dtype dtype) {
   }
 }
 
-Kernel kernel_of(const KernelSet& kernels, Direction direction, bool resident, bool channels_last) {
-  const auto& pair = direction == Direction::forward ? (resident ? kernels.resident_forward : kernels.staged_forward)
-                                                     : (resident ? kernels.resident_backward : kernels.staged_backward);
-  return pair[channels_last ? 1 : 0];
+Kernel kernel_of(const KernelSet& kernels, Direction direction, const Strategy& strategy) {
+  const bool resident = strategy.resident;
+  const Kernels& all = direction == Direction::forward
+                           ? (resident ? kernels.resident_forward : kernels.staged_forward)
+                           : (resident ? kernels.resident_backward : kernels.staged_backward);
+  const Shape& shape = strategy.arguments.shape;
+  return all[shape.form == Form::general ? 1 : 0][shape.channels_last ? 1 : 0];
 }
 
 Launch launch_of(const Strategy& strategy) {
@@ -33,9 +36,11 @@ template <class Given>
 Call common(const Given& given) {
   Call call;
   call.tensors.x = given.tensors.x;
+  call.tensors.residual = given.tensors.residual;
   call.tensors.weight = given.tensors.weight;
   call.tensors.bias = given.tensors.bias;
   call.tensors.sigma = given.tensors.sigma;
+  call.tensors.threshold = given.tensors.threshold;
   call.tensors.sigma_value = given.sigma_value;
   call.tensors.mean = const_cast<void*>(given.tensors.mean);
   call.tensors.rstd = const_cast<void*>(given.tensors.rstd);
@@ -72,11 +77,11 @@ Calls::Calls(const Problem& problem, int device, const Device& facts, const Pref
 // The strategy of the table, with smaller or fewer clusters where the device cannot hold its own.
 Strategy Calls::prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const {
   const auto ready = [&](const Strategy& strategy) {
-    const Kernel kernel = kernel_of(kernels_, direction, strategy.resident, problem_.channels_last);
+    const Kernel kernel = kernel_of(kernels_, direction, strategy);
     prepare(device, facts.block_shared_bytes, kernel);
     return kernel;
   };
-  const Strategy chosen = choose(problem_, direction, preferences, facts, [&](const Strategy& tried) {
+  const Strategy chosen = choose(problem(direction), direction, preferences, facts, [&](const Strategy& tried) {
     int64_t clusters = 0;
     naming(direction, tried, [&] { clusters = clusters_at_once(device, launch_of(tried), ready(tried)); });
     return clusters;
@@ -101,6 +106,8 @@ void Calls::backward(const BackwardCall& call) const {
   own.dweight = call.tensors.dweight;
   own.dbias = call.tensors.dbias;
   own.dsigma = call.tensors.dsigma;
+  own.dthreshold = call.tensors.dthreshold;
+  own.tensors.dresidual = call.tensors.dresidual;
   run(Direction::backward, own);
 }
 
@@ -112,12 +119,13 @@ void Calls::run(Direction direction, const Call& call) const {
   if (direction == Direction::forward) {
     if (call.l1 != nullptr) arguments.partials.l1 = within(call, scratch.l1);
   } else {
-    if (call.dweight.data != nullptr || call.dbias.data != nullptr) {
+    if (call.dweight.data != nullptr || call.dbias.data != nullptr || call.dthreshold.data != nullptr) {
       arguments.partials.dweight = within(call, scratch.dweight);
       arguments.partials.dbias = within(call, scratch.dbias);
+      if (scratch.dthreshold >= 0) arguments.partials.dthreshold = within(call, scratch.dthreshold);
     } else {
       for (SharedLayout* shared : {&arguments.shared, &arguments.staged.apply_shared})
-        shared->dweight = shared->dbias = -1;
+        shared->dweight = shared->dbias = shared->dthreshold = -1;
     }
     if (call.dsigma.data != nullptr && problem_.suppression.present)
       arguments.partials.dsigma = within(call, scratch.dsigma);
@@ -138,7 +146,7 @@ void Calls::run(Direction direction, const Call& call) const {
             {counters, scratch.counter_count});
       launch.early = early_;
     }
-    start(launch, call.stream, kernel_of(kernels_, direction, strategy.resident, problem_.channels_last), arguments);
+    start(launch, call.stream, kernel_of(kernels_, direction, strategy), arguments);
     if (sums.count == 0) return;
     const int bytes = room.threads * static_cast<int>(bytes_of(problem_.compute()));
     start({room.blocks, 1, room.threads, bytes, early_}, call.stream, kernels_.finish, sums);
@@ -165,12 +173,14 @@ FinishArguments Calls::sums_of(Direction direction, const Call& call) const {
     add({within(call, scratch.dweight), scratch.affine_slots, size, size, 1, 1.0, {}, call.dweight});
   if (call.dbias.data != nullptr)
     add({within(call, scratch.dbias), scratch.affine_slots, size, size, 1, 1.0, {}, call.dbias});
+  if (call.dthreshold.data != nullptr && problem_.activation == Activation::tlu)
+    add({within(call, scratch.dthreshold), scratch.affine_slots, size, size, 1, 1.0, {}, call.dthreshold});
   if (call.dsigma.data != nullptr && problem_.suppression.present) {
     const Shape& shape = strategy.arguments.shape;
     const int64_t sigmas = call.dsigma.count, slots = scratch.sigma_slots;
-    // Of whole fields the sums have sigma in them.
+    // Of whole fields, and for p = 1, the sums have in them what sigma brings.
     add({within(call, scratch.dsigma), sigmas == 1 ? slots * shape.groups : slots, sigmas, 1, slots, -1.0,
-         shape.whole ? Parameter{} : call.tensors.sigma, call.dsigma});
+         shape.whole || shape.absolute ? Parameter{} : call.tensors.sigma, call.dsigma});
   }
   return all;
 }

@@ -9,9 +9,9 @@ namespace divnorm::cuda {
 
 struct Call {
   Tensors tensors;
-  Parameter dweight, dbias, dsigma;  // data null: not wanted
-  void* l1 = nullptr;                // null: not wanted; in the type of the sums
-  void* scratch = nullptr;           // of Calls::scratch_bytes
+  Parameter dweight, dbias, dsigma, dthreshold;  // data null: not wanted
+  void* l1 = nullptr;                            // null: not wanted; in the type of the sums
+  void* scratch = nullptr;                       // of Calls::scratch_bytes
   Stream stream;
 };
 
@@ -27,6 +27,10 @@ class Calls : public divnorm::Calls {
   void backward(const BackwardCall& call) const override;
 
  private:
+  // What a direction computes.
+  Problem problem(Direction direction) const {
+    return direction == Direction::forward ? problem_ : problem_.in_backward();
+  }
   void run(Direction direction, const Call& call) const;
   const Strategy& of(Direction direction) const { return direction == Direction::forward ? forward_ : backward_; }
   Strategy prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const;

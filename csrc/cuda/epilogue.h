@@ -1,4 +1,4 @@
-// What stands behind the norm: the activation of z = weight * v / s + bias, and dy act'(z) in place of dy.
+// What stands behind the norm: the activation of z = weight * v / s + bias + residual, and dy act'(z) in place of dy.
 #pragma once
 
 #include <cmath>
@@ -48,26 +48,51 @@ __device__ void smooth(Activation activation, Pack<A, Count>& z, Body&& of_share
   }
 }
 
-// y in place of z.
-template <class A, int Count>
-__device__ void activate(Activation activation, Pack<A, Count>& z) {
-  if (activation == Activation::none) return;
-  if (activation == Activation::relu)
-    for (int v = 0; v < Count; ++v) z.at[v] = z.at[v] < A(0) ? A(0) : z.at[v];
-  else
-    smooth(activation, z, [](const Share<A>& of, A at) { return of.value(at); });
+// Whether y ends where z meets a threshold: zero, of a ReLU.
+__device__ inline bool bounded(Activation activation) {
+  return activation == Activation::relu || activation == Activation::tlu;
 }
 
-// The gradient of z in place of y's, where there is an activation.
-template <class A, int Count>
-__device__ void pass_back(Activation activation, const Pack<A, Count>& z, Pack<A, Count>& upstream) {
-  if (activation == Activation::relu) {
+// Whether z stays behind its threshold. A NaN does not, and nothing else passes a threshold that is one.
+template <class A>
+__device__ bool stops(A z, A threshold) {
+  return !(z > threshold) && z == z;
+}
+
+// y in place of z. threshold() reads a pack of them; the plain form has none but a ReLU's.
+template <Form F, class A, int Count, class Threshold>
+__device__ void activate(Activation activation, Pack<A, Count>& z, Threshold&& threshold) {
+  if (activation == Activation::none) return;
+  if constexpr (F == Form::plain) {
+    for (int v = 0; v < Count; ++v) z.at[v] = z.at[v] < A(0) ? A(0) : z.at[v];
+  } else if (bounded(activation)) {
+    const Pack<A, Count> least = threshold();
+    for (int v = 0; v < Count; ++v) z.at[v] = stops(z.at[v], least.at[v]) ? least.at[v] : z.at[v];
+  } else {
+    smooth(activation, z, [](const Share<A>& of, A at) { return of.value(at); });
+  }
+}
+
+// The gradient of z in place of y's, where there is an activation; returns what the thresholds receive of it.
+template <Form F, class A, int Count, class Threshold>
+__device__ Pack<A, Count> pass_back(Activation activation, const Pack<A, Count>& z, Pack<A, Count>& upstream,
+                                    Threshold&& threshold) {
+  Pack<A, Count> stopped = {};
+  if constexpr (F == Form::plain) {
     for (int v = 0; v < Count; ++v) upstream.at[v] = z.at[v] <= A(0) ? A(0) : upstream.at[v];
+  } else if (bounded(activation)) {
+    const Pack<A, Count> least = threshold();
+    for (int v = 0; v < Count; ++v) {
+      const bool stop = stops(z.at[v], least.at[v]);
+      stopped.at[v] = stop ? upstream.at[v] : A(0);
+      upstream.at[v] = stop ? A(0) : upstream.at[v];
+    }
   } else {
     Pack<A, Count> gradient = z;
     smooth(activation, gradient, [](const Share<A>& of, A at) { return of.gradient(at); });
     for (int v = 0; v < Count; ++v) upstream.at[v] *= gradient.at[v];
   }
+  return stopped;
 }
 
 }  // namespace divnorm::cuda

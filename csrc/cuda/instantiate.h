@@ -11,10 +11,15 @@ namespace divnorm::cuda {
 
 template <class T>
 KernelSet instantiated() {
-  return {{resident_forward<T, false>, resident_forward<T, true>},
-          {resident_backward<T, false>, resident_backward<T, true>},
-          {staged_forward<T, false>, staged_forward<T, true>},
-          {staged_backward<T, false>, staged_backward<T, true>},
+  constexpr Form plain = Form::plain, general = Form::general;
+  return {{{resident_forward<T, false, plain>, resident_forward<T, true, plain>},
+           {resident_forward<T, false, general>, resident_forward<T, true, general>}},
+          {{resident_backward<T, false, plain>, resident_backward<T, true, plain>},
+           {resident_backward<T, false, general>, resident_backward<T, true, general>}},
+          {{staged_forward<T, false, plain>, staged_forward<T, true, plain>},
+           {staged_forward<T, false, general>, staged_forward<T, true, general>}},
+          {{staged_backward<T, false, plain>, staged_backward<T, true, plain>},
+           {staged_backward<T, false, general>, staged_backward<T, true, general>}},
           finish<Acc<T>>,
           clear<T>};
 }

@@ -9,9 +9,11 @@ using Kernel = void (*)(const Arguments);
 using FinishKernel = void (*)(const FinishArguments);
 using ClearKernel = void (*)(const ClearArguments);
 
-// Pairs: contiguous, channels_last.
+// Of a direction and strategy: by form, contiguous and channels_last.
+using Kernels = Kernel[2][2];
+
 struct KernelSet {
-  Kernel resident_forward[2], resident_backward[2], staged_forward[2], staged_backward[2];
+  Kernels resident_forward, resident_backward, staged_forward, staged_backward;
   FinishKernel finish;
   ClearKernel clear;
 };

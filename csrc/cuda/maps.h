@@ -140,9 +140,17 @@ __device__ A sigma_of(const Tensors& tensors, int group) {
   return read<A>(tensors.sigma, tensors.sigma.count == 1 ? 0 : group);
 }
 
-// 1/s. s is never below |sigma|, not even where sigma^2 is below what there is of numbers; a NaN stays one.
-template <class A>
-__device__ A rstd_of(A sigma, A q) {
+// Whether deviations are averages of |v|.
+template <Form F>
+__device__ bool absolute(const Shape& shape) {
+  return F == Form::general && shape.absolute;
+}
+
+// 1/s from what B averages. s is never below |sigma|, not even where sigma^2 is below what there is of numbers; a NaN
+// stays one.
+template <Form F, class A>
+__device__ A rstd_of(const Shape& shape, A sigma, A q) {
+  if (absolute<F>(shape)) return A(1) / (std::abs(sigma) + A(kDeviationScale) * q);
   const A s = std::sqrt(sigma * sigma + q), least = std::abs(sigma);
   return A(1) / (s < least ? least : s);
 }
@@ -239,8 +247,9 @@ struct GlobalMaps {
   __device__ void save(int map, int p, A value) const { store(map, p, value); }
 };
 
-// mu = A[m]; z = M2/n + (m - mu)^2; rstd = 1 / sqrt(sigma^2 + B[z]). `squares` holds M2/n.
-template <class A, class Maps>
+// mu = A[m]; z = M2/n + (m - mu)^2; rstd = 1 / sqrt(sigma^2 + B[z]). `squares` holds M2/n; for p = 1 what B averages is
+// put there when mu is known.
+template <Form F, class A, class Maps>
 struct ForwardFields {
   const Shape& shape;
   const Maps& maps;
@@ -253,12 +262,12 @@ struct ForwardFields {
     maps.save(forward_map::mean, p, mu);
   }
   __device__ void suppression(int p, A sum) const {
-    maps.save(forward_map::rstd, p, rstd_of(sigma, sum / divisor<A>(shape, shape.suppression, p)));
+    maps.save(forward_map::rstd, p, rstd_of<F>(shape, sigma, sum / divisor<A>(shape, shape.suppression, p)));
   }
 };
 
-// slope: a = B'[P2 rstd^3] / n, where `scale` holds P2 rstd^3 over B's divisor; shift: from P1 rstd to d = P1 rstd - aV
-// over A's divisor; offset: A'[d] / n.
+// slope: a = B'[P2 rstd^3] / n, where `scale` holds P2 rstd^3 over B's divisor, for p = 1 c_1 P2 rstd^2; shift: from
+// P1 rstd to d = P1 rstd - aV over A's divisor; offset: A'[d] / n.
 template <class A, class Maps>
 struct BackwardFields {
   const Shape& shape;

@@ -5,7 +5,7 @@
 
 namespace divnorm::cuda {
 
-template <class T>
+template <class T, Form F>
 struct Pixels {
   using A = Acc<T>;
 
@@ -45,8 +45,28 @@ struct Pixels {
     });
   }
 
+  // As Planes::deviations, in one slice.
+  static __device__ void deviations(const Tile& tile, const T* x, const A* means, const Slices&, A* partial, int) {
+    with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
+      constexpr int V = decltype(count)::value;
+      const Lanes lanes(tile, V);
+      for (int first = 0; first < tile.positions; first += lanes.positions) {
+        const int p = first + lanes.position;
+        const int end = p < tile.positions ? tile.channels : 0;
+        const A mean = end > 0 ? means[p] : A(0);
+        A sum = 0;
+        for (int c = lanes.lane * V; c < end; c += lanes.count * V) {
+          const Pack<A, V> number = widen(read_pack<V>(x + p * tile.channels + c));
+          for (int v = 0; v < V; ++v) sum += std::abs(number.at[v] - mean);
+        }
+        lanes.add_up(sum);
+        if (end > 0 && lanes.lane == 0) partial[p] = sum;
+      }
+    });
+  }
+
   // As Planes::sums, in one slice.
-  static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<A>& affine,
+  static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<T>& affine,
                               A l1, const Slices&, A* partial, int pitch) {
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
@@ -57,22 +77,26 @@ struct Pixels {
         const A mean = end > 0 ? local.mean[p] : A(0), rstd = end > 0 ? local.rstd[p] : A(0);
         A scale = 0, shift = 0, centred = 0;
         for (int c = lanes.lane * V; c < end; c += lanes.count * V) {
-          Pack<A, V> value = widen(read_pack<V>(x + p * tile.channels + c));
-          Pack<A, V> upstream = widen(read_pack<V>(dy + p * tile.channels + c));
+          const int at = p * tile.channels + c;
+          const Pack<A, V> number = widen(read_pack<V>(x + at));
+          Pack<A, V> upstream = widen(read_pack<V>(dy + at));
           Pack<A, V> weight = read_pack<V>(affine.weight + c);
-          for (int v = 0; v < V; ++v) value.at[v] -= mean;
+          Pack<A, V> value;
+          for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean;
+          const Pack<A, V> over = numerator<F>(local, number, value);
           if (affine.activation != Activation::none) {
             Pack<A, V> z = read_pack<V>(affine.bias + c);
-            for (int v = 0; v < V; ++v) z.at[v] += value.at[v] * rstd * weight.at[v];
-            pass_back(affine.activation, z, upstream);
+            for (int v = 0; v < V; ++v) z.at[v] += over.at[v] * rstd * weight.at[v];
+            add_residual<F>(affine, at, z);
+            pass_back<F>(affine.activation, z, upstream, [&] { return read_pack<V>(affine.threshold + c); });
             device::forget();  // or the weights would keep registers that a slope takes
             weight = read_pack<V>(affine.weight + c);
           }
           for (int v = 0; v < V; ++v) {
             const A g = upstream.at[v] * weight.at[v];
-            scale += g * value.at[v];
-            shift += g * rstd;
-            centred += value.at[v];
+            scale += g * over.at[v];
+            if (F == Form::plain || !local.keeps_mean) shift += g * rstd;
+            centred += F == Form::general && local.absolute ? signed_as(A(1), value.at[v]) : value.at[v];
           }
           if (l1 != A(0))
             for (int v = 0; v < V; ++v) shift += signed_as(l1, value.at[v]);
@@ -88,7 +112,7 @@ struct Pixels {
   }
 
   // As Planes::normalize.
-  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<A>& affine, bool with_l1) {
+  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<T>& affine, bool with_l1) {
     A sum = 0;
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
@@ -96,63 +120,70 @@ struct Pixels {
       for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
         const Pack<A, V> weight = read_pack<V>(affine.weight + c), bias = read_pack<V>(affine.bias + c);
         for (int p = columns.worker; p < tile.positions; p += columns.workers) {
-          T* const at = x + p * tile.channels + c;
-          Pack<A, V> value = widen(read_pack<V>(at));
+          const int at = p * tile.channels + c;
+          const Pack<A, V> number = widen(read_pack<V>(x + at));
           const A mean = local.mean[p], rstd = local.rstd[p];
-          for (int v = 0; v < V; ++v) value.at[v] -= mean;
+          Pack<A, V> value;
+          for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean;
           if (with_l1)
             for (int v = 0; v < V; ++v) sum += std::abs(value.at[v]);
+          value = numerator<F>(local, number, value);
           for (int v = 0; v < V; ++v) value.at[v] = value.at[v] * rstd * weight.at[v] + bias.at[v];
-          activate(affine.activation, value);
-          write_pack(at, narrow<T>(value));
+          add_residual<F>(affine, at, value);
+          activate<F>(affine.activation, value, [&] { return read_pack<V>(affine.threshold + c); });
+          write_pack(x + at, narrow<T>(value));
         }
       }
     });
     return sum;
   }
 
-  // dx in place of x; adds to the gradients of weight and bias. dy's place is used for sums once it has been read.
-  static __device__ void differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local, const Affine<A>& affine,
+  // As Planes::differentiate. dy's place is used for sums once it has been read.
+  static __device__ void differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local, const Affine<T>& affine,
                                        A l1) {
     with_vectors<T, kColumnBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
       const Columns columns(tile, V);
-      A dweight[V] = {}, dbias[V] = {};
+      A dweight[V] = {}, dbias[V] = {}, dthreshold[V] = {};
       for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
         const Pack<A, V> weight = read_pack<V>(affine.weight + c);
         for (int p = columns.worker; p < tile.positions; p += columns.workers) {
-          T* const at = x + p * tile.channels + c;
-          Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(dy + p * tile.channels + c));
+          const int at = p * tile.channels + c;
+          const Pack<A, V> number = widen(read_pack<V>(x + at));
+          Pack<A, V> upstream = widen(read_pack<V>(dy + at));
           const A mean = local.mean[p], rstd = local.rstd[p], offset = local.offset[p];
-          Pack<A, V> normal, dx;
-          for (int v = 0; v < V; ++v) {
-            value.at[v] -= mean;
-            normal.at[v] = value.at[v] * rstd;
-          }
+          Pack<A, V> value, normal, stopped = {}, dx;
+          for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean;
+          normal = numerator<F>(local, number, value);
+          for (int v = 0; v < V; ++v) normal.at[v] *= rstd;
           if (affine.activation != Activation::none) {
             Pack<A, V> z = read_pack<V>(affine.bias + c);  // not kept from pixel to pixel: registers are full
             for (int v = 0; v < V; ++v) z.at[v] += normal.at[v] * weight.at[v];
-            pass_back(affine.activation, z, upstream);
+            add_residual<F>(affine, at, z);
+            stopped = pass_back<F>(affine.activation, z, upstream, [&] { return read_pack<V>(affine.threshold + c); });
+            leave_gradient<F>(affine, at, upstream);
           }
           for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd - offset;
-          subtract_slope(local.slope_of, repeated<V>(local.slope[p]), value, normal, dx);
+          subtract_slope<F>(local.slope_of, repeated<V>(local.slope[p]), value, repeated<V>(rstd), dx);
           if (l1 != A(0))
             for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
-          write_pack(at, narrow<T>(dx));
+          write_pack(x + at, narrow<T>(dx));
           for (int v = 0; v < V; ++v) {
             dweight[v] += upstream.at[v] * normal.at[v];
             dbias[v] += upstream.at[v];
+            dthreshold[v] += stopped.at[v];
           }
         }
         if (columns.workers > 1 || affine.dweight == nullptr) continue;
         for (int v = 0; v < V; ++v) {
           affine.dweight[c + v] += dweight[v];
           affine.dbias[c + v] += dbias[v];
-          dweight[v] = dbias[v] = 0;
+          if (affine.dthreshold != nullptr) affine.dthreshold[c + v] += dthreshold[v];
+          dweight[v] = dbias[v] = dthreshold[v] = 0;
         }
       }
       if (columns.workers == 1 || affine.dweight == nullptr) return;
-      A* sums = reinterpret_cast<A*>(dy);  // (2, workers, channels)
+      A* sums = reinterpret_cast<A*>(dy);  // (2, workers, channels), with a threshold 3 of them
       const int rows = columns.workers * tile.channels;
       device::sync_block();
       if (columns.worker < columns.workers)
@@ -160,12 +191,14 @@ struct Pixels {
           const int at = columns.worker * tile.channels + columns.first * V + v;
           sums[at] = dweight[v];
           sums[rows + at] = dbias[v];
+          if (affine.dthreshold != nullptr) sums[2 * rows + at] = dthreshold[v];
         }
       device::sync_block();
       for (int c = device::thread(); c < tile.channels; c += device::threads())
         for (int w = 0; w < columns.workers; ++w) {
           affine.dweight[c] += sums[w * tile.channels + c];
           affine.dbias[c] += sums[rows + w * tile.channels + c];
+          if (affine.dthreshold != nullptr) affine.dthreshold[c] += sums[2 * rows + w * tile.channels + c];
         }
     });
   }

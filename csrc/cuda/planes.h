@@ -5,7 +5,7 @@
 
 namespace divnorm::cuda {
 
-template <class T>
+template <class T, Form F>
 struct Planes {
   using A = Acc<T>;
 
@@ -47,9 +47,30 @@ struct Planes {
     });
   }
 
-  // P2 = sum of g v, P1 rstd + l1's share, and V = sum of v, of each slice of the channels. partial: (3, slices,
-  // pitch).
-  static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<A>& affine,
+  // The sum of |v| of every position, for each slice of the channels. partial: (slices, pitch).
+  static __device__ void deviations(const Tile& tile, const T* x, const A* means, const Slices& slices, A* partial,
+                                    int pitch) {
+    with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
+      constexpr int V = decltype(count)::value;
+      const int vectors = tile.positions / V;
+      for (int i = device::thread(); i < vectors * slices.count; i += device::threads()) {
+        const int slice = i / vectors, p = (i - slice * vectors) * V;
+        const Pack<A, V> mean = read_pack<V>(means + p);
+        Pack<A, V> sum = {};
+#pragma unroll 4
+        for (int c = slice; c < tile.channels; c += slices.count) {
+          const Pack<A, V> number = widen(read_pack<V>(x + c * tile.positions + p));
+          for (int v = 0; v < V; ++v) sum.at[v] += std::abs(number.at[v] - mean.at[v]);
+        }
+        write_pack(partial + slice * pitch + p, sum);
+      }
+    });
+  }
+
+  // P2 = sum of g v, P1 rstd + l1's share, and V = sum of v, of each slice of the channels; for p = 1 S = sum of the
+  // signs of v in place of V. Where x stands in the numerator, so it does in P2, and there is no P1. partial: (3,
+  // slices, pitch).
+  static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<T>& affine,
                               A l1, const Slices& slices, A* partial, int pitch) {
     with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
@@ -62,20 +83,25 @@ struct Planes {
           Pack<A, V> scale = {}, shift = {}, centred = {};
 #pragma unroll 2
           for (int c = slice; c < tile.channels; c += slices.count) {
-            Pack<A, V> value = widen(read_pack<V>(x + c * tile.positions + p));
-            Pack<A, V> upstream = widen(read_pack<V>(dy + c * tile.positions + p));
+            const int at = c * tile.positions + p;
+            const Pack<A, V> number = widen(read_pack<V>(x + at));
+            Pack<A, V> upstream = widen(read_pack<V>(dy + at));
             const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
-            for (int v = 0; v < V; ++v) value.at[v] -= mean.at[v];
+            Pack<A, V> value;
+            for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean.at[v];
+            const Pack<A, V> over = numerator<F>(local, number, value);
             if (affine.activation != Activation::none) {
               Pack<A, V> z = Parameter(affine.bias, c).template at<V>(p);
-              for (int v = 0; v < V; ++v) z.at[v] += value.at[v] * rstd.at[v] * weight.at[v];
-              pass_back(affine.activation, z, upstream);
+              for (int v = 0; v < V; ++v) z.at[v] += over.at[v] * rstd.at[v] * weight.at[v];
+              add_residual<F>(affine, at, z);
+              pass_back<F>(affine.activation, z, upstream,
+                           [&] { return Parameter(affine.threshold, c).template at<V>(p); });
             }
             for (int v = 0; v < V; ++v) {
               const A g = upstream.at[v] * weight.at[v];
-              scale.at[v] += g * value.at[v];
-              shift.at[v] += g * rstd.at[v];
-              centred.at[v] += value.at[v];
+              scale.at[v] += g * over.at[v];
+              if (F == Form::plain || !local.keeps_mean) shift.at[v] += g * rstd.at[v];
+              centred.at[v] += F == Form::general && local.absolute ? signed_as(A(1), value.at[v]) : value.at[v];
             }
             if (l1 != A(0))
               for (int v = 0; v < V; ++v) shift.at[v] += signed_as(l1, value.at[v]);
@@ -89,7 +115,7 @@ struct Planes {
   }
 
   // y in place of x; returns this thread's sum of |v| where it is wanted.
-  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<A>& affine, bool with_l1) {
+  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<T>& affine, bool with_l1) {
     A sum = 0;
     with_vectors<T, kVectorBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
@@ -102,16 +128,19 @@ struct Planes {
           const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
 #pragma unroll 2
           for (int c = slice; c < tile.channels; c += slices) {
-            T* const at = x + c * tile.positions + p;
-            Pack<A, V> value = widen(read_pack<V>(at));
+            const int at = c * tile.positions + p;
+            const Pack<A, V> number = widen(read_pack<V>(x + at));
             const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
             const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
-            for (int v = 0; v < V; ++v) value.at[v] -= mean.at[v];
+            Pack<A, V> value;
+            for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean.at[v];
             if (with_l1)
               for (int v = 0; v < V; ++v) sum += std::abs(value.at[v]);
+            value = numerator<F>(local, number, value);
             for (int v = 0; v < V; ++v) value.at[v] = value.at[v] * rstd.at[v] * weight.at[v] + bias.at[v];
-            activate(affine.activation, value);
-            write_pack(at, narrow<T>(value));
+            add_residual<F>(affine, at, value);
+            activate<F>(affine.activation, value, [&] { return Parameter(affine.threshold, c).template at<V>(p); });
+            write_pack(x + at, narrow<T>(value));
           }
         }
       });
@@ -119,8 +148,9 @@ struct Planes {
     return sum;
   }
 
-  // dx in place of x; adds to the gradients of weight and bias, of each channel once for every warp that shares it.
-  static __device__ void differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local, const Affine<A>& affine,
+  // dx in place of x, and the residual's gradient in its own; adds to the gradients of the parameters, of each channel
+  // once for every warp that shares it.
+  static __device__ void differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local, const Affine<T>& affine,
                                        A l1) {
     with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
@@ -129,7 +159,7 @@ struct Planes {
         const Warps warps(tile);
         const auto to_dy = static_cast<int>(dy - x);  // one address serves both
         for (int first = warps.channel; first < tile.channels; first += warps.channels) {
-          A dweight[kChannelsTogether] = {}, dbias[kChannelsTogether] = {};
+          A dweight[kChannelsTogether] = {}, dbias[kChannelsTogether] = {}, dthreshold[kChannelsTogether] = {};
           for (int p = warps.position * V; p < tile.positions; p += warps.positions * V) {
             const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
             const Pack<A, V> slope = read_pack<V>(local.slope + p), offset = read_pack<V>(local.offset + p);
@@ -137,29 +167,34 @@ struct Planes {
 #pragma unroll
             for (int k = 0; k < kChannelsTogether; ++k, at += tile.positions) {
               if (first + k >= tile.channels) break;
-              Pack<A, V> value = widen(read_pack<V>(at)), upstream = widen(read_pack<V>(at + to_dy));
+              const Pack<A, V> number = widen(read_pack<V>(at));
+              Pack<A, V> upstream = widen(read_pack<V>(at + to_dy));
               const Pack<A, V> weight = Parameter(affine.weight + first, k).template at<V>(p);
-              Pack<A, V> normal, dx;
-              for (int v = 0; v < V; ++v) {
-                value.at[v] -= mean.at[v];
-                normal.at[v] = value.at[v] * rstd.at[v];
-              }
+              Pack<A, V> value, normal, stopped = {}, dx;
+              for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean.at[v];
+              normal = numerator<F>(local, number, value);
+              for (int v = 0; v < V; ++v) normal.at[v] *= rstd.at[v];
               if (affine.activation != Activation::none) {
                 Pack<A, V> z = Parameter(affine.bias + first, k).template at<V>(p);
                 for (int v = 0; v < V; ++v) z.at[v] += normal.at[v] * weight.at[v];
-                pass_back(affine.activation, z, upstream);
+                add_residual<F>(affine, static_cast<int>(at - x), z);
+                stopped = pass_back<F>(affine.activation, z, upstream,
+                                       [&] { return Parameter(affine.threshold + first, k).template at<V>(p); });
+                leave_gradient<F>(affine, static_cast<int>(at - x), upstream);
               }
               for (int v = 0; v < V; ++v) {
                 if constexpr (!Parameter::kPerPosition) {
                   dweight[k] += upstream.at[v] * normal.at[v];
                   dbias[k] += upstream.at[v];
+                  dthreshold[k] += stopped.at[v];
                 } else if (affine.dweight != nullptr) {
                   affine.dweight[p + v] += upstream.at[v] * normal.at[v];
                   affine.dbias[p + v] += upstream.at[v];
+                  if (affine.dthreshold != nullptr) affine.dthreshold[p + v] += stopped.at[v];
                 }
               }
               for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd.at[v] - offset.at[v];
-              subtract_slope(local.slope_of, slope, value, normal, dx);
+              subtract_slope<F>(local.slope_of, slope, value, rstd, dx);
               if (l1 != A(0))
                 for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
               write_pack(at, narrow<T>(dx));
@@ -174,11 +209,13 @@ struct Planes {
               for (int m = device::kWarp / 2; m > 0; m /= 2) {
                 dweight[k] += device::shuffle_xor(dweight[k], m);
                 dbias[k] += device::shuffle_xor(dbias[k], m);
+                if (affine.dthreshold != nullptr) dthreshold[k] += device::shuffle_xor(dthreshold[k], m);
               }
               if (device::thread() % device::kWarp == 0) {
                 const int at = warps.position / device::kWarp * tile.channels + c;
                 affine.dweight[at] += dweight[k];
                 affine.dbias[at] += dbias[k];
+                if (affine.dthreshold != nullptr) affine.dthreshold[at] += dthreshold[k];
               }
             }
           }

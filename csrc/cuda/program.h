@@ -14,6 +14,12 @@ constexpr int kResidentThreads = 256, kResidentBlocks = 2;
 constexpr int kStagedThreads = 128, kStagedBlocks = 4;  // with five, backward spills
 constexpr int blocks_for(int blocks, int element_size) { return element_size == 8 ? (blocks + 1) / 2 : blocks; }
 
+// plain: at most a ReLU behind the norm, p = 2, and v in the numerator; general: all that a problem can ask. Each
+// kernel is compiled for both, so that the many calls of the first pay nothing for the second.
+enum class Form { plain, general };
+
+constexpr double kDeviationScale = deviation_scale(1);
+
 constexpr int kVectorBytes = 16;  // the widest access
 constexpr int kWordBytes = 4;     // of a bank of shared memory
 // What a thread takes at once where it has much to keep of every number; in channels_last, what backward's sums take of
@@ -36,8 +42,8 @@ struct Slices {
 };
 
 // What the slope of backward multiplies: there is none without suppression; v; of whole fields v/s, for a slope of v
-// goes with 1/s^2 and overflows before dx does.
-enum class SlopeOf : int { nothing, values, normals };
+// goes with 1/s^2 and overflows before dx does; for p = 1 the sign of v.
+enum class SlopeOf : int { nothing, values, normals, signs };
 
 struct Window {
   bool present = false;
@@ -74,7 +80,8 @@ constexpr int kForwardStatistics = 2, kBackwardStatistics = 3;
 constexpr int kForwardScratchMaps = 3;   // mean and rstd are results
 constexpr int kBackwardScratchMaps = 6;  // mean and rstd are inputs
 constexpr int kSavedMaps = 2;
-// What a block hands on of a row of whole fields: count, mean and sum of squares; or sums over it of g v and of d.
+// What a block hands on of a row of whole fields: count, mean and sum of squares; for p = 1 the sum of |v|; or sums
+// over it of g v, of P1 rstd and of what the slope multiplies.
 constexpr int kTotals = 3;
 
 struct Shape {
@@ -87,20 +94,27 @@ struct Shape {
   bool over_batch = false;
   bool per_position = false;  // weight and bias have one element per position of the single channel
   bool channels_last = false;
+  Form form = Form::plain;
   Activation activation = Activation::none;
+  bool residual = false;    // one is added before the activation
+  bool absolute = false;    // p = 1: deviations are averages of |v|
+  bool keeps_mean = false;  // x stands in the numerator in place of v
   bool statistics = false;  // there is a field
   bool whole = false;       // every field covers all positions: nothing is summed over windows
   Window summation, suppression;
   SlopeOf slope_of = SlopeOf::nothing;
   Pass passes[kMaxPasses];
   int pass_count = 0;
+  int mean_passes = 0;  // of forward, those that come first and lead to the mean
 };
 
 struct Tensors {
   const void* x = nullptr;
   const void* dy = nullptr;
-  void* out = nullptr;  // y or dx
-  Parameter weight, bias, sigma;
+  const void* residual = nullptr;
+  void* out = nullptr;        // y or dx
+  void* dresidual = nullptr;  // null: not wanted
+  Parameter weight, bias, sigma, threshold;
   double sigma_value = 0;  // where there is no tensor
   void *mean = nullptr, *rstd = nullptr;
   void* variance = nullptr;   // of whole fields, to forward; null: not wanted
@@ -109,7 +123,7 @@ struct Tensors {
 
 // Partial sums of the parameters' gradients and of l1, one row per slot; null: not wanted.
 struct Partials {
-  void *dweight = nullptr, *dbias = nullptr, *dsigma = nullptr, *l1 = nullptr;
+  void *dweight = nullptr, *dbias = nullptr, *dthreshold = nullptr, *dsigma = nullptr, *l1 = nullptr;
   int* counters = nullptr;  // what the sums over them count with: set to zero for them
   int counter_count = 0;
 };
@@ -127,19 +141,20 @@ struct Resident {
 
 // Where a block keeps what, in bytes from the start of its shared memory.
 struct SharedLayout {
-  int x = 0, dy = 0;           // the tile
-  int local = 0;               // the maps at the tile's positions
-  int partial = 0;             // statistics of the tile's slices of channels
-  int owned = 0;               // maps of the positions the block keeps for its cluster, or sums under way
-  int weight = 0, bias = 0;    // of the tile, in the type of the sums
-  int dweight = 0, dbias = 0;  // their gradients so far
-  int reduction = 0;           // one number per warp
-  int totals = 0;              // of whole fields: what the block adds to its row
-  int pitch = 0;               // numbers from one map of the tile to the next
+  int x = 0, dy = 0;                        // the tile
+  int residual = 0;                         // of the same size
+  int local = 0;                            // the maps at the tile's positions
+  int partial = 0;                          // statistics of the tile's slices of channels
+  int owned = 0;                            // maps of the positions the block keeps for its cluster, or sums under way
+  int weight = 0, bias = 0, threshold = 0;  // of the tile, in the type of the sums
+  int dweight = 0, dbias = 0, dthreshold = 0;  // their gradients so far
+  int reduction = 0;                           // one number per warp
+  int totals = 0;                              // of whole fields: what the block adds to its row
+  int pitch = 0;                               // numbers from one map of the tile to the next
   int bytes = 0;
 };
 
-enum class StageKind : int { statistics, merge, passes, apply };
+enum class StageKind : int { statistics, merge, passes, deviations, merge_deviations, apply };
 
 // Items of one kind, as many for every chunk of samples. An item waits for all items of the stage before it.
 struct Stage {
@@ -148,7 +163,7 @@ struct Stage {
   int lag = 0;  // chunks that the first stage is ahead
   int first_pass = 0, end_pass = 0;
 };
-constexpr int kMaxStages = kMaxPasses + 3;
+constexpr int kMaxStages = kMaxPasses + 5;
 
 // Tiles pass through one block at a time; maps and partial statistics lie in global memory.
 struct Staged {
@@ -194,7 +209,7 @@ struct Reduction {
   int slices = 1;         // blocks that share the rows of a set
 };
 
-constexpr int kMostReductions = 3;
+constexpr int kMostReductions = 4;
 constexpr int kFinishThreads = 256;
 constexpr int kFinishColumns = 32;                 // of a block, at most
 constexpr int kLoadsTogether = 8;                  // of a thread

@@ -48,12 +48,14 @@ class PartialsOf {
   int rank_, first_;
 };
 
-// Runs all passes over the maps; every block of the cluster sees the result. field(maps) is what ends a field.
+// Runs passes first ... end - 1 over the maps; every block of the cluster sees the result. field(maps) is what ends a
+// field.
 template <class A, class Field>
-__device__ void run_passes(const Arguments& args, const OwnedMaps<A>& maps, const Place& place, Field&& field) {
+__device__ void run_passes(const Arguments& args, const OwnedMaps<A>& maps, const Place& place, int first, int end,
+                           Field&& field) {
   const int blocks = args.resident.blocks, thread = device::thread(), threads = device::threads();
   device::sync_cluster_shared(blocks);
-  for (int i = 0; i < args.shape.pass_count; ++i) {
+  for (int i = first; i < end; ++i) {
     const Pass& pass = args.shape.passes[i];
     if (by_positions(pass)) {
       run_by_positions<A>(pass, maps, Positions{place.owned_begin + thread, place.owned_end, threads}, field(maps));
@@ -89,14 +91,48 @@ __device__ void merge_blocks(const Arguments& args, const M& memory, const Place
   device::sync_cluster_shared(blocks);
 }
 
+// Of p = 1, once the mean is known: the sums of |v|, and what comes of them.
 template <class T, bool ChannelsLast>
+__device__ void resident_deviations(const Arguments& args, const Memory<T, Form::general>& memory, const Place& place,
+                                    const Tile& tile, const OwnedMaps<Acc<T>>& maps) {
+  using A = Acc<T>;
+  constexpr Form F = Form::general;
+  const Shape& shape = args.shape;
+  const Resident& r = args.resident;
+  Work<T, ChannelsLast, F>::deviations(tile, memory.x, memory.local.mean, r.slices, memory.partial, memory.pitch);
+  device::sync_cluster_shared(r.blocks);
+  A all = 0;
+  for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
+    const PartialsOf<A> partials(r, place.rank, memory.partial, p);
+    A sum = 0;
+    for (int block = 0; block < r.channel_blocks; ++block)
+      for (int slice = 0; slice < r.slices.count; ++slice) sum += partials.load(block, slice * memory.pitch);
+    all += sum;
+    maps.store(forward_map::squares, p, sum / static_cast<A>(shape.group_channels));
+  }
+  if (!shape.whole) {
+    const A sigma = sigma_of<A>(args.tensors, place.group);
+    return run_passes<A>(args, maps, place, shape.mean_passes, shape.pass_count, [&](const auto& of) {
+      return ForwardFields<F, A, std::decay_t<decltype(of)>>{shape, of, sigma};
+    });
+  }
+  all = shared_sum(all, memory.reduction);
+  merge_blocks<A>(args, memory, place, all, A(0), A(0), [&](auto&& totals) {
+    A sum = 0;
+    for (int block = 0; block < r.blocks; ++block) sum += totals(block, 0);
+    save_deviation(args, maps, place.group, sum);
+  });
+}
+
+template <class T, bool ChannelsLast, Form F>
 __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, sizeof(T)))
     resident_forward(const __grid_constant__ Arguments args) {
   using A = Acc<T>;
+  using Tiles = Work<T, ChannelsLast, F>;
   const Shape& shape = args.shape;
   const Resident& r = args.resident;
   const Place place(args);
-  const Memory<T> memory(shape, args.shared);
+  const Memory<T, F> memory(shape, args.shared);
   const int n = shape.group_channels;
   device::let_next_begin();
   clear_counters(args.partials);
@@ -110,12 +146,13 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     if (sample > place.part) device::sync_block();  // the last result is out
     const Tile tile = place.tile(args, sample);
     copy_in(tile, args.tensors.x, memory.x);
+    if (memory.residual != nullptr) copy_in(tile, args.tensors.residual, memory.residual);
     device::copies_done();
     device::sync_block();
     const OwnedMaps<A> maps{memory.owned, r.owned, place.owned_begin, r.by_owned,
                             SavedMaps<A>(shape, args.tensors, sample * shape.groups + place.group)};
-    if (shape.statistics) {
-      Work<T, ChannelsLast>::moments(tile, memory.x, shape.summation.present, r.slices, memory.partial, memory.pitch);
+    if (absolute<F>(shape) ? shape.summation.present : shape.statistics) {
+      Tiles::moments(tile, memory.x, shape.summation.present, r.slices, memory.partial, memory.pitch);
       device::sync_cluster_shared(r.blocks);
       for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
         const PartialsOf<A> partials(r, place.rank, memory.partial, p);
@@ -134,20 +171,26 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
           return Moments<A>{A(1), maps.load(forward_map::mean_of_channels, p), maps.load(forward_map::squares, p)};
         });
         merge_blocks<A>(args, memory, place, own.count, own.mean, own.squares, [&](auto&& totals) {
-          save_statistics(args, maps, place.group, Moments<A>::merged(1, r.blocks, [&](int, int block) {
-                            return Moments<A>{totals(block, 0), totals(block, 1), totals(block, 2)};
-                          }));
+          save_statistics<F>(args, maps, place.group, Moments<A>::merged(1, r.blocks, [&](int, int block) {
+                               return Moments<A>{totals(block, 0), totals(block, 1), totals(block, 2)};
+                             }));
         });
       } else {
         const A sigma = sigma_of<A>(args.tensors, place.group);
-        run_passes<A>(args, maps, place,
-                      [&](const auto& of) { return ForwardFields<A, std::decay_t<decltype(of)>>{shape, of, sigma}; });
+        run_passes<A>(
+            args, maps, place, 0, absolute<F>(shape) ? shape.mean_passes : shape.pass_count,
+            [&](const auto& of) { return ForwardFields<F, A, std::decay_t<decltype(of)>>{shape, of, sigma}; });
       }
     }
     fetch(maps, forward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
+    if constexpr (F == Form::general)
+      if (shape.absolute) {
+        device::sync_block();
+        resident_deviations<T, ChannelsLast>(args, memory, place, tile, maps);
+      }
     fetch(maps, forward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
     device::sync_block();
-    l1 += Work<T, ChannelsLast>::normalize(tile, memory.x, memory.local, memory.affine, args.partials.l1 != nullptr);
+    l1 += Tiles::normalize(tile, memory.x, memory.local, memory.affine, args.partials.l1 != nullptr);
     device::sync_block();
     copy_out(tile, memory.x, args.tensors.out);
   }
@@ -155,14 +198,15 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
   store_sum(args.partials.l1, place.slot(r), l1, memory.reduction);
 }
 
-template <class T, bool ChannelsLast>
+template <class T, bool ChannelsLast, Form F>
 __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, sizeof(T)))
     resident_backward(const __grid_constant__ Arguments args) {
   using A = Acc<T>;
+  using Tiles = Work<T, ChannelsLast, F>;
   const Shape& shape = args.shape;
   const Resident& r = args.resident;
   const Place place(args);
-  const Memory<T> memory(shape, args.shared);
+  const Memory<T, F> memory(shape, args.shared);
   const int n = shape.group_channels;
   device::let_next_begin();
   clear_counters(args.partials);
@@ -170,8 +214,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     const Tile tile = place.tile(args, 0);
     load_affine(shape, args.tensors, place.group, tile.channel, tile.channels, tile.position, tile.positions,
                 memory.affine);
-    clear_gradients(memory.affine,
-                    shape.per_position ? tile.positions : tile.channels * Work<T, ChannelsLast>::sharers(tile));
+    clear_gradients(memory.affine, shape.per_position ? tile.positions : tile.channels * Tiles::sharers(tile));
   }
   const A l1 = l1_gradient<A>(shape, args.tensors);
   A dsigma = 0;
@@ -180,6 +223,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     const Tile tile = place.tile(args, sample);
     copy_in(tile, args.tensors.x, memory.x);
     copy_in(tile, args.tensors.dy, memory.dy);
+    if (memory.residual != nullptr) copy_in(tile, args.tensors.residual, memory.residual);
     const OwnedMaps<A> maps{memory.owned, r.owned, place.owned_begin, r.by_owned,
                             SavedMaps<A>(shape, args.tensors, sample * shape.groups + place.group)};
     const int saved_end = place.owned_end < shape.map_positions ? place.owned_end : shape.map_positions;
@@ -193,10 +237,9 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     fetch(maps, backward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
     device::sync_block();
     if (shape.statistics) {
-      Work<T, ChannelsLast>::sums(tile, memory.x, memory.dy, memory.local, memory.affine, l1, r.slices, memory.partial,
-                                  memory.pitch);
+      Tiles::sums(tile, memory.x, memory.dy, memory.local, memory.affine, l1, r.slices, memory.partial, memory.pitch);
       device::sync_cluster_shared(r.blocks);
-      A all_scale = 0, all_shift = 0;
+      A all_scale = 0, all_shift = 0, all_centred = 0;
       for (int p = place.owned_begin + device::thread(); p < place.owned_end; p += device::threads()) {
         A scale = 0, shift = 0, centred = 0;
         const PartialsOf<A> partials(r, place.rank, memory.partial, p);
@@ -209,23 +252,26 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
         if (shape.whole) {
           all_scale += scale;
           all_shift += shift;
+          if (absolute<F>(shape)) all_centred += centred;
         } else {
-          dsigma += start_backward(shape, maps, p, scale, shift, centred);
+          dsigma += start_backward<F>(shape, maps, p, scale, shift, centred);
         }
       }
       if (shape.whole) {
         all_scale = shared_sum(all_scale, memory.reduction);
         all_shift = shared_sum(all_shift, memory.reduction);
-        merge_blocks<A>(args, memory, place, all_scale, all_shift, A(0), [&](auto&& totals) {
-          A scale = 0, shift = 0;
+        if (absolute<F>(shape)) all_centred = shared_sum(all_centred, memory.reduction);
+        merge_blocks<A>(args, memory, place, all_scale, all_shift, all_centred, [&](auto&& totals) {
+          A scale = 0, shift = 0, centred = 0;
           for (int block = 0; block < r.blocks; ++block) {
             scale += totals(block, 0);
             shift += totals(block, 1);
+            if (absolute<F>(shape)) centred += totals(block, 2);
           }
-          dsigma += save_slopes(args, maps, place.group, scale, shift);
+          dsigma += save_slopes<F>(args, maps, place.group, scale, shift, centred);
         });
       } else {
-        run_passes<A>(args, maps, place, [&](const auto& of) {
+        run_passes<A>(args, maps, place, 0, shape.pass_count, [&](const auto& of) {
           return BackwardFields<A, std::decay_t<decltype(of)>>{shape, of, A(1) / static_cast<A>(n)};
         });
       }
@@ -233,16 +279,18 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     fetch(maps, backward_map::slope, shape.suppression.present, A(0), tile, memory.local.slope);
     fetch(maps, backward_map::offset, shape.summation.present, A(0), tile, memory.local.offset);
     device::sync_block();
-    Work<T, ChannelsLast>::differentiate(tile, memory.x, memory.dy, memory.local, memory.affine, l1);
+    Tiles::differentiate(tile, memory.x, memory.dy, memory.local, memory.affine, l1);
     device::sync_block();
     copy_out(tile, memory.x, args.tensors.out);
+    if (memory.residual != nullptr && args.tensors.dresidual != nullptr)
+      copy_out(tile, memory.residual, args.tensors.dresidual);
   }
   if (r.blocks > 1) device::sync_cluster_shared(r.blocks);  // no block ends while another reads its maps
   const Tile tile = place.tile(args, 0);
   const int64_t slot =
       shape.per_position ? place.part : static_cast<int64_t>(place.part) * r.position_blocks + place.position_slice;
-  store_gradients(shape, args.partials, slot, place.group, tile, Work<T, ChannelsLast>::sharers(tile), memory.affine);
-  store_sum(args.partials.dsigma, place.slot(r), dsigma, memory.reduction);
+  store_gradients(shape, args.partials, slot, place.group, tile, Tiles::sharers(tile), memory.affine);
+  store_sum(args.partials.dsigma, place.slot(r), signed_dsigma<F>(args, place.group, dsigma), memory.reduction);
 }
 
 }  // namespace divnorm::cuda

@@ -77,16 +77,23 @@ Shape shape_of(const Problem& problem, Direction direction) {
   shape.per_position = problem.affine_per_position;
   shape.channels_last = problem.channels_last;
   shape.activation = problem.activation;
+  shape.residual = problem.residual;
+  shape.absolute = problem.p == 1 && problem.suppression.present;
+  shape.keeps_mean = problem.keeps_mean();
+  const bool clamped = problem.activation == Activation::none || problem.activation == Activation::relu;
+  if (!clamped || shape.residual || shape.absolute || shape.keeps_mean) shape.form = Form::general;
   shape.summation = window_of(problem.summation);
   shape.suppression = window_of(problem.suppression);
   shape.statistics = shape.summation.present || shape.suppression.present;
   shape.whole = problem.whole && shape.statistics;
   shape.map_positions = problem.whole ? 1 : shape.positions;
   if (shape.suppression.present) shape.slope_of = shape.whole ? SlopeOf::normals : SlopeOf::values;
+  if (shape.absolute) shape.slope_of = SlopeOf::signs;
   if (shape.whole) return shape;
   if (direction == Direction::forward) {
     using namespace forward_map;
     add_passes(shape, shape.summation, false, false, mean_of_channels, mean, spare);
+    shape.mean_passes = shape.pass_count;
     add_passes(shape, shape.suppression, true, false, squares, rstd, spare);
   } else {
     using namespace backward_map;

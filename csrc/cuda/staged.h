@@ -5,12 +5,12 @@
 // of a chunk follows a few chunks after the first, while the chunk is in the cache.
 #pragma once
 
-#include "items.h"
+#include "merges.h"
 
 namespace divnorm::cuda {
 
-template <class T, bool ChannelsLast>
-__device__ void forward_statistics(const Arguments& args, const Memory<T>& memory, const Item& item) {
+template <class T, bool ChannelsLast, Form F>
+__device__ void forward_statistics(const Arguments& args, const Memory<T, F>& memory, const Item& item) {
   using A = Acc<T>;
   const Shape& shape = args.shape;
   const Staged& s = args.staged;
@@ -26,7 +26,7 @@ __device__ void forward_statistics(const Arguments& args, const Memory<T>& memor
       copy_in(tile, args.tensors.x, memory.x, device::Again(s.chunks > 1));
       device::copies_done();
       device::sync_block();
-      Work<T, ChannelsLast>::moments(tile, memory.x, shape.summation.present, slices, memory.partial, pitch);
+      Work<T, ChannelsLast, F>::moments(tile, memory.x, shape.summation.present, slices, memory.partial, pitch);
       device::sync_block();
       for (int p = device::thread(); p < tile.positions; p += device::threads()) {
         const auto whole = Moments<A>::merged(1, slices.count + 1, [&](int, int i) {
@@ -59,8 +59,49 @@ __device__ void forward_statistics(const Arguments& args, const Memory<T>& memor
   }
 }
 
+// The same of p = 1 once the mean is known: the sums of |v|.
 template <class T, bool ChannelsLast>
-__device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T>& memory, const Item& item) {
+__device__ void forward_deviations(const Arguments& args, const Memory<T, Form::general>& memory, const Item& item) {
+  using A = Acc<T>;
+  const Shape& shape = args.shape;
+  const Staged& s = args.staged;
+  const StatisticsItem at(args, item);
+  A* const sums = memory.owned;
+  fill(sums, at.positions, A(0));
+  for (int64_t sample = at.samples.begin; sample < at.samples.end; ++sample) {
+    const auto maps = maps_of_row<A>(args, kForwardScratchMaps, row_of(shape, sample, at.group));
+    for (int channel = 0; channel < shape.group_channels; channel += s.tile_channels) {
+      const Tile tile = tile_at(shape, sample, at.group, channel, s.tile_channels, at.position, at.positions);
+      copy_in(tile, args.tensors.x, memory.x, device::Again(s.chunks > 1));
+      if (channel == 0) fetch(maps, forward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
+      device::copies_done();
+      device::sync_block();
+      Work<T, ChannelsLast, Form::general>::deviations(tile, memory.x, memory.local.mean, s.slices, memory.partial,
+                                                       memory.pitch);
+      device::sync_block();
+      for (int p = device::thread(); p < tile.positions; p += device::threads())
+        for (int i = 0; i < s.slices.count; ++i) sums[p] += memory.partial[i * memory.pitch + p];
+    }
+  }
+  if (at.samples.begin >= at.samples.end) return;
+  if (shape.whole) {
+    A sum = 0;
+    for (int p = device::thread(); p < at.positions; p += device::threads()) sum += sums[p];
+    sum = shared_sum(sum, memory.reduction);
+    const WholeRow row(args, at.samples.begin, at.group);
+    return keep_totals(row.totals<A>(args, at.unit * at.tiles * shape.over_batch + at.tile), sum, A(0), A(0));
+  }
+  for (int p = device::thread(); p < at.positions; p += device::threads()) {
+    if (shape.over_batch)
+      device::store(merged_at<A>(args, 0, kForwardStatistics, at.unit, at.group, at.position + p), sums[p]);
+    else
+      maps_of_row<A>(args, kForwardScratchMaps, row_of(shape, at.samples.begin, at.group))
+          .store(forward_map::squares, at.position + p, sums[p] / static_cast<A>(shape.group_channels));
+  }
+}
+
+template <class T, bool ChannelsLast, Form F>
+__device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T, F>& memory, const Item& item) {
   using A = Acc<T>;
   const Shape& shape = args.shape;
   const Staged& s = args.staged;
@@ -75,6 +116,8 @@ __device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T>& me
       const Tile tile = tile_at(shape, sample, at.group, channel, s.tile_channels, at.position, at.positions);
       copy_in(tile, args.tensors.x, memory.x, device::Again(s.chunks > 1));
       copy_in(tile, args.tensors.dy, memory.dy, device::Again(s.chunks > 1));
+      if (memory.residual != nullptr)
+        copy_in(tile, args.tensors.residual, memory.residual, device::Again(s.chunks > 1));
       if (channel == 0) {
         fetch(maps, backward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
         fetch(maps, backward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
@@ -83,8 +126,8 @@ __device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T>& me
                   memory.affine);
       device::copies_done();
       device::sync_block();
-      Work<T, ChannelsLast>::sums(tile, memory.x, memory.dy, memory.local, memory.affine, l1, slices, memory.partial,
-                                  pitch);
+      Work<T, ChannelsLast, F>::sums(tile, memory.x, memory.dy, memory.local, memory.affine, l1, slices, memory.partial,
+                                     pitch);
       device::sync_block();
       for (int p = device::thread(); p < tile.positions; p += device::threads())
         for (int k = 0; k < kBackwardStatistics; ++k)
@@ -94,15 +137,17 @@ __device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T>& me
   }
   if (at.samples.begin >= at.samples.end) return 0;
   if (shape.whole) {
-    A scale = 0, shift = 0;
+    A scale = 0, shift = 0, centred = 0;
     for (int p = device::thread(); p < at.positions; p += device::threads()) {
       scale += memory.owned[p];
       shift += memory.owned[pitch + p];
+      if (absolute<F>(shape)) centred += memory.owned[2 * pitch + p];
     }
     scale = shared_sum(scale, memory.reduction);
     shift = shared_sum(shift, memory.reduction);
+    if (absolute<F>(shape)) centred = shared_sum(centred, memory.reduction);
     const WholeRow row(args, at.samples.begin, at.group);
-    keep_totals(row.totals<A>(args, at.unit * at.tiles * shape.over_batch + at.tile), scale, shift, A(0));
+    keep_totals(row.totals<A>(args, at.unit * at.tiles * shape.over_batch + at.tile), scale, shift, centred);
     return 0;
   }
   A dsigma = 0;
@@ -113,82 +158,9 @@ __device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T>& me
                       memory.owned[k * pitch + p]);
     } else {
       const auto maps = maps_of_row<A>(args, kBackwardScratchMaps, row_of(shape, at.samples.begin, at.group));
-      dsigma += start_backward(shape, maps, at.position + p, memory.owned[p], memory.owned[pitch + p],
-                               memory.owned[2 * pitch + p]);
+      dsigma += start_backward<F>(shape, maps, at.position + p, memory.owned[p], memory.owned[pitch + p],
+                                  memory.owned[2 * pitch + p]);
     }
-  }
-  return dsigma;
-}
-
-// Over the batch: the statistics of all units become those of the batch, for the positions of a tile.
-template <class A>
-__device__ void forward_merge(const Arguments& args, const Item& item) {
-  const Shape& shape = args.shape;
-  const StatisticsItem at(args, item);
-  const auto maps = maps_of_row<A>(args, kForwardScratchMaps, at.group);
-  for (int p = at.position + device::thread(); p < at.position + at.positions; p += device::threads()) {
-    const auto whole = Moments<A>::merged(1, args.staged.units, [&](int, int unit) {
-      const Samples samples(shape, args.staged, item.chunk, unit, args.staged.unit_samples);
-      if (samples.begin >= samples.end) return Moments<A>{0, 0, 0};
-      return Moments<A>{static_cast<A>(samples.end - samples.begin) * static_cast<A>(shape.group_channels),
-                        device::load(merged_at<A>(args, 0, kForwardStatistics, unit, at.group, p)),
-                        device::load(merged_at<A>(args, 1, kForwardStatistics, unit, at.group, p))};
-    });
-    maps.store(forward_map::mean_of_channels, p, whole.mean);
-    maps.store(forward_map::squares, p, whole.squares / whole.count);
-  }
-}
-
-// Of whole fields: the totals of all tiles of a row.
-template <class T>
-__device__ void forward_merge_whole(const Arguments& args, const Memory<T>& memory, const Item& item) {
-  using A = Acc<T>;
-  const WholeRow row(args, item);
-  if (row.sample >= args.shape.batch) return;
-  const auto all = block_moments(row.parts(args), memory.reduction, [&](int part) {
-    const A* totals = row.totals<A>(args, part);
-    return Moments<A>{device::load(totals), device::load(totals + 1), device::load(totals + 2)};
-  });
-  if (device::thread() == 0)
-    save_statistics(args, maps_of_row<A>(args, kForwardScratchMaps, row_of(args.shape, row.sample, row.group)),
-                    row.group, all);
-}
-
-template <class T>
-__device__ void backward_merge_whole(const Arguments& args, const Memory<T>& memory, const Item& item) {
-  using A = Acc<T>;
-  const WholeRow row(args, item);
-  if (row.sample >= args.shape.batch) return;
-  A scale = 0, shift = 0;
-  for (int part = device::thread(); part < row.parts(args); part += device::threads()) {
-    scale += device::load(row.totals<A>(args, part));
-    shift += device::load(row.totals<A>(args, part) + 1);
-  }
-  scale = shared_sum(scale, memory.reduction);
-  shift = shared_sum(shift, memory.reduction);
-  if (device::thread() != 0) return;
-  const auto maps = maps_of_row<A>(args, kBackwardScratchMaps, row_of(args.shape, row.sample, row.group));
-  const A whole = save_slopes(args, maps, row.group, scale, shift);
-  const int64_t rows = args.shape.over_batch ? 1 : args.shape.batch;
-  if (args.partials.dsigma != nullptr)
-    device::store(static_cast<A*>(args.partials.dsigma) + row.group * rows + row.sample, whole);
-}
-
-template <class A>
-__device__ A backward_merge(const Arguments& args, const Item& item) {
-  const Shape& shape = args.shape;
-  const StatisticsItem at(args, item);
-  const auto maps = maps_of_row<A>(args, kBackwardScratchMaps, at.group);
-  A dsigma = 0;
-  for (int p = at.position + device::thread(); p < at.position + at.positions; p += device::threads()) {
-    A sums[kBackwardStatistics] = {};
-    for (int unit = 0; unit < args.staged.units; ++unit) {
-      const Samples samples(shape, args.staged, item.chunk, unit, args.staged.unit_samples);
-      if (samples.begin >= samples.end) continue;
-      for (int k = 0; k < kBackwardStatistics; ++k)
-        sums[k] += device::load(merged_at<A>(args, k, kBackwardStatistics, unit, at.group, p));
-    }
-    dsigma += start_backward(shape, maps, p, sums[0], sums[1], sums[2]);
   }
   return dsigma;
 }
@@ -217,8 +189,8 @@ __device__ void staged_passes(const Arguments& args, const Item& item, int scrat
   }
 }
 
-template <class T, bool ChannelsLast>
-__device__ void forward_apply(const Arguments& args, const Memory<T>& memory, const Item& item) {
+template <class T, bool ChannelsLast, Form F>
+__device__ void forward_apply(const Arguments& args, const Memory<T, F>& memory, const Item& item) {
   using A = Acc<T>;
   const Shape& shape = args.shape;
   const ApplyItem at(args, item);
@@ -231,11 +203,12 @@ __device__ void forward_apply(const Arguments& args, const Memory<T>& memory, co
     const Tile tile = at.tile(args, sample);
     const auto maps = maps_of_row<A>(args, kForwardScratchMaps, row_of(shape, sample, at.group));
     copy_in(tile, args.tensors.x, memory.x, device::NoMore());
+    if (memory.residual != nullptr) copy_in(tile, args.tensors.residual, memory.residual, device::NoMore());
     fetch(maps, forward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
     fetch(maps, forward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
     device::copies_done();
     device::sync_block();
-    l1 += Work<T, ChannelsLast>::normalize(tile, memory.x, memory.local, memory.affine, args.partials.l1 != nullptr);
+    l1 += Work<T, ChannelsLast, F>::normalize(tile, memory.x, memory.local, memory.affine, args.partials.l1 != nullptr);
     device::sync_block();
     copy_out(tile, memory.x, args.tensors.out, device::NoMore());
   }
@@ -243,14 +216,15 @@ __device__ void forward_apply(const Arguments& args, const Memory<T>& memory, co
   store_sum(args.partials.l1, static_cast<int64_t>(item.chunk) * stage.items + item.index, l1, memory.reduction);
 }
 
-template <class T, bool ChannelsLast>
-__device__ void backward_apply(const Arguments& args, const Memory<T>& memory, const Item& item) {
+template <class T, bool ChannelsLast, Form F>
+__device__ void backward_apply(const Arguments& args, const Memory<T, F>& memory, const Item& item) {
   using A = Acc<T>;
+  using Tiles = Work<T, ChannelsLast, F>;
   const Shape& shape = args.shape;
   const ApplyItem at(args, item);
   const Tile whole = at.tile(args, 0);
   const A l1 = l1_gradient<A>(shape, args.tensors);
-  const int sharers = Work<T, ChannelsLast>::sharers(whole);
+  const int sharers = Tiles::sharers(whole);
   load_affine(shape, args.tensors, at.group, whole.channel, whole.channels, whole.position, whole.positions,
               memory.affine);
   clear_gradients(memory.affine, shape.per_position ? whole.positions : whole.channels * sharers);
@@ -260,20 +234,23 @@ __device__ void backward_apply(const Arguments& args, const Memory<T>& memory, c
     const auto maps = maps_of_row<A>(args, kBackwardScratchMaps, row_of(shape, sample, at.group));
     copy_in(tile, args.tensors.x, memory.x, device::NoMore());
     copy_in(tile, args.tensors.dy, memory.dy, device::NoMore());
+    if (memory.residual != nullptr) copy_in(tile, args.tensors.residual, memory.residual, device::NoMore());
     fetch(maps, backward_map::mean, shape.summation.present, A(0), tile, memory.local.mean);
     fetch(maps, backward_map::rstd, shape.suppression.present, A(1), tile, memory.local.rstd);
     fetch(maps, backward_map::slope, shape.suppression.present, A(0), tile, memory.local.slope);
     fetch(maps, backward_map::offset, shape.summation.present, A(0), tile, memory.local.offset);
     device::copies_done();
     device::sync_block();
-    Work<T, ChannelsLast>::differentiate(tile, memory.x, memory.dy, memory.local, memory.affine, l1);
+    Tiles::differentiate(tile, memory.x, memory.dy, memory.local, memory.affine, l1);
     device::sync_block();
     copy_out(tile, memory.x, args.tensors.out, device::NoMore());
+    if (memory.residual != nullptr && args.tensors.dresidual != nullptr)
+      copy_out(tile, memory.residual, args.tensors.dresidual, device::NoMore());
   }
   store_gradients(shape, args.partials, at.slot, at.group, whole, sharers, memory.affine);
 }
 
-template <class T, bool ChannelsLast>
+template <class T, bool ChannelsLast, Form F>
 __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, sizeof(T)))
     staged_forward(const __grid_constant__ Arguments args) {
   using A = Acc<T>;
@@ -284,25 +261,30 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
   const Item item = Item::next(args.staged);
   if (item.stage < 0) return;
   item.wait(args.staged);
-  const Memory<T> memory(shape, args.shared);
+  const Memory<T, F> memory(shape, args.shared);
   switch (args.staged.stage[item.stage].kind) {
     case StageKind::statistics: forward_statistics<T, ChannelsLast>(args, memory, item); break;
-    case StageKind::merge:
-      shape.whole ? forward_merge_whole<T>(args, memory, item) : forward_merge<A>(args, item);
-      break;
+    case StageKind::merge: shape.whole ? forward_merge_whole(args, memory, item) : forward_merge<A>(args, item); break;
     case StageKind::passes:
       staged_passes<A>(args, item, kForwardScratchMaps, [&](const GlobalMaps<A>& maps, int group) {
-        return ForwardFields<A, GlobalMaps<A>>{shape, maps, sigma_of<A>(args.tensors, group)};
+        return ForwardFields<F, A, GlobalMaps<A>>{shape, maps, sigma_of<A>(args.tensors, group)};
       });
       break;
+    case StageKind::deviations:
+      if constexpr (F == Form::general) forward_deviations<T, ChannelsLast>(args, memory, item);
+      break;
+    case StageKind::merge_deviations:
+      if constexpr (F == Form::general)
+        shape.whole ? merge_deviations_whole(args, memory, item) : merge_deviations<A>(args, item);
+      break;
     case StageKind::apply:
-      forward_apply<T, ChannelsLast>(args, Memory<T>(shape, args.staged.apply_shared), item);
+      forward_apply<T, ChannelsLast>(args, Memory<T, F>(shape, args.staged.apply_shared), item);
       break;
   }
   item.done(args.staged);
 }
 
-template <class T, bool ChannelsLast>
+template <class T, bool ChannelsLast, Form F>
 __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, sizeof(T)))
     staged_backward(const __grid_constant__ Arguments args) {
   using A = Acc<T>;
@@ -313,16 +295,16 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
   const Item item = Item::next(args.staged);
   if (item.stage < 0) return;
   item.wait(args.staged);
-  const Memory<T> memory(shape, args.shared);
+  const Memory<T, F> memory(shape, args.shared);
   const Stage& stage = args.staged.stage[item.stage];
   A dsigma = 0;
   switch (stage.kind) {
     case StageKind::statistics: dsigma = backward_statistics<T, ChannelsLast>(args, memory, item); break;
     case StageKind::merge:
       if (shape.whole)
-        backward_merge_whole<T>(args, memory, item);
+        backward_merge_whole(args, memory, item);
       else
-        dsigma = backward_merge<A>(args, item);
+        dsigma = backward_merge<F, A>(args, item);
       break;
     case StageKind::passes:
       staged_passes<A>(args, item, kBackwardScratchMaps, [&](const GlobalMaps<A>& maps, int) {
@@ -331,8 +313,9 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
       });
       break;
     case StageKind::apply:
-      backward_apply<T, ChannelsLast>(args, Memory<T>(shape, args.staged.apply_shared), item);
+      backward_apply<T, ChannelsLast>(args, Memory<T, F>(shape, args.staged.apply_shared), item);
       break;
+    default: break;  // of forward alone
   }
   const bool final_statistics = stage.kind == (shape.over_batch ? StageKind::merge : StageKind::statistics);
   if (final_statistics && shape.statistics && !shape.whole) {
@@ -340,7 +323,8 @@ __global__ void __launch_bounds__(kStagedThreads, blocks_for(kStagedBlocks, size
     const int64_t slots = static_cast<int64_t>(args.staged.chunks) * (stage.items / shape.groups);
     const int64_t slot = static_cast<int64_t>(item.chunk) * (stage.items / shape.groups) +
                          static_cast<int64_t>(at.unit) * at.tiles + at.tile;
-    store_sum(args.partials.dsigma, at.group * slots + slot, dsigma, memory.reduction);
+    store_sum(args.partials.dsigma, at.group * slots + slot, signed_dsigma<F>(args, at.group, dsigma),
+              memory.reduction);
   }
   item.done(args.staged);
 }

@@ -94,27 +94,37 @@ class Chooser {
 
   int statistics() const { return backward_ ? kBackwardStatistics : kForwardStatistics; }
   int64_t affine_size() const { return shape_.per_position ? shape_.positions : shape_.channels; }
+  // Whether thresholds are parameters, which have a gradient; a ReLU's are not.
+  bool learns_thresholds() const { return shape_.activation == Activation::tlu; }
+  bool has_thresholds() const {
+    return learns_thresholds() || (shape_.activation == Activation::relu && shape_.form == Form::general);
+  }
 
   // Shared memory for tiles of these sizes; owned: numbers of it.
   SharedLayout layout(int64_t channels, int64_t positions, int64_t slices, int64_t owned, int64_t threads) const {
     const int64_t pitch = pitch_of(positions), warps = threads / kWarpThreads;
     const int64_t tile = channels * positions * element_, affine = shape_.per_position ? positions : channels;
-    const int64_t in_sums = threads * (kColumnBytes / std::min(element_, kColumnBytes)) * 2 * sum_;
+    const int64_t in_sums =
+        threads * (kColumnBytes / std::min(element_, kColumnBytes)) * (learns_thresholds() ? 3 : 2) * sum_;
     const int64_t gradients =
         shape_.per_position || shape_.channels_last ? affine : std::max(channels, kChannelsTogether * warps);
     SharedPlan plan;
     SharedLayout at;
     at.x = plan.add(tile);
     at.dy = backward_ ? plan.add(shape_.channels_last ? std::max(tile, in_sums) : tile) : -1;
+    at.residual = shape_.residual ? plan.add(tile) : -1;
     const int64_t local = 2 * pitch * sum_, partial = statistics() * slices * pitch * sum_;
     at.partial = plan.add(partial);
-    at.local = backward_ ? plan.add(local) : at.partial;  // forward has used the statistics by then, which are as many
+    // Forward has used the statistics by then, which are as many, but where those of |v| follow the mean.
+    at.local = backward_ || shape_.absolute ? plan.add(local) : at.partial;
     at.owned = plan.add(owned * sum_);
     at.weight = plan.add(affine * sum_);
     const bool biased = !backward_ || shape_.activation != Activation::none;  // its slope depends on z
     at.bias = biased ? plan.add(affine * sum_) : -1;
+    at.threshold = has_thresholds() ? plan.add(affine * sum_) : -1;
     at.dweight = backward_ ? plan.add(gradients * sum_) : -1;
     at.dbias = backward_ ? plan.add(gradients * sum_) : -1;
+    at.dthreshold = backward_ && learns_thresholds() ? plan.add(gradients * sum_) : -1;
     at.reduction = plan.add(warps * sum_);
     at.totals = shape_.whole ? plan.add(kTotals * sum_) : -1;
     at.pitch = static_cast<int>(pitch);
@@ -211,8 +221,9 @@ class Chooser {
     chosen.arguments.shape = shape_;
     Staged& s = chosen.arguments.staged;
     chosen.threads = p_.staged_threads;
-    const int64_t n = shape_.group_channels, positions = shape_.positions, tensors = backward_ ? 2 : 1;
-    const int64_t elements = p_.tile_bytes / element_ / tensors;
+    const int64_t n = shape_.group_channels, positions = shape_.positions;
+    const int64_t residual = shape_.residual ? 1 : 0, read_twice = backward_ ? 2 + residual : 1;
+    const int64_t elements = p_.tile_bytes / element_ / (backward_ ? read_twice : 1 + residual);
     const int64_t shortest = shape_.channels_last ? 1 : p_.stretch_bytes / element_;
     s.tile_positions = static_cast<int>(aligned_positions(std::clamp<int64_t>(
         elements / n, std::min<int64_t>(shortest, positions), std::min<int64_t>(p_.tile_positions, positions))));
@@ -224,7 +235,7 @@ class Chooser {
     const int64_t apply_tiles = ceil_div(positions, s.apply_positions), channel_tiles = ceil_div(n, s.apply_channels);
     const int64_t wanted_items = int64_t{device_.multiprocessors} * p_.items;
 
-    const int64_t sample_bytes = shape_.channels * positions * element_ * tensors;
+    const int64_t sample_bytes = shape_.channels * positions * element_ * read_twice;
     const auto cached = static_cast<int64_t>(p_.cache_share * static_cast<double>(device_.cache_bytes));
     const bool two_passes = shape_.statistics;
     const bool chunked = two_passes && !shape_.over_batch;
@@ -256,17 +267,20 @@ class Chooser {
       s.stage[s.stages++] = {kind, static_cast<int>(items), 0, first_pass, end_pass};
       all_items += items;
     };
-    if (two_passes) {
-      add(StageKind::statistics, s.units * shape_.groups * tiles);
-      if (shape_.whole)
-        add(StageKind::merge, rows_of_chunk);
-      else if (shape_.over_batch)
-        add(StageKind::merge, shape_.groups * tiles);
+    const auto add_sweep = [&](StageKind sweep, StageKind merge, int first_pass, int end_pass) {
+      add(sweep, s.units * shape_.groups * tiles);
+      if (shape_.whole || shape_.over_batch) add(merge, shape_.whole ? rows_of_chunk : shape_.groups * tiles);
       if (s.row_items == 1 && !shape_.whole)
-        add(StageKind::passes, rows_of_chunk, 0, shape_.pass_count);
+        add(StageKind::passes, rows_of_chunk, first_pass, end_pass);
       else
-        for (int i = 0; i < shape_.pass_count; ++i) add(StageKind::passes, rows_of_chunk * s.row_items, i, i + 1);
-    }
+        for (int i = first_pass; i < end_pass; ++i) add(StageKind::passes, rows_of_chunk * s.row_items, i, i + 1);
+    };
+    // Forward with p = 1 reads x once more when it knows the mean, where there is one.
+    const bool deviations = shape_.absolute && !backward_;
+    if (two_passes && (!deviations || shape_.summation.present))
+      add_sweep(StageKind::statistics, StageKind::merge, 0, deviations ? shape_.mean_passes : shape_.pass_count);
+    if (deviations)
+      add_sweep(StageKind::deviations, StageKind::merge_deviations, shape_.mean_passes, shape_.pass_count);
     add(StageKind::apply, s.spans * shape_.groups * channel_tiles * apply_tiles);
     // Steps of as many items as are at work at once lie before and after the passes: who waits there finds it done.
     const int64_t at_work = int64_t{device_.multiprocessors} * blocks_for(kStagedBlocks, element_);
@@ -322,6 +336,7 @@ class Chooser {
     if (backward_) {
       scratch.dweight = plan.add(scratch.affine_slots * affine_size() * sum_);
       scratch.dbias = plan.add(scratch.affine_slots * affine_size() * sum_);
+      if (learns_thresholds()) scratch.dthreshold = plan.add(scratch.affine_slots * affine_size() * sum_);
       scratch.dsigma = plan.add(scratch.sigma_slots * shape_.groups * sum_);
     } else {
       scratch.l1 = plan.add(scratch.l1_slots * sum_);
@@ -334,7 +349,7 @@ class Chooser {
       room.add(cut(reduction));
     };
     if (backward_) {
-      for (int i = 0; i < 2; ++i) add(scratch.affine_slots, affine_size());
+      for (int i = 0; i < (learns_thresholds() ? 3 : 2); ++i) add(scratch.affine_slots, affine_size());
       add(scratch.sigma_slots, shape_.groups);      // a sigma for each group,
       add(scratch.sigma_slots * shape_.groups, 1);  // or one for all
     } else {

@@ -31,7 +31,7 @@ struct Preferences {
 // Offsets into the scratch memory of a call, -1: not there.
 struct Scratch {
   int64_t counters = -1, maps = -1, merged = -1;
-  int64_t dweight = -1, dbias = -1, dsigma = -1, l1 = -1;
+  int64_t dweight = -1, dbias = -1, dthreshold = -1, dsigma = -1, l1 = -1;
   int64_t slices = -1, slice_counters = -1;  // of the sums over the latter
   int64_t counter_count = 0, bytes = 0;
   int64_t affine_slots = 0, sigma_slots = 0, l1_slots = 0;  // of sigma: for each group

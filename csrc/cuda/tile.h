@@ -193,13 +193,16 @@ struct Local {
   A *mean, *rstd;     // of forward and backward
   A *slope, *offset;  // of backward
   SlopeOf slope_of;
+  bool absolute, keeps_mean;
 };
 
-// Weight and bias of a tile, and where their gradients are collected.
-template <class A>
+// Parameters of a tile, where their gradients are collected, and what else stands behind the norm. Null: not there.
+template <class T>
 struct Affine {
-  A *weight, *bias;  // of backward, the bias is there with an activation alone
-  A *dweight, *dbias;
+  using A = Acc<T>;
+  A *weight, *bias, *threshold;  // of backward, the bias is there with an activation alone
+  A *dweight, *dbias, *dthreshold;
+  T* residual;  // a tile as x is one
   bool per_position;
   Activation activation;
 };
@@ -227,44 +230,74 @@ class OfChannel {
 };
 
 // Calls body(whether parameters go by position, as a constant).
-template <class A, class Body>
-__device__ void with_parameters(const Affine<A>& affine, Body&& body) {
+template <class T, class Body>
+__device__ void with_parameters(const Affine<T>& affine, Body&& body) {
   if (affine.per_position)
     body(std::true_type());
   else
     body(std::false_type());
 }
 
+// value with the sign of x; 0 where x has none.
+template <class A>
+__device__ A signed_as(A value, A x) {
+  return x > A(0) ? value : x < A(0) ? -value : A(0);
+}
+
+// What stands over the deviation.
+template <Form F, class A, int Count>
+__device__ Pack<A, Count> numerator(const Local<A>& local, const Pack<A, Count>& x, const Pack<A, Count>& value) {
+  if constexpr (F == Form::general)
+    if (local.keeps_mean) return x;
+  return value;
+}
+
+// Adds the residual of the tile's numbers `at` to z.
+template <Form F, class T, int Count>
+__device__ void add_residual(const Affine<T>& affine, int at, Pack<Acc<T>, Count>& z) {
+  if constexpr (F == Form::general) {
+    if (affine.residual == nullptr) return;
+    const Pack<Acc<T>, Count> residual = widen(read_pack<Count>(affine.residual + at));
+    for (int v = 0; v < Count; ++v) z.at[v] += residual.at[v];
+  }
+}
+
+// The residual's gradient, that of z, in its place.
+template <Form F, class T, int Count>
+__device__ void leave_gradient(const Affine<T>& affine, int at, const Pack<Acc<T>, Count>& gradient) {
+  if constexpr (F == Form::general)
+    if (affine.residual != nullptr) write_pack(affine.residual + at, narrow<T>(gradient));
+}
+
 // Takes what depends on v off dx. A zero times v would carry a NaN into a dx that no v matters to.
-template <class A, int Count>
+template <Form F, class A, int Count>
 __device__ void subtract_slope(SlopeOf slope_of, const Pack<A, Count>& slope, const Pack<A, Count>& value,
-                               const Pack<A, Count>& normal, Pack<A, Count>& dx) {
+                               const Pack<A, Count>& rstd, Pack<A, Count>& dx) {
   if (slope_of == SlopeOf::values)
     for (int v = 0; v < Count; ++v) dx.at[v] -= slope.at[v] * value.at[v];
   else if (slope_of == SlopeOf::normals)
-    for (int v = 0; v < Count; ++v) dx.at[v] -= slope.at[v] * normal.at[v];
+    for (int v = 0; v < Count; ++v) dx.at[v] -= slope.at[v] * (value.at[v] * rstd.at[v]);
+  else if (F == Form::general && slope_of == SlopeOf::signs)
+    for (int v = 0; v < Count; ++v) dx.at[v] -= signed_as(slope.at[v], value.at[v]);
 }
 
-// Weight and bias of a tile into shared memory, ones and zeros where there are none.
-template <class A>
+// Parameters of a tile into shared memory: weights of one, the others zero, where there are none.
+template <class T>
 __device__ void load_affine(const Shape& shape, const Tensors& tensors, int group, int channel, int channels,
-                            int position, int positions, const Affine<A>& to) {
+                            int position, int positions, const Affine<T>& to) {
+  using A = Acc<T>;
   const int64_t first = shape.per_position ? position : static_cast<int64_t>(group) * shape.group_channels + channel;
   for (int i = device::thread(); i < (shape.per_position ? positions : channels); i += device::threads()) {
     to.weight[i] = tensors.weight.data == nullptr ? A(1) : read<A>(tensors.weight, first + i);
     if (to.bias != nullptr) to.bias[i] = tensors.bias.data == nullptr ? A(0) : read<A>(tensors.bias, first + i);
+    if (to.threshold != nullptr)
+      to.threshold[i] = tensors.threshold.data == nullptr ? A(0) : read<A>(tensors.threshold, first + i);
   }
 }
 
 // The number of channels in a slice.
 __device__ inline int slice_channels(int channels, int slice, const Slices& slices) {
   return quotient(slices.by_count, channels - slice + slices.count - 1);
-}
-
-// value with the sign of x; 0 where x has none.
-template <class A>
-__device__ A signed_as(A value, A x) {
-  return x > A(0) ? value : x < A(0) ? -value : A(0);
 }
 
 // The residual of a mean, where it is one: sums of large numbers round, sums of their differences do not.

@@ -48,29 +48,51 @@ __device__ void keep_totals(A* to, A first, A second, A third) {
   device::store(to + 2, third);
 }
 
-// Ends forward for a row, by one thread.
-template <class A, class Maps>
+// Ends forward for a row, by one thread; for p = 1 what leads to the mean.
+template <Form F, class A, class Maps>
 __device__ void save_statistics(const Arguments& args, const Maps& maps, int group, const Moments<A>& row) {
   if (args.shape.summation.present) maps.save(forward_map::mean, 0, row.mean);
-  if (!args.shape.suppression.present) return;
+  if (!args.shape.suppression.present || absolute<F>(args.shape)) return;
   const A variance = row.squares / row.count;
-  maps.save(forward_map::rstd, 0, rstd_of(sigma_of<A>(args.tensors, group), variance));
+  maps.save(forward_map::rstd, 0, rstd_of<F>(args.shape, sigma_of<A>(args.tensors, group), variance));
   if (maps.saved.variance != nullptr) device::store(maps.saved.variance, variance);
 }
 
-// slope (of v/s) and offset of a row from the sums over it of g v (scale) and of P1 rstd + l1's share (shift), by one
-// thread; returns sigma P2 rstd^3. The sum of v is zero where a mean is subtracted.
-template <class A, class Maps>
-__device__ A save_slopes(const Arguments& args, const Maps& maps, int group, A scale, A shift) {
-  const Shape& shape = args.shape;
+// The numbers of a row.
+template <class A>
+__device__ A row_count(const Shape& shape) {
   const A samples = shape.over_batch ? static_cast<A>(shape.batch) : A(1);
-  const A count = samples * static_cast<A>(shape.group_channels) * static_cast<A>(shape.positions);
+  return samples * static_cast<A>(shape.group_channels) * static_cast<A>(shape.positions);
+}
+
+// Ends forward for a row with p = 1, by one thread, given the sum of |v|.
+template <class A, class Maps>
+__device__ void save_deviation(const Arguments& args, const Maps& maps, int group, A sum) {
+  const A average = sum / row_count<A>(args.shape), deviation = A(kDeviationScale) * average;
+  maps.save(forward_map::rstd, 0, rstd_of<Form::general>(args.shape, sigma_of<A>(args.tensors, group), average));
+  if (maps.saved.variance != nullptr) device::store(maps.saved.variance, deviation * deviation);
+}
+
+// slope (of v/s, for p = 1 of the signs of v) and offset of a row from the sums over it of g v (scale), of P1 rstd +
+// l1's share (shift) and of the signs (centred), by one thread; returns sigma P2 rstd^3, for p = 1 sign(sigma) P2
+// rstd^2. The sum of v is zero where a mean is subtracted, that of the signs is not.
+template <Form F, class A, class Maps>
+__device__ A save_slopes(const Arguments& args, const Maps& maps, int group, A scale, A shift, A centred) {
+  const Shape& shape = args.shape;
+  const A count = row_count<A>(shape);
   A whole = 0;
   if (shape.suppression.present) {
     const A rstd = maps.load(backward_map::rstd, 0);
-    const A normal = scale * rstd;
-    maps.store(backward_map::slope, 0, normal / count * rstd);
-    if (args.partials.dsigma != nullptr) whole = normal * rstd * (rstd * sigma_of<A>(args.tensors, group));
+    const A normal = scale * rstd, sigma = args.partials.dsigma == nullptr ? A(0) : sigma_of<A>(args.tensors, group);
+    A slope = normal / count * rstd;
+    if (absolute<F>(shape)) {
+      slope *= A(kDeviationScale);
+      shift -= slope * centred;
+      whole = normal * rstd * signed_as(A(1), sigma);
+    } else {
+      whole = normal * rstd * (rstd * sigma);
+    }
+    maps.store(backward_map::slope, 0, slope);
   }
   if (shape.summation.present) maps.store(backward_map::offset, 0, shift / count);
   return whole;

@@ -39,12 +39,13 @@ inline Setting setting(int cluster, int shared_bytes) {
 // The smallest device, or the largest, that brings both directions of a case to the named strategy, where there is one.
 inline std::optional<Setting> setting_for(const std::string& strategy, const Case& c, Dtype dtype, int cluster,
                                           bool largest = false) {
-  const Problem problem = problem_of(c, dtype);
+  const Problem problem = problem_of(c, dtype), for_backward = problem.in_backward();
   std::optional<Setting> found;
   for (int shared_bytes = 2048; shared_bytes < 1 << 20; shared_bytes += shared_bytes / 8) {
     const Setting s = setting(strategy == "two-pass" ? 0 : strategy == "single-block" ? 1 : cluster, shared_bytes);
     const auto named = [&](Direction direction) {
-      return cuda::choose(problem, direction, s.preferences, s.device).name() == strategy;
+      const Problem& one = direction == Direction::forward ? problem : for_backward;
+      return cuda::choose(one, direction, s.preferences, s.device).name() == strategy;
     };
     if (!named(Direction::forward) || !named(Direction::backward)) continue;
     found = s;
@@ -53,14 +54,25 @@ inline std::optional<Setting> setting_for(const std::string& strategy, const Cas
   return found;
 }
 
+// The variance of every row and its rstd are of one deviation.
+inline void check_variance(const Case& c, const Numbers& sigma, const Numbers& variance, const Numbers& rstd) {
+  for (size_t i = 0; i < rstd.size(); ++i) {
+    const double of_sigma = sigma[i % sigma.size()], deviation = std::sqrt(variance[i]);
+    const double s = c.p == 1 ? of_sigma + deviation : std::hypot(of_sigma, deviation);
+    check(std::fabs(s * rstd[i] - 1) < 1e-6, c.name + ": variance");
+  }
+}
+
 inline Results run(const Case& c, Dtype dtype, const Inputs& in, const Numbers& grad, const Setting& setting) {
   const Shape shape(c);
   const Dtype compute = dtype == Dtype::float64 ? dtype : Dtype::float32;
   const cuda::Calls calls(problem_of(c, dtype), 0, setting.device, setting.preferences, setting.preferences);
-  Tensor x(dtype, in.x), dy(dtype, grad), weight(compute, in.weight), bias(compute, in.bias), sigma(compute, in.sigma);
+  Tensor x(dtype, in.x), dy(dtype, grad), residual(dtype, in.residual);
+  Tensor weight(compute, in.weight), bias(compute, in.bias), sigma(compute, in.sigma), threshold(compute, in.threshold);
   Tensor l1(compute, 1), dl1(compute, Numbers{kL1Weight});
-  Results r{{dtype, shape.numel},    {compute, shape.maps},   {compute, shape.maps}, {dtype, shape.numel},
-            {compute, shape.affine}, {compute, shape.affine}, {compute, c.groups}};
+  Results r{{dtype, shape.numel}, {compute, shape.maps},   {compute, shape.maps},
+            {dtype, shape.numel}, {compute, shape.affine}, {compute, shape.affine},
+            {compute, c.groups},  {dtype, shape.numel},    {compute, shape.affine}};
   const auto scratch = [&](Direction direction) {
     return std::make_unique<unsigned char[]>(calls.scratch_bytes(direction));
   };
@@ -70,12 +82,17 @@ inline Results run(const Case& c, Dtype dtype, const Inputs& in, const Numbers& 
   forward.tensors.weight = weight.parameter();
   forward.tensors.bias = bias.parameter();
   forward.tensors.sigma = sigma.parameter();
+  if (c.residual) forward.tensors.residual = residual.data();
+  if (c.activation == Activation::tlu) forward.tensors.threshold = threshold.parameter();
   forward.tensors.mean = c.summation ? r.mean.data() : nullptr;
   forward.tensors.rstd = c.suppression ? r.rstd.data() : nullptr;
+  Tensor variance(compute, shape.maps);
+  forward.tensors.variance = c.suppression && c.whole() ? variance.data() : nullptr;
   forward.l1 = c.l1 ? l1.data() : nullptr;
   const auto forward_scratch = scratch(Direction::forward), backward_scratch = scratch(Direction::backward);
   forward.place.scratch = forward_scratch.get();
   calls.forward(forward);
+  if (forward.tensors.variance != nullptr) check_variance(c, in.sigma, variance.numbers(), r.rstd.numbers());
   BackwardCall backward;
   backward.tensors.x = x.data();
   backward.tensors.dy = dy.data();
@@ -84,10 +101,16 @@ inline Results run(const Case& c, Dtype dtype, const Inputs& in, const Numbers& 
   backward.tensors.weight = forward.tensors.weight;
   backward.tensors.bias = forward.tensors.bias;
   backward.tensors.sigma = forward.tensors.sigma;
+  backward.tensors.threshold = forward.tensors.threshold;
   backward.tensors.dx = r.dx.data();
   backward.tensors.dweight = r.dweight.parameter();
   backward.tensors.dbias = r.dbias.parameter();
   backward.tensors.dsigma = r.dsigma.parameter();
+  if (calls.problem().in_backward().residual) {
+    backward.tensors.residual = residual.data();
+    backward.tensors.dresidual = r.dresidual.data();
+  }
+  if (c.activation == Activation::tlu) backward.tensors.dthreshold = r.dthreshold.parameter();
   backward.dl1 = c.l1 ? dl1.data() : nullptr;
   backward.place.scratch = backward_scratch.get();
   if (!c.suppression) r.dsigma = Tensor(compute, Numbers(c.groups, 0.0));  // the caller's task

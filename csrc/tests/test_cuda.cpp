@@ -1,6 +1,7 @@
 // The CUDA kernels on the emulated device, without Python, for sanitizers: every case with every strategy.
 #include <map>
 
+#include "../cuda/epilogue.h"
 #include "../cuda/maps.h"
 #include "cuda_runner.h"
 
@@ -26,11 +27,28 @@ void check_division() {
   check(right, "quotients by a multiplication");
 }
 
+// What is no number passes a threshold, and a threshold that is none stops all else; nothing is infinite by
+// subtraction.
+void check_thresholds() {
+  using Four = cuda::Pack<double, 4>;
+  const Four z{1, NAN, -1, 1}, thresholds{0, 0, 0, NAN};
+  const auto threshold = [&] { return thresholds; };
+  Four y = z, upstream{INFINITY, INFINITY, INFINITY, 2};
+  cuda::activate<cuda::Form::general>(Activation::tlu, y, threshold);
+  const Four stopped = cuda::pass_back<cuda::Form::general>(Activation::tlu, z, upstream, threshold);
+  check(y.at[0] == 1 && std::isnan(y.at[1]) && y.at[2] == 0 && std::isnan(y.at[3]), "y at thresholds");
+  const double passed[] = {INFINITY, INFINITY, 0, 0}, rest[] = {0, 0, INFINITY, 2};
+  check(std::equal(passed, passed + 4, upstream.at) && std::equal(rest, rest + 4, stopped.at), "dy at thresholds");
+}
+
 int main() {
   check_division();
+  check_thresholds();
   std::map<std::string, int> reached;
+  std::vector<Case> all = cases();
+  for (const Case& c : family_cases()) all.push_back(c);
   for (const char* strategy : {"single-block", "cluster-resident", "two-pass"})
-    for (const Case& c : cases()) {
+    for (const Case& c : all) {
       if (Shape(c).numel > kMostNumbers || !setting_for(strategy, c, Dtype::bfloat16, kCluster)) continue;
       ++reached[strategy];
       check_case(strategy, c, {}, [&](const Case& one, Dtype dtype, const Inputs& in, const Numbers& grad, int) {

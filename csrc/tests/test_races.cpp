@@ -20,7 +20,7 @@ int outcome(const Case& c, const Setting& setting, int launch, int barrier) {
     const Shape shape(c);
     const Numbers ones(shape.numel, 1.0), affine(shape.affine, 1.0), sigma(c.groups, 1.0);
     cuda::emulation::leave_out_barrier(launch, barrier);
-    run(c, Dtype::float32, {ones, affine, affine, sigma}, ones, setting);
+    run(c, Dtype::float32, {ones, affine, affine, sigma, ones, affine}, ones, setting);
     std::exit(0);  // ThreadSanitizer has its say at exit
   }
   int status = 0;
@@ -35,23 +35,28 @@ struct Removed {
   const char* strategy;
   int cleared;
   std::vector<int> forward, backward;
-  int later = 0;  // of pixels, how much later the last one is: what a thread fetches it has made itself
+  std::vector<int> deviations;  // of forward with p = 1: before and behind the sums of |v|
+  int later = 0;                // of pixels, how much later the last one is: what a thread fetches it has made itself
 };
 
 }  // namespace
 
 int main() {
-  const Axes small = window({1, 3, 3}), all_positions = window({1, 9, 9});
+  const std::optional<Axes> none, small = window({1, 3, 3}), all_positions = window({1, 9, 9});
+  constexpr Activation relu = Activation::relu, tlu = Activation::tlu;
   const Case all[] = {
       {"image", false, false, false, 2, 6, 1, {1, 5, 5}, small, small, true},
       {"image, pixels", true, false, false, 2, 6, 1, {1, 5, 5}, small, small, true},
       {"whole", false, false, false, 2, 6, 2, {1, 5, 5}, all_positions, all_positions, true},
+      {"image, p = 1", false, false, false, 2, 6, 1, {1, 5, 5}, small, small, true, tlu, true, 1},
+      {"pixels, p = 1", true, false, false, 2, 6, 1, {1, 5, 5}, none, small, true, relu, true, 1},
+      {"whole, p = 1", false, false, false, 2, 6, 2, {1, 5, 5}, all_positions, all_positions, true, tlu, true, 1},
   };
   // Statistics before they are merged, the maps before a pass and before the result; in a single block before two
   // passes: there a thread's part of the result needs what it has summed itself.
-  const Removed removed[] = {{"single-block", 0, {1, 3, 5}, {2, 4, 6}},
-                             {"cluster-resident", 0, {1, 3, 6}, {2, 4, 7}, 1},
-                             {"two-pass", 1, {2, 3, 4}, {2, 3, 4}}};
+  const Removed removed[] = {{"single-block", 0, {1, 3, 5}, {2, 4, 6}, {5, 6}},
+                             {"cluster-resident", 0, {1, 3, 6}, {2, 4, 7}, {4, 6}, 1},
+                             {"two-pass", 1, {2, 3, 4}, {2, 3, 4}, {3, 4}}};
   for (const Removed& one : removed)
     for (const Case& c : all) {
       const std::string where = std::string(one.strategy) + ": " + c.name;
@@ -65,11 +70,11 @@ int main() {
         setting->preferences.window_rounds = window_rounds;
         check(outcome(c, *setting, -1, -1) == 0, where + ": a race");
       }
-      if (c.whole()) continue;  // its barriers are others
+      if (c.whole() || !c.summation) continue;  // their barriers are others
       int caught = 0, barriers = 0;
       for (const bool forward : {true, false}) {
         const int launch = one.cleared + (forward ? 0 : 2 + one.cleared);
-        std::vector<int> numbers = forward ? one.forward : one.backward;
+        std::vector<int> numbers = !forward ? one.backward : c.p == 1 ? one.deviations : one.forward;
         if (c.channels_last) numbers.back() += one.later;
         for (const int barrier : numbers) {
           const bool found = outcome(c, *setting, launch, barrier) != 0;
