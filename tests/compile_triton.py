@@ -51,11 +51,25 @@ DTYPES_AND_LAYOUTS = [
     for dtype, last in product((F32, BF16, F16), (False, True))
 ]
 
+BATCH = {"window": "all", "groups": 64, "over_batch": True}
+FILTERS = {"window": None, "norm_window": "all", "groups": 64, "activation": "tlu"}
+BEHIND = [
+    ("TLU, residual", {"activation": "tlu"}, {"dtype": BF16, "residual": True}),
+    ("p = 1, TLU", {"p": 1, "activation": "tlu"}, {"dtype": F32, "channels_last": True, "learned": True}),
+    ("p = 1, GELU, residual", {"p": 1, "activation": "gelu"}, {"dtype": F32, "residual": True}),
+    (
+        "x over s, ReLU, residual",
+        {"subtract_mean": False, "activation": "relu"},
+        {"dtype": F16, "channels_last": True, "half": True, "residual": True},
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Specialization:
     """A call: ``learned`` makes sigma a tensor with a gradient and returns l1, ``half`` gives the parameters x's dtype,
     ``launches`` asks for one launch a stage, ``wide`` for 64-bit offsets. Where ``even``, x moves 16 bytes at a time.
+    A residual has a gradient.
     """
 
     name: str
@@ -65,6 +79,7 @@ class Specialization:
     channels_last: bool = False
     affine: bool = True
     learned: bool = False
+    residual: bool = False
     half: bool = False
     launches: bool = False
     wide: bool = False
@@ -118,6 +133,42 @@ SPECIALIZATIONS = [
     Specialization("whole features, GELU", (4096, 768), {"window": "all", "activation": "gelu"}, BF16),
     Specialization("long features, GELU", (256, 65536), {"window": 60, "activation": "gelu"}),
     Specialization("wide, GELU", STAGE, {"window": 5, "activation": "gelu"}, F32, wide=True),
+    *(
+        Specialization(f"several programs, {name}", STAGE, {"window": 5} | options, **known)
+        for name, options, known in BEHIND
+    ),
+    *(
+        Specialization(f"one program, {name}", SMALL, {"window": 3} | options, **known)
+        for name, options, known in BEHIND
+    ),
+    *(
+        Specialization(f"one program, two reads, {name}", DEEP, {"window": 5} | options, **known)
+        for name, options, known in BEHIND
+    ),
+    Specialization("filter response norm", STAGE, FILTERS, BF16),
+    Specialization("batch norm, ReLU, residual", STAGE, BATCH | {"activation": "relu"}, BF16, residual=True),
+    Specialization("L1 batch norm", STAGE, BATCH | {"p": 1}, BF16),
+    Specialization("variance norm, p = 1", STAGE, BATCH | {"p": 1, "subtract_mean": False}, F32),
+    Specialization(
+        "whole, p = 1, TLU, residual", STAGE, {"window": "all", "p": 1, "activation": "tlu"}, F32, residual=True
+    ),
+    Specialization(
+        "whole, one program, p = 1, TLU, residual",
+        (64, 512, 4, 4),
+        {"window": "all", "groups": 32, "p": 1, "activation": "tlu"},
+        F32,
+        residual=True,
+    ),
+    Specialization(
+        "features, p = 1, TLU, residual", (64, 1024), {"window": 60, "p": 1, "activation": "tlu"}, BF16, residual=True
+    ),
+    Specialization(
+        "long features, p = 1, GELU, residual",
+        (256, 65536),
+        {"window": 60, "p": 1, "activation": "gelu"},
+        residual=True,
+    ),
+    Specialization("whole features, TLU, residual", (4096, 768), {"window": "all", "activation": "tlu"}, residual=True),
 ]
 
 
@@ -173,22 +224,29 @@ def compiled(arch: str, call: Specialization) -> list[tuple[Any, dict[str, Any],
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     affine = torch.empty(g.affine_size, dtype=call.dtype if call.half else F32, device="meta") if call.affine else None
     sigma = torch.empty((), device="meta") if call.learned else 1.0
-    _, maps, l1 = backend.forward(g, x, affine, affine, sigma, call.learned)
-    backend.backward(g, x, l1, x, maps, affine, affine, sigma, (True, call.affine, call.affine, call.learned))
+    residual, activation = x if call.residual else None, g.norm.activation
+    threshold = torch.empty(g.affine_size, device="meta") if activation == "tlu" else None
+    _, maps, l1 = backend.forward(g, x, affine, affine, sigma, call.learned, False, residual, threshold)
+    residual = None if activation is None else residual
+    needs = (True, call.affine, call.affine, call.learned, residual is not None, threshold is not None)
+    backend.backward(g, x, l1, x, maps, affine, affine, sigma, needs, residual, threshold)
     launch.forward_kernel, launch.backward_kernel, launch._INT32, tiles.ROWS = before
     return found
 
 
 def expected(kernel: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """What the arguments say of a kernel: its strategy; the times it polls, waits and signals; its barriers; the copies
-    of tiles of x and dy on their way while one is computed and the waits for them, in the code of all loops over x.
+    of tiles of x, dy and a residual on their way while one is computed and the waits for them, in the code of all loops
+    over x.
     """
     backward = kernel == "backward_kernel"
-    results = ("dweight", "dbias", "dsigma") if backward else ("l1",)
+    results = ("dweight", "dbias", "dsigma", "dthreshold") if backward else ("l1",)
     finish = any(arguments[name] is not None for name in results)
     strategy, ordered = Strategy(arguments["STRATEGY"]), arguments["ORDERED"]
     statistics = (arguments["SUMMATION"] or arguments["SUPPRESSION"]) and (backward or arguments["CHANNELS"] > 1)
-    loops = 0 if strategy == Strategy.SINGLE else 1 + statistics
+    deviations = arguments["P"] == 1 and arguments["SUMMATION"] and not backward
+    loops = 0 if strategy == Strategy.SINGLE else 1 + statistics + deviations
+    residuals = (loops if backward else min(loops, 1)) * (arguments["residual"] is not None)
     return {
         "strategy": strategy.name,
         "expected": {
@@ -199,7 +257,7 @@ def expected(kernel: str, arguments: dict[str, Any]) -> dict[str, Any]:
             "barriers": ordered * (1 + finish + (strategy == Strategy.STAGED))
             + (1 if strategy == Strategy.LOOPED else 3 * (strategy == Strategy.SINGLE and not arguments["WHOLE"])),
             # two tiles before a loop, one in it; one wait in it and one behind it
-            "copies": 3 * loops * (1 + backward),
+            "copies": 3 * (loops * (1 + backward) + residuals),
             "copy_waits": 2 * loops,
         },
     }
@@ -288,7 +346,8 @@ def main(arch: str) -> None:
             known = {"name": f"{call.name}, {NAMES[call.dtype]}, {layout}", "kernel": kernel.metadata.name}
             known |= {"warps": options["num_warps"], "shared": kernel.metadata.shared, "even": call.even}
             known |= {"wide": call.wide} | expected(kernel.metadata.name, arguments)
-            known |= {"smooth": call.options.get("activation") not in (None, "relu")}
+            known |= {"crowded": arguments["residual"] is not None or arguments["threshold"] is not None}
+            known |= {"smooth": call.options.get("activation") not in (None, "relu", "tlu")}
             print(json.dumps(known | report(kernel)), flush=True)
 
 

@@ -7,6 +7,8 @@ import torch
 from caches import forget
 from hypothesis import settings
 from oracle import Call
+from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder
 
 from divnorm_kernels import divisive_norm
 from divnorm_kernels.backends.triton import tiles
@@ -26,6 +28,35 @@ def triton(*args, **kwargs):
 def on_device(call: Call) -> Call:
     """The call where the kernels run."""
     return call.to(DEVICE)
+
+
+def laid_out(t: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """The same numbers; where they have positions, in that order."""
+    if memory_format != torch.channels_last or t.dim() == 2:
+        return t
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+class Traffic:
+    """Counts the elements that kernels under the interpreter read from and write to a tensor."""
+
+    def __init__(self, monkeypatch):
+        self.addresses = {"load": [], "store": []}
+        for kind in self.addresses:
+            name = f"create_masked_{kind}"
+            original = getattr(InterpreterBuilder, name)
+
+            def counted(builder, ptrs, *rest, kind=kind, original=original):
+                mask = rest[0] if kind == "load" else rest[1]
+                self.addresses[kind].append(ptrs.data[mask.data])
+                return original(builder, ptrs, *rest)
+
+            monkeypatch.setattr(InterpreterBuilder, name, counted)
+
+    def of(self, kind: str, t: Tensor) -> float:
+        """How often an element of ``t`` was loaded or stored, on average."""
+        begin, end = t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()
+        return sum(int(((at >= begin) & (at < end)).sum()) for at in self.addresses[kind]) / t.numel()
 
 
 @contextmanager

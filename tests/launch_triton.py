@@ -62,11 +62,12 @@ class Driver:
 
 
 def step(x: torch.Tensor, options: dict) -> list[tuple[Launcher, tuple[int, int, int], tuple]]:
-    """Forward and backward of a call; the launches they made."""
-    g = geometry(Norm(options["window"]), tuple(x.shape))
-    affine, sigma = torch.ones(g.affine_size), torch.ones(1)
-    _, maps, l1 = backend.forward(g, x, affine, affine, sigma, True)
-    backend.backward(g, x, l1, x, maps, affine, affine, sigma, (True, True, True, True))
+    """Forward and backward of a call, with a residual where there is a threshold; the launches they made."""
+    g = geometry(Norm(**options), tuple(x.shape))
+    affine, sigma, bounded = torch.ones(g.affine_size), torch.ones(1), g.norm.activation == "tlu"
+    behind = (x, affine) if bounded else (None, None)
+    _, maps, l1 = backend.forward(g, x, affine, affine, sigma, True, False, *behind)
+    backend.backward(g, x, l1, x, maps, affine, affine, sigma, (*(True,) * 4, bounded, bounded), *behind)
     found, Launcher.launches = Launcher.launches, []
     return found
 
@@ -75,10 +76,11 @@ def main() -> None:
     """Raises where a later call's launch differs from the first, or runs code that was compiled for other addresses."""
     driver.set_active(Driver())
     launch.device_of = lambda _: DEVICE
-    for shape in ((2, 64, 28, 28), (7, 64)):
+    for shape, activation in (((2, 64, 28, 28), None), ((7, 64), "tlu")):
+        options = {"window": 5, "activation": activation}
         memory = torch.zeros(torch.Size(shape).numel() + 1)
         aligned, shifted = (memory[i : memory.numel() - 1 + i].view(shape) for i in (0, 1))
-        first, again = step(aligned, {"window": 5}), step(aligned, {"window": 5})
+        first, again = step(aligned, options), step(aligned, options)
         assert len(first) == len(again) == 2
         for (launcher, grid, arguments), (other, other_grid, others) in zip(first, again, strict=True):
             assert launcher is other
@@ -86,11 +88,11 @@ def main() -> None:
             assert len(arguments) == len(others) == len(launcher.names)
             assert [type(a) for a in arguments] == [type(a) for a in others]
         made = len(Launcher.made)
-        assert all(launcher in Launcher.made[made:] for launcher, _, _ in step(shifted, {"window": 5}))
-        assert [launcher for launcher, _, _ in step(aligned, {"window": 5})] == [launcher for launcher, _, _ in first]
+        assert all(launcher in Launcher.made[made:] for launcher, _, _ in step(shifted, options))
+        assert [launcher for launcher, _, _ in step(aligned, options)] == [launcher for launcher, _, _ in first]
         # a window is an argument, not a constant
         made = len(Launcher.made)
-        step(aligned, {"window": 3})
+        step(aligned, options | {"window": 3})
         assert len(Launcher.made) == made
     print(f"{len(Launcher.made)} kernels")
 

@@ -17,13 +17,14 @@ from interpreted import (
     SMALL_TILES,
     STAGED,
     UNORDERED,
+    Traffic,
+    laid_out,
     on_device,
     table,
     triton,
 )
 from oracle import Call, check, evaluate
 from strategies import calls
-from triton.runtime.interpreter import InterpreterBuilder
 
 from divnorm_kernels import divisive_norm, fields
 from divnorm_kernels.backends import triton as backend
@@ -105,10 +106,7 @@ CASES = {
 
 def case(name: str, dtype: torch.dtype, memory_format: torch.memory_format, sigmas: bool) -> Call:
     _, shape, options = CASES[name]
-    x, dy = (torch.randn(shape).to(dtype) for _ in range(2))
-    if memory_format == torch.channels_last and len(shape) > 2:
-        order = (0, *range(2, len(shape)), 1)
-        x, dy = (t.permute(order).contiguous().permute(0, -1, *range(1, len(shape) - 1)) for t in (x, dy))
+    x, dy = (laid_out(torch.randn(shape).to(dtype), memory_format) for _ in range(2))
     weight, bias = torch.randn(shape[1]), torch.randn(shape[1]).to(dtype)
     sigma = torch.rand(options.get("groups", 1)) + 0.5 if sigmas else torch.tensor(0.8)
     return on_device(Call(x, weight, bias, sigma, dy, 2.0, options))
@@ -223,9 +221,10 @@ def test_offset_costs_no_accuracy(options, changes):
 def test_non_finite_values_reach_exactly_the_reference_set(call: Call, value: float, where: int, changes: dict):
     x = call.x.clone(memory_format=torch.preserve_format)
     x[tuple(int(i) for i in torch.unravel_index(torch.tensor(where % x.numel()), x.shape))] = value
+    call = dataclasses.replace(call, x=x)
     with table(**changes):
-        got = triton(x, call.weight, call.bias, sigma=call.sigma, **call.options)
-    want = reference(x, call.weight, call.bias, sigma=call.sigma, **call.options)
+        got = evaluate(triton, call)["y"]
+    want = evaluate(reference, call)["y"]
     assert torch.equal(want.isfinite(), got.isfinite())
     assert torch.equal(want.isnan(), got.isnan())
 
@@ -295,28 +294,6 @@ def test_refusals():
     with pytest.raises(RuntimeError, match="x is on meta"):
         triton(torch.empty(2, 4, 5, 5, device="meta"), window=3)
     assert divisive_norm(x, window=3).dtype == torch.float64
-
-
-class Traffic:
-    """Counts the elements that kernels under the interpreter read from and write to a tensor."""
-
-    def __init__(self, monkeypatch):
-        self.addresses = {"load": [], "store": []}
-        for kind in self.addresses:
-            name = f"create_masked_{kind}"
-            original = getattr(InterpreterBuilder, name)
-
-            def counted(builder, ptrs, *rest, kind=kind, original=original):
-                mask = rest[0] if kind == "load" else rest[1]
-                self.addresses[kind].append(ptrs.data[mask.data])
-                return original(builder, ptrs, *rest)
-
-            monkeypatch.setattr(InterpreterBuilder, name, counted)
-
-    def of(self, kind: str, t: torch.Tensor) -> float:
-        """How often an element of ``t`` was loaded or stored, on average."""
-        begin, end = t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()
-        return sum(int(((at >= begin) & (at < end)).sum()) for at in self.addresses[kind]) / t.numel()
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="only the interpreter can be watched")

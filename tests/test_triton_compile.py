@@ -6,6 +6,8 @@ import os
 import pytest
 from process import run_python
 
+from divnorm_kernels.backends.triton.tiles import CROWDED_REGISTERS
+
 SHARED_MEMORY = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
 """What one program may use, in KiB."""
 REGISTERS = {"sm_80": 65536, "sm_90": 65536, "sm_100": 65536, "sm_120": 65536, "gfx942": 4 * 512 * 64}
@@ -42,8 +44,10 @@ def test_every_specialization_compiles_well(arch, tmp_path):
             assert widest == 16, f"{what} moves {report['widths']} bytes at a time"
         if not arch.startswith("gfx"):
             check_order_and_loops(what, report)
-            # 128 spill for sm_100
+            # 128 spill for sm_100, and in backward beside a residual or a threshold
             most = 136 if arch == "sm_100" else 128
+            if report["crowded"] and report["kernel"] == "backward_kernel":
+                most = CROWDED_REGISTERS
             if report["strategy"] != "SINGLE" and not report["wide"]:
                 assert report["registers"] <= most, f"{what} takes {report['registers']}: fewer programs are at work"
 

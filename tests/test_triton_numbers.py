@@ -187,10 +187,10 @@ def test_results_are_finite_where_the_oracles_are(call: Call, value: float, wher
     t = getattr(call, spoiled).clone(memory_format=torch.preserve_format)
     t[at] = value
     call = replace(call, **{spoiled: t})
-    if call.options["activation"] == "relu" and spoiled == "dy":
-        # next to zero, rounding decides whether the ReLU lets the number through
-        exact = replace(call.in_double(), options=call.options | {"activation": None})
-        assume(evaluate(reference, exact)["y"][at].abs() > 0.01)
+    if call.options["activation"] in ("relu", "tlu") and spoiled == "dy":
+        # next to the threshold, rounding decides whether the number is let through
+        tau = 0.0 if call.threshold is None else call.threshold[at[1]]
+        assume((evaluate(reference, call.in_double().bare())["y"][at] - tau).abs() > 0.01)
     with table(**changes):
         got = evaluate(triton, on_device(call))
     for name, want in evaluate(reference, call.in_double()).items():

@@ -62,9 +62,6 @@ def refusal(g: Geometry, x: Tensor, residual: bool = False) -> str | None:
         return f"x has dtype {x.dtype}"
     if max(g.batch, g.channels, g.numel // max(1, g.batch * g.channels)) >= most_positions:
         return f"x has {most_positions} or more samples, channels or positions"
-    norm = g.norm
-    if residual or norm.activation == "tlu" or norm.p != 2 or not norm.subtract_mean:
-        return "not yet"
     return None
 
 

@@ -41,9 +41,6 @@ def refusal(g: Geometry, x: Tensor, residual: bool = False) -> str | None:
         return f"x is on {x.device}, this backend computes on {where}"
     if x.dtype not in _DTYPES:
         return f"x has dtype {x.dtype}, this backend computes in float32"
-    norm = g.norm
-    if residual or norm.activation == "tlu" or norm.p != 2 or not norm.subtract_mean:
-        return "not yet"
     return None
 
 
@@ -118,23 +115,28 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``(y, maps, l1)``, as of `divnorm_kernels.backends.cpu.forward`."""
     x = dense(x)
+    residual = None if residual is None else dense(residual, like=x)
     y = torch.empty_like(x)
     maps = x.new_empty(g.kept_shape(with_variance), dtype=torch.float32)
     if g.numel == 0:
         return y, maps, x.new_zeros((), dtype=torch.float32) if with_l1 else None
     l1 = x.new_empty((), dtype=torch.float32) if with_l1 else None
     value = 0.0 if isinstance(sigma, Tensor) else float(sigma)
-    weight, bias, sigma = _packed(weight), _packed(bias), _packed(sigma)
-    key = ("forward", x.dtype, x.device, channels_last_strides(x), _kind(weight), _kind(bias), _kind(sigma))
-    key += (with_l1, with_variance)
+    weight, bias, sigma, threshold = map(_packed, (weight, bias, sigma, threshold))
+    key = ("forward", x.dtype, x.device, channels_last_strides(x), *map(_kind, (weight, bias, sigma, threshold)))
+    key += (residual is None, with_l1, with_variance)
     sigmas = 0 if sigma is None else sigma.numel()
     _run(
         g,
         key,
         x,
-        lambda scratch: (x, y, weight, bias, sigma, value, maps, l1, float(g.numel), scratch),
-        _aligned(x, weight, bias, sigma),
+        lambda scratch: (
+            *(x, y, weight, bias, sigma, value, residual, threshold, maps, l1, float(g.numel)),
+            scratch,
+        ),
+        _aligned(x, weight, bias, sigma, residual, threshold),
         backward=False,
+        residual=residual is not None,
         affine=False,
         sigmas=sigmas,
         l1=with_l1,
@@ -162,32 +164,40 @@ def backward(
     """
     x = dense(x)
     dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
-    dx = torch.empty_like(x)
+    residual = None if residual is None else dense(residual, like=x)
+    dx, dresidual = torch.empty_like(x), torch.empty_like(x) if needs[4] else None
     nothing = g.numel == 0
     # the kernel writes every number of these; without a suppression field sigma is not used, its gradient zero
-    dweight, dbias, dsigma = (
+    dweight, dbias, dsigma, dthreshold = (
         (torch.zeros_like if zero else torch.empty_like)(t, memory_format=torch.contiguous_format) if need else None
-        for t, need, zero in zip(
-            (weight, bias, sigma), needs[1:], (nothing, nothing, nothing or g.suppression is None), strict=True
+        for t, need, zero in (
+            (weight, needs[1], nothing),
+            (bias, needs[2], nothing),
+            (sigma, needs[3], nothing or g.suppression is None),
+            (threshold, needs[5], nothing),
         )
     )
-    results = (dx if needs[0] else None, dweight, dbias, dsigma)
+    results = (dx if needs[0] else None, dweight, dbias, dsigma, dresidual, dthreshold)
     if nothing:
         return results
-    weight, sigma = _packed(weight), _packed(sigma)
+    weight, sigma, threshold = map(_packed, (weight, sigma, threshold))
     bias = _packed(bias) if g.norm.activation else None  # of no other use
     if g.suppression is None:
         dsigma = None
-    key = ("backward", x.dtype, x.device, channels_last_strides(x), _kind(weight), _kind(bias), _kind(sigma))
-    key += (dl1 is None, _kind(dweight), _kind(dbias), _kind(dsigma))
+    key = ("backward", x.dtype, x.device, channels_last_strides(x), *map(_kind, (weight, bias, sigma, threshold)))
+    key += (residual is None, dl1 is None, dresidual is None, *map(_kind, (dweight, dbias, dsigma, dthreshold)))
     _run(
         g,
         key,
         x,
-        lambda scratch: (x, dy, dx, weight, bias, sigma, maps, dl1, float(g.numel), dweight, dbias, dsigma, scratch),
-        _aligned(x, dy, weight, bias, sigma, maps, dl1),
+        lambda scratch: (
+            *(x, dy, dx, dresidual, weight, bias, sigma, residual, threshold, maps, dl1, float(g.numel)),
+            *(dweight, dbias, dsigma, dthreshold, scratch),
+        ),
+        _aligned(x, dy, weight, bias, sigma, residual, threshold, maps, dl1),
         backward=True,
-        affine=dweight is not None or dbias is not None,
+        residual=residual is not None,
+        affine=any(t is not None for t in (dweight, dbias, dthreshold)),
         sigmas=0 if dsigma is None else dsigma.numel(),
         l1=False,
         variance=False,

@@ -26,7 +26,6 @@ from .device import (
     locate,
     map_offsets,
     map_values,
-    parameter,
     rstd_maps,
     second_pass,
     sign,
@@ -38,7 +37,10 @@ from .device import (
     wait_for_stage_before,
 )
 from .epilogue import (
+    parameters,
     passed,
+    stopped,
+    with_residual,
 )
 from .finish import (
     sum_columns,
@@ -48,10 +50,11 @@ from .finish import (
 
 @triton.jit
 def _single(
-    x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, item, per_group, pixels,
+    x, dy, dx, dresidual, weight, bias, sigma, residual, threshold, maps, scratch, dl1, numel, table, item, per_group,
+    pixels, P: tl.constexpr, SUBTRACT_MEAN: tl.constexpr,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, FEATURES: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr, SIGMA: tl.constexpr,
-    ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr, THRESHOLD: tl.constexpr,
+    SIGMA: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Every ``ITEMS``-th row from ``item`` on, each held on chip from its one read to its write."""
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
@@ -65,13 +68,16 @@ def _single(
     slope = l1_slope(dl1, numel)
     weights = scratch + tl.load(table + schema.Header.PARTIALS)
     biases = scratch + tl.load(table + schema.Header.PARTIALS_BIAS)
+    thresholds = scratch + tl.load(table + schema.Header.PARTIALS_THRESHOLD)
     rstds = rstd_maps(maps, table)
     of_a, of_shift = gradient_buffers(scratch, table, WHOLE)
     feature_weight = tl.zeros([PIXELS], tl.float32)
     feature_bias = tl.zeros([PIXELS], tl.float32)
+    feature_threshold = tl.zeros([PIXELS], tl.float32)
     for row in range(item, rows, tl.load(table + schema.Header.ITEMS)):
         base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
         channel = (row % groups) * per_group + c
+        partial_at = (row // groups) * (groups * per_group) + channel
         values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         upstream = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         map_at = map_offsets(row, c, p, pixels, False, WHOLE, False)
@@ -79,32 +85,40 @@ def _single(
         mu = tl.reshape(mu, [PIXELS])
         rstd = tl.reshape(rstd, [PIXELS])
         if FEATURES:
-            weights_here = parameter(weight, p, inside, 1.0)[None, :]
+            scale, lift, tau = parameters(weight, bias, threshold, p, inside, 0)
         else:
-            weights_here = parameter(weight, channel, inside_c, 1.0)[:, None]
-        normalized = (values - mu[None, :]) * rstd[None, :]
-        if ACTIVATION:
+            scale, lift, tau = parameters(weight, bias, threshold, channel, inside_c, 1)
+        normalized = (values - mu[None, :] if SUBTRACT_MEAN else values) * rstd[None, :]
+        value = with_residual(normalized * scale + lift, residual, base, at, mask, "evict_first")
+        if THRESHOLD:
+            held = stopped(upstream, value, tau)
             if FEATURES:
-                biases_here = parameter(bias, p, inside, 0.0)[None, :]
+                feature_threshold += tl.sum(held, 0)
             else:
-                biases_here = parameter(bias, channel, inside_c, 0.0)[:, None]
-            upstream = passed(upstream, normalized * weights_here + biases_here, mask, ACTIVATION)
-        gradient = upstream * weights_here
-        centred, p1, p2, centred_sum, signs = channel_sums(values, gradient, mu, mask, dl1 is not None, SUPPRESSION)
+                tl.store(thresholds + partial_at, tl.sum(held, 1), mask=inside_c)
+        upstream = passed(upstream, value, tau, mask, ACTIVATION)
+        if dresidual is not None:
+            tl.store(dresidual + base + at, upstream.to(dresidual.dtype.element_ty), mask=mask)
+        gradient = upstream * scale
+        centred, p1, p2, slopes, signs = channel_sums(
+            values, gradient, mu, mask, dl1 is not None, P, SUBTRACT_MEAN, SUPPRESSION
+        )
         if SIGMA:
-            partial = sigma_partial(table, sigma, row % groups, p2, rstd, inside)
+            partial = sigma_partial(table, sigma, row % groups, p2, rstd, inside, P)
             tl.store(scratch + tl.load(table + schema.Header.PARTIALS_SIGMA) + row, partial)
         count = per_group.to(tl.float32)
         if WHOLE:
             row_rstd = whole_rstd(maps, table, row, SUPPRESSION)
             count *= pixels.to(tl.float32)
-            a, shift, mean = whole_sources(p1, p2, centred_sum, signs, row_rstd, slope, inside, count, SUPPRESSION)
+            a, shift, mean = whole_sources(
+                p1, p2, slopes, signs, row_rstd, slope, inside, count, P, SUBTRACT_MEAN, SUPPRESSION
+            )
             shift = whole_shift(a, shift, mean, row_rstd, SUMMATION, SUPPRESSION)
         else:
             tl.debug_barrier()  # the row before has been read to its end
             store_sources(
-                scratch, table, item, pixels, p, inside, count, p1, p2, centred_sum, signs, rstd, slope,
-                SUMMATION, SUPPRESSION, INDEX,
+                scratch, table, item, pixels, p, inside, count, p1, p2, slopes, signs, rstd, slope,
+                P, SUBTRACT_MEAN, SUMMATION, SUPPRESSION, INDEX,
             )  # fmt: skip
             for stage in range(tl.load(table + schema.Header.STAGES)):
                 tl.debug_barrier()
@@ -113,7 +127,7 @@ def _single(
             tl.debug_barrier()
             map_at = map_offsets(item, c, p, pixels, False, WHOLE, False)
             a, shift = gradient_maps(of_a, of_shift, map_at, inside[None, :], SUMMATION, SUPPRESSION)
-        result = input_gradient(gradient, centred, normalized, rstd[None, :], a, shift, SUPPRESSION, WHOLE)
+        result = input_gradient(gradient, centred, rstd[None, :], a, shift, P, SUPPRESSION, WHOLE)
         if dl1 is not None:
             result += slope * sign(centred)
         tl.store(dx + base + at, result.to(dx.dtype.element_ty), mask=mask)
@@ -123,22 +137,26 @@ def _single(
                 feature_weight += tl.sum(product, 0)
                 feature_bias += tl.sum(upstream, 0)
             else:
-                partial_at = (row // groups) * (groups * per_group) + channel
                 tl.store(weights + partial_at, tl.sum(product, 1), mask=inside_c)
                 tl.store(biases + partial_at, tl.sum(upstream, 1), mask=inside_c)
     if AFFINE and FEATURES:
         tl.store(weights + item * pixels + p, feature_weight, mask=inside)
         tl.store(biases + item * pixels + p, feature_bias, mask=inside)
+        if THRESHOLD:
+            tl.store(thresholds + item * pixels + p, feature_threshold, mask=inside)
 
 
 @triton.jit
 def _apply(
-    x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
+    x, dy, dx, dresidual, weight, bias, residual, threshold, maps, scratch, dl1, numel, table, row, tile, per_group,
+    pixels, P: tl.constexpr, SUBTRACT_MEAN: tl.constexpr,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr,
-    ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    THRESHOLD: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """The second pass: dx of blocks of channels at a piece of the positions, and its share of dweight and dbias."""
+    """The second pass: dx and dresidual of blocks of channels at a piece of the positions, and its share of the
+    parameters' gradients.
+    """
     groups = tl.cast(tl.load(table + schema.Header.GROUPS), INDEX)
     base, channels, positions, first_channels, first, blocks, count = second_pass(
         table, row, tile, per_group, pixels, FEATURES, CHANNELS_LAST, INDEX, CHANNELS, PIXELS
@@ -148,18 +166,15 @@ def _apply(
     slope = l1_slope(dl1, numel)
     dweight = tl.zeros([CHANNELS, PIXELS], tl.float32)
     dbias = tl.zeros([CHANNELS, PIXELS], tl.float32)
+    dthreshold = tl.zeros([CHANNELS, PIXELS], tl.float32)
     c, inside_c, channel = channel_block(first_channels, row, groups, per_group, channels, FEATURES, INDEX, CHANNELS)
-    scale = parameter(weight, channel, inside_c, 1.0)[:, None]
-    if ACTIVATION:
-        lift = parameter(bias, channel, inside_c, 0.0)[:, None]
+    scale, lift, tau = parameters(weight, bias, threshold, channel, inside_c, 1)
     for block in tl.range(0, count, num_stages=IN_FLIGHT):
         if not (CHANNELS_LAST or FEATURES):
             c, inside_c, channel = channel_block(
                 first_channels + block // blocks, row, groups, per_group, channels, FEATURES, INDEX, CHANNELS
             )
-            scale = parameter(weight, channel, inside_c, 1.0)[:, None]
-            if ACTIVATION:
-                lift = parameter(bias, channel, inside_c, 0.0)[:, None]
+            scale, lift, tau = parameters(weight, bias, threshold, channel, inside_c, 1)
         p = (first + block % blocks) * PIXELS + tl.cast(tl.arange(0, PIXELS), INDEX)
         inside = p < positions
         mask = inside_c[:, None] & inside[None, :]
@@ -168,12 +183,18 @@ def _apply(
         mu, rstd = map_values(maps, rstds, map_at, map_mask, SUMMATION, SUPPRESSION)
         a, shift = gradient_maps(of_a, of_shift, map_at, map_mask, SUMMATION, SUPPRESSION)
         at = activation_offsets(c, p, pixels if FEATURES else groups * per_group, pixels, CHANNELS_LAST or FEATURES)
-        centred = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) - mu
+        values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        centred = values - mu
         upstream = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        normalized = centred * rstd
-        if ACTIVATION:
-            upstream = passed(upstream, normalized * scale + lift, mask, ACTIVATION)
-        result = input_gradient(upstream * scale, centred, normalized, rstd, a, shift, SUPPRESSION, WHOLE)
+        normalized = (centred if SUBTRACT_MEAN else values) * rstd
+        value = with_residual(normalized * scale + lift, residual, base, at, mask, "evict_first")
+        if THRESHOLD:
+            dthreshold += stopped(upstream, value, tau)
+        upstream = passed(upstream, value, tau, mask, ACTIVATION)
+        if dresidual is not None:
+            rounded = upstream.to(dresidual.dtype.element_ty)
+            tl.store(dresidual + base + at, rounded, mask=mask, eviction_policy="evict_first")
+        result = input_gradient(upstream * scale, centred, rstd, a, shift, P, SUPPRESSION, WHOLE)
         if dl1 is not None:
             result += slope * sign(centred)
         tl.store(dx + base + at, result.to(dx.dtype.element_ty), mask=mask, eviction_policy="evict_first")
@@ -186,39 +207,44 @@ def _apply(
                 to = scratch + piece * tl.load(table + schema.Header.PARTIAL_COLUMNS) + channel
                 tl.store(to + tl.load(table + schema.Header.PARTIALS), tl.sum(dweight, 1), mask=inside_c)
                 tl.store(to + tl.load(table + schema.Header.PARTIALS_BIAS), tl.sum(dbias, 1), mask=inside_c)
+                if THRESHOLD:
+                    thresholds = to + tl.load(table + schema.Header.PARTIALS_THRESHOLD)
+                    tl.store(thresholds, tl.sum(dthreshold, 1), mask=inside_c)
+                    dthreshold = tl.zeros([CHANNELS, PIXELS], tl.float32)
                 dweight = tl.zeros([CHANNELS, PIXELS], tl.float32)
                 dbias = tl.zeros([CHANNELS, PIXELS], tl.float32)
 
 
 @triton.jit
 def _stage_item(
-    x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, row, tile, tiles, per_group, pixels,
+    x, dy, dx, dresidual, weight, bias, sigma, residual, threshold, maps, scratch, dl1, numel, table, entry, row, tile,
+    tiles, per_group, pixels, P: tl.constexpr, SUBTRACT_MEAN: tl.constexpr,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, AFFINE: tl.constexpr,
-    SIGMA: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
-    APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
+    THRESHOLD: tl.constexpr, SIGMA: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr, WINDOW: tl.constexpr, APPLY_CHANNELS: tl.constexpr, APPLY_PIXELS: tl.constexpr,
 ):  # fmt: skip
     """An item of the stage at ``entry``."""
     kind = tl.load(entry + schema.Column.KIND)
     if kind == schema.Kind.APPLY:
         _apply(
-            x, dy, dx, weight, bias, maps, scratch, dl1, numel, table, row, tile, per_group, pixels,
-            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, AFFINE, ACTIVATION,
-            APPLY_CHANNELS, APPLY_PIXELS,
+            x, dy, dx, dresidual, weight, bias, residual, threshold, maps, scratch, dl1, numel, table, row, tile,
+            per_group, pixels, P, SUBTRACT_MEAN, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST,
+            INDEX, AFFINE, THRESHOLD, ACTIVATION, APPLY_CHANNELS, APPLY_PIXELS,
         )  # fmt: skip
     elif SUMMATION or SUPPRESSION:
         maps_item(
-            x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles,
-            per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
-            SIGMA, ACTIVATION, CHANNELS, PIXELS, WINDOW,
+            x, dy, weight, bias, sigma, residual, threshold, maps, scratch, dl1, numel, table, entry, kind, row, tile,
+            tiles, per_group, pixels, P, SUBTRACT_MEAN, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES,
+            CHANNELS_LAST, INDEX, SIGMA, ACTIVATION, CHANNELS, PIXELS, WINDOW,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first", "channel_units", "pixel_units"])
 def backward_kernel(
-    x, dy, dx, weight, bias, sigma, maps, dl1, numel, dweight, dbias, dsigma, scratch, counters, table, first,
-    channel_units, pixel_units,
-    CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr,
+    x, dy, dx, dresidual, weight, bias, sigma, residual, threshold, maps, dl1, numel, dweight, dbias, dsigma,
+    dthreshold, scratch, counters, table, first, channel_units, pixel_units,
+    CHANNEL_UNIT: tl.constexpr, PIXEL_UNIT: tl.constexpr, P: tl.constexpr, SUBTRACT_MEAN: tl.constexpr,
     STRATEGY: tl.constexpr, ORDERED: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
     WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
@@ -226,11 +252,12 @@ def backward_kernel(
 ):  # fmt: skip
     """One item of the backward schedule.
 
-    ``x``, ``dy`` and ``dx`` are dense and of one layout. ``dl1`` is the gradient of l1, a mean over ``numel`` elements,
-    or absent. ``bias`` is of use to an ``ACTIVATION``. ``dweight``, ``dbias`` and ``dsigma`` are absent where not
-    wanted. For the units see `forward_kernel`.
+    ``x``, ``residual`` and their gradients and ``dy`` are dense and of one layout. ``dl1`` is the gradient of l1, a
+    mean over ``numel`` elements, or absent. ``bias`` and ``residual`` are of use to an ``ACTIVATION``. ``dresidual``
+    and the gradients of parameters are absent where not wanted. For the units see `forward_kernel`.
     """
-    AFFINE: tl.constexpr = dweight is not None or dbias is not None
+    THRESHOLD: tl.constexpr = dthreshold is not None
+    AFFINE: tl.constexpr = dweight is not None or dbias is not None or THRESHOLD
     SIGMA: tl.constexpr = dsigma is not None
     per_group = tl.cast(channel_units, INDEX) * CHANNEL_UNIT
     pixels = tl.cast(pixel_units, INDEX) * PIXEL_UNIT
@@ -253,11 +280,14 @@ def backward_kernel(
                 if dbias is not None:
                     partials = scratch + tl.load(table + schema.Header.PARTIALS_BIAS)
                     sum_columns(partials, dbias, table, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
+                if THRESHOLD:
+                    partials = scratch + tl.load(table + schema.Header.PARTIALS_THRESHOLD)
+                    sum_columns(partials, dthreshold, table, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
     elif STRATEGY == schema.Strategy.SINGLE:
         _single(
-            x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, item, per_group, pixels,
-            SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, AFFINE, SIGMA, ACTIVATION,
-            CHANNELS, PIXELS,
+            x, dy, dx, dresidual, weight, bias, sigma, residual, threshold, maps, scratch, dl1, numel, table, item,
+            per_group, pixels, P, SUBTRACT_MEAN, SUMMATION, SUPPRESSION, WHOLE, FEATURES, CHANNELS_LAST, INDEX, AFFINE,
+            THRESHOLD, SIGMA, ACTIVATION, CHANNELS, PIXELS,
         )  # fmt: skip
         if ORDERED:
             signal(counters + 1)
@@ -268,9 +298,10 @@ def backward_kernel(
             tiles = tl.load(entry + schema.Column.TILES)
             for tile in range(tiles):
                 _stage_item(
-                    x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, row, tile, tiles,
-                    per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
-                    AFFINE, SIGMA, ACTIVATION, CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
+                    x, dy, dx, dresidual, weight, bias, sigma, residual, threshold, maps, scratch, dl1, numel, table,
+                    entry, row, tile, tiles, per_group, pixels, P, SUBTRACT_MEAN, SUMMATION, SUPPRESSION, WHOLE,
+                    OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, AFFINE, THRESHOLD, SIGMA, ACTIVATION, CHANNELS, PIXELS,
+                    WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
                 )  # fmt: skip
             tl.debug_barrier()  # what the stage has stored can be read
     else:
@@ -284,9 +315,10 @@ def backward_kernel(
             row = chunk * tl.load(entry + schema.Column.ROWS) + place // tiles
             if row < tl.load(entry + schema.Column.ALL_ROWS):
                 _stage_item(
-                    x, dy, dx, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, row, tile, tiles,
-                    per_group, pixels, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX,
-                    AFFINE, SIGMA, ACTIVATION, CHANNELS, PIXELS, WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
+                    x, dy, dx, dresidual, weight, bias, sigma, residual, threshold, maps, scratch, dl1, numel, table,
+                    entry, row, tile, tiles, per_group, pixels, P, SUBTRACT_MEAN, SUMMATION, SUPPRESSION, WHOLE,
+                    OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, AFFINE, THRESHOLD, SIGMA, ACTIVATION, CHANNELS, PIXELS,
+                    WINDOW, APPLY_CHANNELS, APPLY_PIXELS,
                 )  # fmt: skip
             if ORDERED:
                 signal(stage_counter(table, counters, chunk, stage))

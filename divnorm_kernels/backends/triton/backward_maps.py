@@ -5,6 +5,7 @@ import triton.language as tl
 
 from . import schema
 from .device import (
+    C_1,
     IN_FLIGHT,
     activation_base,
     activation_offsets,
@@ -12,14 +13,15 @@ from .device import (
     field_count,
     map_offsets,
     map_values,
-    parameter,
     rstd_maps,
     sigma_at,
     sign,
     window_sum,
 )
 from .epilogue import (
+    parameters,
     passed,
+    with_residual,
 )
 
 
@@ -30,37 +32,54 @@ def l1_slope(dl1, numel):
 
 
 @triton.jit
-def channel_sums(values, gradient, mu, mask, DL1: tl.constexpr, SUPPRESSION: tl.constexpr):
-    """``(v, P1, P2, V, sum of sign(v))`` of a tile whose ``gradient`` is weight * dy.
-
-    Without a suppression field there is no P2 and no V: nothing of x is in dx.
-    """
-    centred = tl.where(mask, values - mu[None, :], 0.0)
-    p2 = tl.sum(gradient * centred, 0) if SUPPRESSION else tl.zeros(mu.shape, tl.float32)
-    centred_sum = tl.sum(centred, 0) if SUPPRESSION else tl.zeros(mu.shape, tl.float32)
-    signs = tl.sum(sign(centred), 0) if DL1 else tl.zeros(mu.shape, tl.float32)
-    return centred, tl.sum(gradient, 0), p2, centred_sum, signs
+def slope_of_power(centred, P: tl.constexpr):
+    """sign(v) abs(v)^(p-1), by which dx depends on s."""
+    return centred if P == 2 else sign(centred)
 
 
 @triton.jit
-def sigma_partial(table, sigma, group, p2, rstd, inside):
-    """The sum of sigma P2/s^3. Times sigma/s, which is at most 1, before the sum: it overflows where dsigma does."""
-    over_s = sigma_at(table, sigma, group) * rstd
-    return tl.sum(tl.where(inside, ((p2 * rstd) * rstd) * over_s, 0.0), 0)
+def channel_sums(
+    values, gradient, mu, mask,
+    DL1: tl.constexpr, P: tl.constexpr, SUBTRACT_MEAN: tl.constexpr, SUPPRESSION: tl.constexpr,
+):  # fmt: skip
+    """``(v, P1, P2, V, sum of sign(v))`` of a tile whose ``gradient`` is weight * dy; for p = 1 V is the latter.
+
+    Without a suppression field there is no P2 and no V: nothing of x is in dx. Where mu is in s alone there is no P1.
+    """
+    nothing = tl.zeros(mu.shape, tl.float32)
+    centred = tl.where(mask, values - mu[None, :], 0.0)
+    p1 = tl.sum(gradient, 0) if SUBTRACT_MEAN else nothing
+    p2 = tl.sum(gradient * (centred if SUBTRACT_MEAN else values), 0) if SUPPRESSION else nothing
+    signs = tl.sum(sign(centred), 0) if DL1 or P == 1 else nothing
+    slopes = (tl.sum(centred, 0) if P == 2 else signs) if SUPPRESSION else nothing
+    return centred, p1, p2, slopes, signs
+
+
+@triton.jit
+def sigma_partial(table, sigma, group, p2, rstd, inside, P: tl.constexpr):
+    """The sum of sigma P2/s^3, for p = 1 of sign(sigma) P2/s^2.
+
+    Times sigma/s, which is at most 1, before the sum: it overflows where dsigma does.
+    """
+    value = sigma_at(table, sigma, group)
+    factor = value * rstd if P == 2 else sign(value)
+    return tl.sum(tl.where(inside, ((p2 * rstd) * rstd) * factor, 0.0), 0)
 
 
 @triton.jit
 def store_sources(
-    scratch, table, row, pixels, p, inside, count, p1, p2, centred, signs, rstd, slope,
-    SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, INDEX: tl.constexpr,
+    scratch, table, row, pixels, p, inside, count, p1, p2, slopes, signs, rstd, slope,
+    P: tl.constexpr, SUBTRACT_MEAN: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr,
+    INDEX: tl.constexpr,
 ):  # fmt: skip
     """The maps that the adjoint sums start from, divided by what the averages divide by; ``count`` channels."""
-    shift = p1 * rstd + slope * signs
+    shift = p1 * rstd + slope * signs if SUBTRACT_MEAN else slope * signs
     if SUPPRESSION:
         # 1/s^3 may overflow where P2/s^3 does not
-        scale = tl.div_rn(((p2 * rstd) * rstd) * rstd, count * field_count(table, p, True, INDEX))
+        scale = ((p2 * rstd) * rstd) * (rstd if P == 2 else C_1)
+        scale = tl.div_rn(scale, count * field_count(table, p, True, INDEX))
         tl.store(buffer_at(scratch, table, schema.Buffer.SCALE, row, pixels) + p, scale, mask=inside)
-        tl.store(buffer_at(scratch, table, schema.Buffer.CENTRED, row, pixels) + p, centred, mask=inside)
+        tl.store(buffer_at(scratch, table, schema.Buffer.SLOPES, row, pixels) + p, slopes, mask=inside)
     elif SUMMATION:
         shift = tl.div_rn(shift, count * field_count(table, p, False, INDEX))
     tl.store(buffer_at(scratch, table, schema.Buffer.SHIFT, row, pixels) + p, shift, mask=inside)
@@ -73,18 +92,27 @@ def whole_rstd(maps, table, map_row, SUPPRESSION: tl.constexpr):
 
 
 @triton.jit
-def whole_sources(p1, p2, centred, signs, rstd, slope, inside, count, SUPPRESSION: tl.constexpr):
-    """``(s a, A'[g/s + l1's share], A[v]/s)`` / n of a tile where the fields cover ``count`` elements.
+def whole_sources(
+    p1, p2, slopes, signs, rstd, slope, inside, count,
+    P: tl.constexpr, SUBTRACT_MEAN: tl.constexpr, SUPPRESSION: tl.constexpr,
+):  # fmt: skip
+    """``(s^2 a, A'[g/s + l1's share], A[v]/s)`` / n of a tile where the fields cover ``count`` elements; for p = 1
+    ``(s a, the same, A[sign(v)])`` / n.
 
     Averages are taken before anything is divided by s, so that they overflow where dx does.
     """
-    shift = tl.div_rn(tl.sum(tl.where(inside, p1, 0.0), 0), count) * rstd
-    shift += slope * tl.div_rn(tl.sum(tl.where(inside, signs, 0.0), 0), count)
+    shift = slope * tl.div_rn(tl.sum(tl.where(inside, signs, 0.0), 0), count)
+    if SUBTRACT_MEAN:
+        shift += tl.div_rn(tl.sum(tl.where(inside, p1, 0.0), 0), count) * rstd
     scale = 0.0
     mean = 0.0
     if SUPPRESSION:
         scale = tl.div_rn(tl.sum(tl.where(inside, p2, 0.0), 0), count) * rstd
-        mean = tl.div_rn(tl.sum(tl.where(inside, centred, 0.0), 0), count) * rstd
+        mean = tl.div_rn(tl.sum(tl.where(inside, slopes, 0.0), 0), count)
+        if P == 1:
+            scale *= C_1
+        else:
+            mean *= rstd
     return scale, shift, mean
 
 
@@ -121,7 +149,7 @@ def _merge_whole(
         shift += tl.load(buffer_at(scratch, table, schema.Buffer.SHIFT, 0, 0) + at, mask=mask, other=0.0)
         if SUPPRESSION:
             scale += tl.load(buffer_at(scratch, table, schema.Buffer.SCALE, 0, 0) + at, mask=mask, other=0.0)
-            mean += tl.load(buffer_at(scratch, table, schema.Buffer.CENTRED, 0, 0) + at, mask=mask, other=0.0)
+            mean += tl.load(buffer_at(scratch, table, schema.Buffer.SLOPES, 0, 0) + at, mask=mask, other=0.0)
     together = tl.sum(scale, 0)
     return together, whole_shift(together, tl.sum(shift, 0), tl.sum(mean, 0), rstd, SUMMATION, SUPPRESSION)
 
@@ -141,9 +169,9 @@ def window_item(scratch, table, entry, row, pixels, p, inside, count, SUMMATION:
     """One window sum and what becomes of it; ``row`` is the place in the scratch buffers."""
     total = window_sum(scratch, table, entry, row, pixels, p, inside, INDEX)
     if tl.load(entry + schema.Column.EPILOGUE) == schema.Epilogue.COEFFICIENT and SUMMATION:
-        centred = tl.load(buffer_at(scratch, table, schema.Buffer.CENTRED, row, pixels) + p, mask=inside, other=0.0)
+        slopes = tl.load(buffer_at(scratch, table, schema.Buffer.SLOPES, row, pixels) + p, mask=inside, other=0.0)
         at = buffer_at(scratch, table, schema.Buffer.SHIFT, row, pixels)
-        shift = tl.load(at + p, mask=inside, other=0.0) - total * centred
+        shift = tl.load(at + p, mask=inside, other=0.0) - total * slopes
         tl.store(at + p, tl.div_rn(shift, count * field_count(table, p, False, INDEX)), mask=inside)
     target = buffer_at(scratch, table, tl.load(entry + schema.Column.TARGET), row, pixels)
     tl.store(target + p, total, mask=inside)
@@ -152,13 +180,15 @@ def window_item(scratch, table, entry, row, pixels, p, inside, count, SUMMATION:
 @triton.jit
 def gradient_buffers(scratch, table, WHOLE: tl.constexpr):
     """The buffers of what `gradient_maps` gives."""
-    of_a = buffer_at(scratch, table, schema.Buffer.FIRST if WHOLE else schema.Buffer.CENTRED, 0, 0)
+    of_a = buffer_at(scratch, table, schema.Buffer.FIRST if WHOLE else schema.Buffer.SLOPES, 0, 0)
     return of_a, buffer_at(scratch, table, schema.Buffer.SECOND if WHOLE else schema.Buffer.SCALE, 0, 0)
 
 
 @triton.jit
 def gradient_maps(of_a, of_shift, at, mask, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr):
-    """The coefficient a, or of whole fields s a, and A'[d]/n at the offsets ``at``; zeros where a field is absent."""
+    """The coefficient a, of whole fields as in `whole_sources`, and A'[d]/n at the offsets ``at``; zeros where a field
+    is absent.
+    """
     a = tl.zeros(at.shape, tl.float32)
     shift = tl.zeros(at.shape, tl.float32)
     if SUPPRESSION:
@@ -169,16 +199,14 @@ def gradient_maps(of_a, of_shift, at, mask, SUMMATION: tl.constexpr, SUPPRESSION
 
 
 @triton.jit
-def input_gradient(
-    gradient, centred, normalized, rstd, a, shift, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr
-):  # fmt: skip
+def input_gradient(gradient, centred, rstd, a, shift, P: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr):
     """dx, but for what l1 adds at the element itself."""
     if not SUPPRESSION:
         found = gradient - shift
     elif WHOLE:
-        found = (gradient - a * normalized) * rstd - shift
+        found = (gradient - a * (centred * rstd if P == 2 else sign(centred))) * rstd - shift
     else:
-        found = gradient * rstd - (a * centred + shift)
+        found = gradient * rstd - (a * slope_of_power(centred, P) + shift)
     return found
 
 
@@ -191,7 +219,8 @@ def _averaged(table, per_group, OVER_BATCH: tl.constexpr):
 
 @triton.jit
 def _statistics(
-    x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
+    x, dy, weight, bias, sigma, residual, threshold, maps, scratch, dl1, numel, table, row, tile, tiles, per_group,
+    pixels, P: tl.constexpr, SUBTRACT_MEAN: tl.constexpr,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, SIGMA: tl.constexpr,
     ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
@@ -208,7 +237,7 @@ def _statistics(
     rstd = tl.reshape(rstd, [PIXELS])
     p1 = tl.zeros([PIXELS], tl.float32)
     p2 = tl.zeros([PIXELS], tl.float32)
-    centred_sum = tl.zeros([PIXELS], tl.float32)
+    slopes = tl.zeros([PIXELS], tl.float32)
     signs = tl.zeros([PIXELS], tl.float32)
     for begin in tl.range(0, per_group, CHANNELS, num_stages=IN_FLIGHT):
         c = tl.cast(begin + tl.arange(0, CHANNELS), INDEX)
@@ -217,49 +246,47 @@ def _statistics(
         at = activation_offsets(c, p, groups * per_group, pixels, CHANNELS_LAST)
         values = tl.load(x + base + at, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
         gradient = tl.load(dy + base + at, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
-        channel = (row % groups) * per_group + c
         if FEATURES:
-            scale = parameter(weight, p, inside, 1.0)[None, :]
+            scale, lift, tau = parameters(weight, bias, threshold, p, inside, 0)
         else:
-            scale = parameter(weight, channel, inside_c, 1.0)[:, None]
-        if ACTIVATION:
-            if FEATURES:
-                lift = parameter(bias, p, inside, 0.0)[None, :]
-            else:
-                lift = parameter(bias, channel, inside_c, 0.0)[:, None]
-            gradient = passed(gradient, (values - mu[None, :]) * rstd[None, :] * scale + lift, mask, ACTIVATION)
-        gradient *= scale
-        _, chunk_p1, chunk_p2, chunk_centred, chunk_signs = channel_sums(
-            values, gradient, mu, mask, dl1 is not None, SUPPRESSION
+            scale, lift, tau = parameters(weight, bias, threshold, (row % groups) * per_group + c, inside_c, 1)
+        numerator = values - mu[None, :] if SUBTRACT_MEAN else values
+        value = with_residual(numerator * rstd[None, :] * scale + lift, residual, base, at, mask, "evict_last")
+        gradient = passed(gradient, value, tau, mask, ACTIVATION) * scale
+        _, chunk_p1, chunk_p2, chunk_slopes, chunk_signs = channel_sums(
+            values, gradient, mu, mask, dl1 is not None, P, SUBTRACT_MEAN, SUPPRESSION
         )
         p1 += chunk_p1
         p2 += chunk_p2
-        centred_sum += chunk_centred
+        slopes += chunk_slopes
         signs += chunk_signs
     slope = l1_slope(dl1, numel)
     count = _averaged(table, per_group, OVER_BATCH)
     if SIGMA:
-        partial = sigma_partial(table, sigma, row % groups, p2, rstd, inside)
+        partial = sigma_partial(table, sigma, row % groups, p2, rstd, inside, P)
         tl.store(scratch + tl.load(table + schema.Header.PARTIALS_SIGMA) + row * tiles + tile, partial)
     if WHOLE:
         at = row * tiles + tile
         row_rstd = whole_rstd(maps, table, map_row, SUPPRESSION)
         count *= pixels.to(tl.float32)
-        scale, shift, mean = whole_sources(p1, p2, centred_sum, signs, row_rstd, slope, inside, count, SUPPRESSION)
+        scale, shift, mean = whole_sources(
+            p1, p2, slopes, signs, row_rstd, slope, inside, count, P, SUBTRACT_MEAN, SUPPRESSION
+        )
         tl.store(buffer_at(scratch, table, schema.Buffer.SHIFT, 0, 0) + at, shift)
         if SUPPRESSION:
             tl.store(buffer_at(scratch, table, schema.Buffer.SCALE, 0, 0) + at, scale)
-            tl.store(buffer_at(scratch, table, schema.Buffer.CENTRED, 0, 0) + at, mean)
+            tl.store(buffer_at(scratch, table, schema.Buffer.SLOPES, 0, 0) + at, mean)
     else:
         store_sources(
-            scratch, table, row, pixels, p, inside, count, p1, p2, centred_sum, signs, rstd, slope,
-            SUMMATION, SUPPRESSION, INDEX,
+            scratch, table, row, pixels, p, inside, count, p1, p2, slopes, signs, rstd, slope,
+            P, SUBTRACT_MEAN, SUMMATION, SUPPRESSION, INDEX,
         )  # fmt: skip
 
 
 @triton.jit
 def maps_item(
-    x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles, per_group, pixels,
+    x, dy, weight, bias, sigma, residual, threshold, maps, scratch, dl1, numel, table, entry, kind, row, tile, tiles,
+    per_group, pixels, P: tl.constexpr, SUBTRACT_MEAN: tl.constexpr,
     SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr, OVER_BATCH: tl.constexpr,
     FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, SIGMA: tl.constexpr,
     ACTIVATION: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WINDOW: tl.constexpr,
@@ -267,9 +294,9 @@ def maps_item(
     """An item of the stages that lead to the maps."""
     if kind == schema.Kind.STATISTICS:
         _statistics(
-            x, dy, weight, bias, sigma, maps, scratch, dl1, numel, table, row, tile, tiles, per_group, pixels,
-            SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, SIGMA, ACTIVATION,
-            CHANNELS, PIXELS,
+            x, dy, weight, bias, sigma, residual, threshold, maps, scratch, dl1, numel, table, row, tile, tiles,
+            per_group, pixels, P, SUBTRACT_MEAN, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST,
+            INDEX, SIGMA, ACTIVATION, CHANNELS, PIXELS,
         )  # fmt: skip
     elif WHOLE:
         rstd = whole_rstd(maps, table, row, SUPPRESSION)
@@ -285,7 +312,7 @@ def maps_item(
                 _merge_batch(scratch, table, row, pixels, p, inside, schema.Buffer.SHIFT)
                 if SUPPRESSION:
                     _merge_batch(scratch, table, row, pixels, p, inside, schema.Buffer.SCALE)
-                    _merge_batch(scratch, table, row, pixels, p, inside, schema.Buffer.CENTRED)
+                    _merge_batch(scratch, table, row, pixels, p, inside, schema.Buffer.SLOPES)
             else:
                 window_item(scratch, table, entry, row, pixels, p, inside, count, SUMMATION, INDEX)
         else:

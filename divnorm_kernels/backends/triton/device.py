@@ -24,6 +24,9 @@ _COLUMNS = tl.constexpr(len(schema.Column))
 _STAGES_AT = tl.constexpr(int(schema.STAGES_AT))
 _MOST_STAGES = tl.constexpr(schema.MOST_STAGES)
 
+C_1 = tl.constexpr(1.2533141373155003)
+"""sqrt(pi/2), by which p = 1 makes mean abs(v) of a normal v its deviation."""
+
 IN_FLIGHT = tl.constexpr(1 if torch.version.hip else 3)
 """The tiles of x that a loop has at work: those behind the first are on their way into shared memory.
 
@@ -146,14 +149,18 @@ def channel_block(
 
 
 @triton.jit
-def reciprocal_scale(sigma, q):
+def reciprocal_scale(sigma, q, P: tl.constexpr):
     """1/s, at most 1/abs(sigma): s is no less than abs(sigma), also where sigma^2 underflows. A NaN stays one.
 
     Correctly rounded operations, which flush no small number to zero and know no divisor that is too large.
     """
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(sigma * sigma + q))
-    most = tl.div_rn(1.0, tl.abs(sigma))
-    return tl.where(rstd > most, most, rstd)
+    if P == 1:
+        found = tl.div_rn(1.0, tl.abs(sigma) + q)
+    else:
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(sigma * sigma + q))
+        most = tl.div_rn(1.0, tl.abs(sigma))
+        found = tl.where(rstd > most, most, rstd)
+    return found
 
 
 @triton.jit

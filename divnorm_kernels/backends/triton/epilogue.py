@@ -1,4 +1,4 @@
-"""What stands behind the norm: an activation, and the gradient back through it.
+"""What stands behind the norm: a residual that is added, an activation, and the gradient back through it.
 
 A smooth one is z times a gate that rises from 0 to 1: sigmoid(z) for SiLU, the normal distribution for GELU, for its
 tanh form 0.5 (1 + tanh(u)) = sigmoid(2 u). At an infinite z the gate's slope of zero makes the derivative NaN, and at
@@ -9,15 +9,40 @@ import triton
 import triton.language as tl
 
 from . import schema
+from .device import (
+    parameter,
+)
 
 
 @triton.jit
-def activated(value, ACTIVATION: tl.constexpr):
-    """The value, which becomes y, through the activation; a NaN stays one."""
+def parameters(weight, bias, threshold, at, mask, AXIS: tl.constexpr):
+    """Weight, bias and threshold at the offsets ``at``, float32, along the other axis of a tile; what a norm has
+    without them where they are absent.
+    """
+    return (
+        tl.expand_dims(parameter(weight, at, mask, 1.0), AXIS),
+        tl.expand_dims(parameter(bias, at, mask, 0.0), AXIS),
+        tl.expand_dims(parameter(threshold, at, mask, 0.0), AXIS),
+    )
+
+
+@triton.jit
+def with_residual(value, residual, base, at, mask, POLICY: tl.constexpr):
+    """The value with the residual added, where there is one, at the offsets ``at`` of a row that begins at ``base``."""
+    if residual is not None:
+        value += tl.load(residual + base + at, mask=mask, other=0.0, eviction_policy=POLICY).to(tl.float32)
+    return value
+
+
+@triton.jit
+def activated(value, tau, ACTIVATION: tl.constexpr):
+    """The value, which becomes y, through the activation, whose threshold is ``tau``; a NaN stays one."""
     if ACTIVATION == schema.Activation.NONE:
         found = value
     elif ACTIVATION == schema.Activation.RELU:
         found = tl.where(value < 0, 0.0, value)
+    elif ACTIVATION == schema.Activation.TLU:
+        found = tl.where(_above(value, tau), value, tau)
     else:
         gate, _ = _gate(value, ACTIVATION)
         found = value * gate
@@ -25,7 +50,7 @@ def activated(value, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def passed(gradient, value, mask, ACTIVATION: tl.constexpr):
+def passed(gradient, value, tau, mask, ACTIVATION: tl.constexpr):
     """The gradient for the value from that for y.
 
     ``mask``: where there are elements. Elsewhere the gradient is zero and stays so, whatever the value overflows to.
@@ -34,10 +59,24 @@ def passed(gradient, value, mask, ACTIVATION: tl.constexpr):
         found = gradient
     elif ACTIVATION == schema.Activation.RELU:
         found = tl.where(value <= 0, 0.0, gradient)
+    elif ACTIVATION == schema.Activation.TLU:
+        found = tl.where(_above(value, tau), gradient, 0.0)
     else:
         gate, slope = _gate(value, ACTIVATION)
         found = tl.where(mask, gradient * (gate + value * slope), 0.0)
     return found
+
+
+@triton.jit
+def stopped(gradient, value, tau):
+    """The gradient for the threshold from that for y; not what `passed` leaves of it, which may be inf - inf."""
+    return tl.where(_above(value, tau), 0.0, gradient)
+
+
+@triton.jit
+def _above(value, tau):
+    """Whether the value is above the threshold, and y; a NaN is."""
+    return (value > tau) | (value != value)
 
 
 @triton.jit

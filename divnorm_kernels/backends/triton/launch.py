@@ -53,6 +53,9 @@ def constants(g: Geometry, tiles: Tiles, channels_last: bool) -> dict[str, Any]:
     return {
         "CHANNEL_UNIT": _unit(per_group),
         "PIXEL_UNIT": _unit(pixels),
+        # where nothing divides there is no exponent, and without a mean nothing to subtract
+        "P": g.norm.p if g.suppression is not None else 2,
+        "SUBTRACT_MEAN": g.norm.subtract_mean or g.summation is None,
         "STRATEGY": int(tiles.strategy),
         "ORDERED": tiles.ordered,
         "SUMMATION": g.summation is not None,
@@ -146,15 +149,26 @@ def _plan(g: Geometry, x: Tensor, channels_last: bool, tiles: Tiles, *, backward
 
 
 def plans(
-    g: Geometry, x: Tensor, channels_last: bool, *, backward: bool, affine: bool, sigmas: int, l1: bool, variance: bool
+    g: Geometry,
+    x: Tensor,
+    channels_last: bool,
+    *,
+    backward: bool,
+    residual: bool,
+    affine: bool,
+    sigmas: int,
+    l1: bool,
+    variance: bool,
 ) -> Iterable[Plan]:
     """The plan of the table's choice, or to choose from under autotuning, several.
 
-    ``affine``, ``sigmas`` and ``l1`` say which sums over all positions are wanted, ``variance`` that those of rows are.
+    ``affine``, ``sigmas`` and ``l1`` say which sums over all positions are wanted, ``variance`` that those of rows are,
+    ``residual`` that one is read.
     """
     columns = -(-g.affine_size // FINISH_COLUMNS) if affine else 0
     finish = columns + sigmas if backward else int(l1)
-    arguments = (g, device_of(x.device), "backward" if backward else "forward", x.element_size(), channels_last)
+    direction = "backward" if backward else "forward"
+    arguments = (g, device_of(x.device), direction, x.element_size(), channels_last, residual)
     chosen = candidates(*arguments) if AUTOTUNE and not INTERPRETED else [choose(*arguments)]
     wanted = {"backward": backward, "finish": finish, "sigmas": sigmas, "variance": variance}
     return (_plan(g, x, channels_last, t, **wanted) for t in chosen)

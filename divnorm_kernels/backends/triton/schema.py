@@ -27,6 +27,7 @@ class Activation(IntEnum):
     SILU = 2
     GELU = 3
     GELU_TANH = 4
+    TLU = 5
 
 
 class Header(IntEnum):
@@ -59,13 +60,15 @@ class Header(IntEnum):
     VARIANCE = 15
     """Where the variances of rows begin in the maps; 0 where they are not kept."""
     PARTIALS = 16
-    """Where the partial sums of l1, or of dweight, begin in the scratch memory; then those of dbias and dsigma."""
+    """Where the partial sums of l1, or of dweight, begin in the scratch memory; then those of dbias, dthreshold and
+    dsigma."""
     PARTIALS_BIAS = 17
-    PARTIALS_SIGMA = 18
-    PARTIAL_ROWS = 19
-    PARTIAL_COLUMNS = 20
-    SIGMAS = 21
-    FIELDS = 22
+    PARTIALS_THRESHOLD = 18
+    PARTIALS_SIGMA = 19
+    PARTIAL_ROWS = 20
+    PARTIAL_COLUMNS = 21
+    SIGMAS = 22
+    FIELDS = 23
     """The summation field, then the suppression field: `AXES` axes of `FieldColumn` each."""
 
 
@@ -125,6 +128,8 @@ class Kind(IntEnum):
     MERGE = 1
     WINDOW = 2
     APPLY = 3
+    DEVIATIONS = 4
+    """Forward, p = 1 with a summation field: the mean of abs(v) over the channels, once mu is known."""
 
 
 class Buffer(IntEnum):
@@ -133,16 +138,17 @@ class Buffer(IntEnum):
     MEAN = 0
     """Forward: mean over the channels."""
     VARIANCE = 1
-    """Forward: mean over the channels of the squared distance from that mean, then from mu."""
+    """Forward: mean over the channels of the squared distance from that mean, then from mu; for p = 1 of abs(v)."""
     FIRST = 2
     SECOND = 3
     """Sums over some of the axes. Forward, where a row is one number, FIRST holds what rounding left of MEAN."""
     SCALE = 0
-    """Backward: the source of a = B'[P2/s^3]/n; once that is done, A'[d]/n."""
+    """Backward: the source of a = B'[P2/s^3]/n, for p = 1 B'[c_1 P2/s^2]/n; once that is done, A'[d]/n."""
     SHIFT = 1
     """Backward: P1/s, then the source d of A'."""
-    CENTRED = 4
-    """Backward: V; once d is formed, a. Where a row is one number, FIRST and SECOND hold a and A'[d]/n."""
+    SLOPES = 4
+    """Backward: V, for p = 1 the sum of sign(v); once d is formed, a. Where a row is one number, FIRST and SECOND hold
+    a and A'[d]/n."""
 
 
 class Epilogue(IntEnum):

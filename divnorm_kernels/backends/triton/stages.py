@@ -6,7 +6,8 @@ through all stages of a row by itself. Elsewhere programs take items, a stage's 
 item depends on items of lower number alone: a program that takes its number from a counter may wait for the items it
 needs without a deadlock. Rows are then worked on in chunks, so that the second read of x finds the chunk in the
 second-level cache: while one chunk's statistics are computed, the chunk before goes through the window sums of the
-first field, the one before that through those of the second, and the one before that is passed over again.
+first field, the one before that through those of the second, and the one before that is passed over again. For p = 1
+the mean of abs(v) over the channels takes a pass of its own over the chunk, once mu is known.
 
 A *row* is a group of a sample; a *map row* is a row of the maps: the same, or under ``over_batch`` a group.
 """
@@ -20,7 +21,7 @@ from math import prod
 
 from ...fields import Axis, Geometry
 from .schema import AXES, MOST_STAGES, Buffer, Column, Epilogue, Header, Kind, Strategy
-from .tiles import Tiles, second_pass, steps_apart
+from .tiles import Tiles, deviations_apart, second_pass, steps_apart
 
 DIRECT_AREA = 64
 """The largest window over two axes that is summed in one stage."""
@@ -183,21 +184,33 @@ def _paired(lines: list[dict[str, int]]) -> Iterator[dict[str, int]]:
             lines = rest
 
 
-def _window_stages(g: Geometry, window: Stage, first_level: int, backward: bool) -> Iterator[Stage]:
-    if g.whole:
-        return
+def _map_stages(
+    g: Geometry, deviations: Stage, merge: Stage | None, window: Stage, first_level: int, backward: bool
+) -> Iterator[Stage]:
+    """The stages between the statistics and the second pass, from templates of one lag."""
     forward_order = (
         (g.summation, Buffer.MEAN, Buffer.VARIANCE, Epilogue.MEAN),
         (g.suppression, Buffer.VARIANCE, Buffer.FIRST, Epilogue.RSTD),
     )
     backward_order = (
-        (g.suppression, Buffer.SCALE, Buffer.CENTRED, Epilogue.COEFFICIENT),
+        (g.suppression, Buffer.SCALE, Buffer.SLOPES, Epilogue.COEFFICIENT),
         (g.summation, Buffer.SHIFT, Buffer.SCALE, Epilogue.STORE),
     )
     fields = [field for field in (backward_order if backward else forward_order) if field[0] is not None]
-    for steps, (axes, source, target, epilogue) in enumerate(fields, 1):
-        start = replace(window, lag=steps * window.lag, source=source, target=target, epilogue=epilogue)
-        yield from field_stages(axes, g.spatial, start, first_level, mirrored=backward)
+    apart = deviations_apart(g, backward)
+    unmerged = Buffer.MEAN if apart else Buffer.VARIANCE  # to the latter the mean belongs too
+    step = 1
+    for axes, source, target, epilogue in fields:
+        if apart and epilogue == Epilogue.RSTD:
+            yield replace(deviations, lag=step * deviations.lag)
+            unmerged, step = Buffer.VARIANCE, step + 1
+        if merge is not None and unmerged is not None:
+            yield replace(merge, lag=step * merge.lag, source=unmerged)
+            unmerged = None
+        if not g.whole:
+            start = replace(window, lag=step * window.lag, source=source, target=target, epilogue=epilogue)
+            yield from field_stages(axes, g.spatial, start, first_level, mirrored=backward)
+        step += 1
 
 
 def _stages(g: Geometry, tiles: Tiles, first_level: int, backward: bool) -> list[Stage]:
@@ -208,15 +221,15 @@ def _stages(g: Geometry, tiles: Tiles, first_level: int, backward: bool) -> list
     lag = int(chunk < rows)
     stages = []
     if g.summation is not None or g.suppression is not None:
-        stages.append(Stage(Kind.STATISTICS, chunk, rows, -(-pixels // tiles.pixels)))
-        map_tiles = 1 if g.whole else -(-pixels // tiles.window)
-        if g.over_batch or g.whole:
-            stages.append(Stage(Kind.MERGE, map_chunk, map_rows, map_tiles, lag))
-        window = Stage(Kind.WINDOW, map_chunk, map_rows, map_tiles, lag)
-        stages += _window_stages(g, window, first_level, backward)
+        statistics = Stage(Kind.STATISTICS, chunk, rows, -(-pixels // tiles.pixels))
+        deviations = replace(statistics, kind=Kind.DEVIATIONS, lag=lag)
+        window = Stage(Kind.WINDOW, map_chunk, map_rows, 1 if g.whole else -(-pixels // tiles.window), lag)
+        merge = replace(window, kind=Kind.MERGE) if g.over_batch or g.whole else None
+        stages = [statistics, *_map_stages(g, deviations, merge, window, first_level, backward)]
     channel_tiles = -(-second_pass(g)[0] // (tiles.apply_channels * tiles.channel_blocks))
     apply_rows, all_rows = (1, 1) if g.features else (chunk, rows)
-    return [*stages, Stage(Kind.APPLY, apply_rows, all_rows, channel_tiles * tiles.splits, steps_apart(g) * lag)]
+    lag *= steps_apart(g, backward)
+    return [*stages, Stage(Kind.APPLY, apply_rows, all_rows, channel_tiles * tiles.splits, lag)]
 
 
 def _field(axes: tuple[Axis, ...] | None, spatial: tuple[int, ...]) -> list[int]:
@@ -236,11 +249,12 @@ def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: 
     rows, pixels = g.batch * g.groups, prod(g.spatial)
     map_size = (g.groups if g.over_batch else rows) * (1 if g.whole else pixels)
     rstd = map_size if g.summation else 0
-    first_level = Buffer.CENTRED + 1 if backward else Buffer.SECOND + 1
+    first_level = Buffer.SLOPES + 1 if backward else Buffer.SECOND + 1
     single, looped = (tiles.strategy == strategy for strategy in (Strategy.SINGLE, Strategy.LOOPED))
     if single:
         template = Stage(Kind.WINDOW, 0, 0, 1)
-        stages = list(_window_stages(g, template, first_level, backward))
+        deviations = replace(template, kind=Kind.DEVIATIONS)
+        stages = [] if g.whole else list(_map_stages(g, deviations, None, template, first_level, backward))
         chunks, step, steps = 1, min(rows, tiles.items), 1
         scratch_rows, awaited, statistics_tiles = step, step, 1
     else:
@@ -261,9 +275,10 @@ def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: 
     per_row = max(1, statistics_tiles) if g.whole else pixels
     buffer = scratch_rows * per_row
     pieces = step if single else tiles.splits * (1 if g.features else g.batch)
+    sums = 3 if g.norm.activation == "tlu" else 2  # dweight, dbias, dthreshold
     if backward:
         partial_rows, partial_columns = g.batch if single and not g.features else pieces, g.affine_size
-        partials = (2 * partial_rows * partial_columns + rows * statistics_tiles) if finish else 0
+        partials = (sums * partial_rows * partial_columns + rows * statistics_tiles) if finish else 0
     else:
         partial_rows, partial_columns = 1, step if single else stages[-1].all_rows * stages[-1].tiles
         partials = partial_columns if finish else 0
@@ -286,7 +301,8 @@ def schedule(g: Geometry, tiles: Tiles, *, backward: bool, finish: int, sigmas: 
         Header.VARIANCE: rstd + map_size if variance else 0,
         Header.PARTIALS: buffers * buffer,
         Header.PARTIALS_BIAS: buffers * buffer + partial_rows * partial_columns,
-        Header.PARTIALS_SIGMA: buffers * buffer + 2 * partial_rows * partial_columns,
+        Header.PARTIALS_THRESHOLD: buffers * buffer + 2 * partial_rows * partial_columns,
+        Header.PARTIALS_SIGMA: buffers * buffer + sums * partial_rows * partial_columns,
         Header.PARTIAL_ROWS: partial_rows,
         Header.PARTIAL_COLUMNS: partial_columns,
         Header.SIGMAS: sigmas,

@@ -44,6 +44,8 @@ FEWEST_PROGRAMS = 2
 POSITIONS_PER_WARP = 256
 """Positions whose window sums one warp holds, at most while there are warps."""
 MOST_REGISTERS, REGISTER_FILE = 255, 1 << 16
+CROWDED_REGISTERS = 168
+"""Of a thread of the programs of four warps that a multiprocessor has three of, where four of them would spill."""
 MERGE_BLOCK = 256
 """Tiles of a row whose statistics are merged at once."""
 
@@ -104,31 +106,44 @@ def row_for(device: Device, direction: str, element_size: int) -> dict[str, Any]
     raise LookupError(f"tiles.json has no row for {device}, {direction}, {element_size} bytes")
 
 
-def choose(g: Geometry, device: Device, direction: str, element_size: int, channels_last: bool) -> Tiles:
-    """The tiles for one direction of a call, from the table."""
-    return _tiles(row_for(device, direction, element_size), g, device, direction, element_size, channels_last)
+def choose(
+    g: Geometry, device: Device, direction: str, element_size: int, channels_last: bool, residual: bool = False
+) -> Tiles:
+    """The tiles for one direction of a call, which reads a residual or none, from the table."""
+    return _tiles(row_for(device, direction, element_size), g, device, direction, element_size, channels_last, residual)
 
 
-def candidates(g: Geometry, device: Device, direction: str, element_size: int, channels_last: bool) -> Iterator[Tiles]:
+def candidates(
+    g: Geometry, device: Device, direction: str, element_size: int, channels_last: bool, residual: bool = False
+) -> Iterator[Tiles]:
     """What autotuning chooses from: the table's choice first, then variations of its row."""
     row = row_for(device, direction, element_size)
     variations: list[dict[str, Any]] = [{}, {"ordered": not row["ordered"]}, {"single": 0, "single_narrow": 0}]
     variations += [{"tile": 2 * row["tile"], "warps": 2 * row["warps"]}, {"apply": row["apply"] // 2}]
     variations += [{"elements_per_warp": row["elements_per_warp"] // 2}, {"cache_share": row["cache_share"] / 2}]
     variations += [{"programs": 2 * row["programs"]}, {"looped": 0}]
-    found = [_tiles({**row, **change}, g, device, direction, element_size, channels_last) for change in variations]
+    arguments = g, device, direction, element_size, channels_last, residual
+    found = [_tiles({**row, **change}, *arguments) for change in variations]
     yield from dict.fromkeys(found)
 
 
 def _tiles(
-    row: dict[str, Any], g: Geometry, device: Device, direction: str, element_size: int, channels_last: bool
+    row: dict[str, Any],
+    g: Geometry,
+    device: Device,
+    direction: str,
+    element_size: int,
+    channels_last: bool,
+    residual: bool,
 ) -> Tiles:
     per_group, pixels = g.channels // g.groups, prod(g.spatial)
     rows, programs = g.batch * g.groups, row["programs"] * device.multiprocessors
     widest, longest = power_of_two(per_group), power_of_two(pixels)
     whole_row = widest * longest
     narrow = bool((per_group if channels_last else pixels) * element_size % VECTOR_BYTES)  # takes more addresses
-    smooth = g.norm.activation not in (None, "relu")
+    smooth = g.norm.activation not in (None, "relu", "tlu")
+    # in backward a residual brings two more tiles, its own and its gradient's, and a threshold the sums of its gradient
+    crowded = direction == "backward" and (residual or g.norm.activation == "tlu")
     if g.whole:
         # beside the largest rows there are no registers for a slope
         held, limit = whole_row, row["single_whole"] // (2 if smooth and direction == "backward" else 1)
@@ -159,7 +174,8 @@ def _tiles(
         share = row["programs"] if g.features else max(1, WARPS_PER_MULTIPROCESSOR // warps)
         return replace(tiles, warps=warps, registers=registers, items=share * device.multiprocessors)
 
-    looped = _looped(row, g, device, direction, element_size)
+    # half of a looped tile of a half type would move 8 bytes at a time
+    looped = _looped(row, g, device, direction, element_size) and not (crowded and element_size == 2)
     shortest, fewest = max(1, SEGMENT_BYTES // element_size), FEWEST_PROGRAMS * device.multiprocessors
     if looped:
         tile, apply, warps = row["looped_tile"], row["looped_tile"], row["looped_warps"]
@@ -178,6 +194,10 @@ def _tiles(
         apply //= 2
     if smooth or g.features:
         apply //= 2  # the maps of features are as large as x and take registers like it
+    if crowded:
+        # but no thread moves less than 16 bytes, of single channels that of half a tile
+        least = 32 * warps * VECTOR_BYTES // element_size * (2 if per_group == 1 else 1)
+        tile, apply = (min(size, max(size // 2, least)) for size in (tile, apply))
     if channels_last:
         channels = min(widest, tile, max(shortest, tile // 8))
         positions = tile // channels
@@ -193,6 +213,9 @@ def _tiles(
             warps, tile = 2 * warps, 2 * tile
     channels = min(widest, tile // positions)
 
+    registers = row["registers"]
+    if registers is not None:
+        registers = min(max(registers, CROWDED_REGISTERS * crowded), most_registers(warps))
     neighbours_are_channels = channels_last or g.features
     parameters, repeats = second_pass(g)
     if neighbours_are_channels:
@@ -213,7 +236,7 @@ def _tiles(
         strategy=Strategy.LOOPED if looped else Strategy.STAGED,
         ordered=row["ordered"] and not looped,
         warps=warps,
-        registers=None if row["registers"] is None else min(row["registers"], most_registers(warps)),
+        registers=registers,
         channels=channels,
         pixels=positions,
         window=max(tiles.window, longest) if looped and not g.whole else tiles.window,
@@ -229,14 +252,20 @@ def second_pass(g: Geometry) -> tuple[int, int]:
     return (g.spatial[0], g.batch) if g.features else (g.channels // g.groups, prod(g.spatial))
 
 
-def steps_apart(g: Geometry) -> int:
+def deviations_apart(g: Geometry, backward: bool) -> bool:
+    """Whether the mean of abs(v) over the channels takes a pass of its own: the squares alone are told before mu is."""
+    return not backward and g.norm.p == 1 and g.summation is not None and g.suppression is not None
+
+
+def steps_apart(g: Geometry, backward: bool) -> int:
     """The steps of a schedule from a chunk's statistics to its second pass.
 
     One for the window sums of each field, or for a merge, and one for the pass itself: what an item waits for was begun
-    in the step before.
+    in the step before. A pass for the deviations takes one more, and has a merge of its own.
     """
     fields = sum(field is not None for field in (g.summation, g.suppression))
-    return (1 if g.whole else fields) + 1 if fields else 0
+    apart = deviations_apart(g, backward)
+    return (1 + apart if g.whole else fields) + apart + 1 if fields else 0
 
 
 def _bytes(g: Geometry, direction: str, element_size: int) -> int:
@@ -247,7 +276,7 @@ def _bytes(g: Geometry, direction: str, element_size: int) -> int:
 def _looped(row: dict[str, Any], g: Geometry, device: Device, direction: str, element_size: int) -> bool:
     """Whether one program goes through each row that none holds."""
     rows = g.batch * g.groups
-    if g.over_batch or g.features or not steps_apart(g) or prod(g.spatial) > row["looped"]:
+    if g.over_batch or g.features or not steps_apart(g, direction == "backward") or prod(g.spatial) > row["looped"]:
         return False
     at_work = min(rows, device.multiprocessors) * _bytes(g, direction, element_size) // g.groups
     return rows >= row["looped_rows"] * device.multiprocessors and at_work <= row["looped_share"] * device.cache
@@ -256,5 +285,5 @@ def _looped(row: dict[str, Any], g: Geometry, device: Device, direction: str, el
 def _chunk(row: dict[str, Any], g: Geometry, device: Device, direction: str, element_size: int) -> int:
     """The samples of a chunk: all of them where they fit the cache together."""
     sample = _bytes(g, direction, element_size)
-    share = int(row["cache_share"] * device.cache)
-    return g.batch if g.batch * sample <= share else max(1, share // ((1 + steps_apart(g)) * sample))
+    share, at_work = int(row["cache_share"] * device.cache), 1 + steps_apart(g, direction == "backward")
+    return g.batch if g.batch * sample <= share else max(1, share // (at_work * sample))
