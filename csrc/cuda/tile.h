@@ -278,7 +278,7 @@ __device__ void subtract_slope(SlopeOf slope_of, const Pack<A, Count>& slope, co
   else if (slope_of == SlopeOf::normals)
     for (int v = 0; v < Count; ++v) dx.at[v] -= slope.at[v] * (value.at[v] * rstd.at[v]);
   else if (F == Form::general && slope_of == SlopeOf::signs)
-    for (int v = 0; v < Count; ++v) dx.at[v] -= signed_as(slope.at[v], value.at[v]);
+    for (int v = 0; v < Count; ++v) dx.at[v] -= slope.at[v] * signed_as(A(1), value.at[v]);
 }
 
 // Parameters of a tile into shared memory: weights of one, the others zero, where there are none.
