@@ -159,6 +159,8 @@ def _measured(loop: list[Instruction], size: int) -> tuple[str, int, int, float]
 def instructions(dtype: str) -> dict[tuple[str, bool, str, int], float]:
     """Instructions a number by kernel ("resident_forward"), whether channels_last, function, and numbers together.
 
+    Of the plain form's kernels.
+
     Of the loops of one part the shortest counts: the others have parameters by position, or take what unrolling leaves
     over. A ReLU's and l1's instructions are in them, whether they are wanted or not, those of smooth activations not.
     """
@@ -169,7 +171,7 @@ def instructions(dtype: str) -> dict[tuple[str, bool, str, int], float]:
         printed = run(_disassembler(), "-gi", cubin).stdout
     found: dict[tuple[str, bool, str, int], dict[int, float]] = defaultdict(dict)
     for name, code in re.findall(r"\n\.text\.(\S+):\n(.*?)(?=\n\.text\.|\Z)", printed, re.DOTALL):
-        kernel = re.search(r"\d((?:resident|staged)_(?:forward|backward))I.*Lb([01])E", name)
+        kernel = re.search(r"\d((?:resident|staged)_(?:forward|backward))I.*Lb([01])ELNS\w*4FormE0", name)
         for loop in _loops(code) if kernel else ():
             if measured := _measured(loop, SIZES[dtype]):
                 what, together, part, each = measured

@@ -194,6 +194,8 @@ def _tiles(
         apply //= 2
     if smooth or g.features:
         apply //= 2  # the maps of features are as large as x and take registers like it
+    if residual and looped and direction == "forward" and element_size == 4:
+        apply //= 2  # on their way are tiles of x and of the residual: 128 KiB, where some have 99
     if crowded:
         # but no thread moves less than 16 bytes, of single channels that of half a tile
         least = 32 * warps * VECTOR_BYTES // element_size * (2 if per_group == 1 else 1)
