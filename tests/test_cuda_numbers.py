@@ -151,7 +151,7 @@ def test_results_are_where_x_is(strategy):
             (True,) * 4 + (False,) * 2,
         )
         without = cuda.backward(g, None, None, call.x, maps, None, None, 1.0, (True, *(False,) * 5))
-        return y, maps, l1, *found, without[0]
+        return y, maps, l1, *found[:4], without[0]
 
     call = case((2, 6, 5, 4), {"window": 3}, torch.float32)
     with backend(**NAMES[strategy]):
