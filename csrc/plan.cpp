@@ -254,6 +254,11 @@ bool Plan::backward(PyObject* dy, PyObject* dl1, const Saved& saved, PyObject* b
                     Gradients& gradients) const {
   if (!native()) return false;
   const Given& given = saved.given;
+  if (needs == Needs{false, false, false, false, true, false} && !activates_) {
+    gradients.fill(py::none());
+    gradients[4] = py::reinterpret_borrow<py::object>(dy);
+    return true;
+  }
   Arguments arguments;
   Upstream upstream;
   py::object zero;
@@ -277,8 +282,12 @@ bool Plan::backward(PyObject* dy, PyObject* dl1, const Saved& saved, PyObject* b
     return gradient.is_none() ? Parameter{} : Parameter{torch::data_of(gradient.ptr()), like.dtype, like.numel};
   };
   const py::object dx = torch::empty_like(given.x);
-  gradients = {needs[0] ? dx : py::none(),  made(needs[1], given.weight),          made(needs[2], like_bias),
-               made(needs[3], given.sigma), made(needs[4] && activates_, given.x), made(needs[5], given.threshold)};
+  gradients = {needs[0] ? dx : py::none(),
+               made(needs[1], given.weight),
+               made(needs[2], like_bias),
+               made(needs[3], given.sigma),
+               made(needs[4] && activates_, given.residual),
+               made(needs[5], given.threshold)};
   if (needs[3] && !calls_->problem().suppression.present) torch::zero(gradients[3].ptr());  // sigma is not used
   const torch::Scratch scratch(arguments.x, calls_->scratch_bytes(Direction::backward));
   BackwardCall call = backward_call(arguments, upstream);

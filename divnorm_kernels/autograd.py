@@ -74,11 +74,12 @@ def _gradients(
     x, weight, bias, sigma, residual, threshold, maps = saved
     if dy is not None and dy.layout is not torch.strided:
         dy = dy.to_dense()
-    shape, affine_shape = x.shape, None if weight is None else weight.shape
-    affine_shape = threshold.shape if affine_shape is None and threshold is not None else affine_shape
-    parameters = (weight, bias, threshold)
+    shape, parameters = x.shape, (weight, bias, threshold)
     if shape == g.input_shape and all(t is None or t.dim() == 1 for t in parameters):
         return _operators_gradients(ctx, g, backend, dy, dl1, x, weight, bias, sigma, residual, threshold, maps)
+    # the saved ones' shapes; a bias whose values nothing reads has weight's
+    shapes = [None if t is None else t.shape for t in parameters]
+    shapes[1] = shapes[0] if shapes[1] is None else shapes[1]
     x, dy, residual = (None if t is None else t.reshape(g.input_shape) for t in (x, dy, residual))
     weight, bias, threshold = (None if t is None else t.flatten() for t in parameters)
     dx, dweight, dbias, dsigma, dresidual, dthreshold = _operators_gradients(
@@ -86,7 +87,8 @@ def _gradients(
     )
     dx, dresidual = (None if t is None else t.reshape(shape) for t in (dx, dresidual))
     dweight, dbias, dthreshold = (
-        t if t is None or affine_shape is None else t.reshape(affine_shape) for t in (dweight, dbias, dthreshold)
+        t if t is None or own is None else t.reshape(own)
+        for t, own in zip((dweight, dbias, dthreshold), shapes, strict=True)
     )
     return dx, dweight, dbias, dsigma, dresidual, dthreshold
 
@@ -109,7 +111,9 @@ def _operators_gradients(
     needs, bias_dtype = ctx.needs_input_grad[:6], getattr(ctx, "bias_dtype", None)
     added = dy if needs[4] and g.norm.activation is None else None  # the residual's gradient where it is dy
     needs = (*needs[:4], needs[4] and g.norm.activation is not None, needs[5])
-    if torch.is_grad_enabled():  # exactly under create_graph=True
+    if not any(needs):
+        found = (None,) * 6
+    elif torch.is_grad_enabled():  # exactly under create_graph=True
         found = differentiable_gradients(g, dy, dl1, x, weight, bias, bias_dtype, sigma, residual, threshold, needs)
     elif direct(dy, dl1, x, maps, weight, bias, sigma, residual, threshold):
         if bias is None and needs[2]:

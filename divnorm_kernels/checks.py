@@ -91,6 +91,13 @@ def check_sigma(sigma: object, g: Geometry, x: Tensor) -> None:
     _check_parameter("sigma", sigma, x)
 
 
+def check_per_channel(x: Tensor, **tensors: Tensor | None) -> None:
+    """Raises unless the tensors that are there have one number per channel of ``x``."""
+    for name, t in tensors.items():
+        if t is not None and tuple(t.shape) != (x.shape[1],):
+            raise ValueError(f"{name}: got shape {tuple(t.shape)}, expected ({x.shape[1]},), one per channel of x")
+
+
 def check_running(name: str, t: Tensor | None, channels: int, x: Tensor) -> None:
     """Raises unless ``t`` is ``None`` or a running statistic of as many ``channels``, beside ``x``."""
     if t is None:

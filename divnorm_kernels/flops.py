@@ -108,7 +108,7 @@ def backward_flops(
 
     - x without its mean and scaled once more: 1 each, and with an activation 1 for each of weight, bias and residual;
     - dy times a smooth activation's slope: 7 to 17;
-    - dbias: 1 (the sum of dy), dweight: 2 (the sum of dy times scaled x), dy times weight: 1;
+    - dbias, dthreshold: 1 (a sum of dy), dweight: 2 (the sum of dy times scaled x), dy times weight: 1;
     - through the deviation, for dx and dsigma: 2 (a sum of products); 4 (times the cube of 1 / root and a constant),
       for p = 1 3;
     - dsigma: 0; 1 (its sum);
@@ -116,11 +116,11 @@ def backward_flops(
     - dx by the mean: 2 (a sum, its subtraction); the window's sum and 1;
     - dx by l1: 1.
     """
-    dx, dweight, dbias, dsigma, *_ = needs
+    dx, dweight, dbias, dsigma, _, dthreshold = needs
     g = geometry(parsed(norm), tuple(x.shape))
     mean, deviation, activation = g.summation is not None, g.suppression is not None, g.norm.activation
     if dy is None:  # the gradient of l1 alone
-        dweight = dbias = dsigma = deviation = False
+        dweight = dbias = dsigma = dthreshold = deviation = False
         activation = None
     through = deviation and (dx or dsigma)
     scaled = dweight or activation is not None
@@ -129,7 +129,7 @@ def backward_flops(
         number += sum(t is not None for t in (weight, bias, residual))
     if activation in _SLOPE:
         number += _SLOPE[activation] + 1
-    number += dbias + 2 * dweight
+    number += dbias + dthreshold + 2 * dweight
     number += (dy is not None and weight is not None) * (dx or dsigma) + 2 * through
     number += dx * ((1 + g.norm.p) * deviation + 2 * mean + (dl1 is not None))
     position = (2 + g.norm.p) * through + dsigma + dx * (_window(g) + 1) * (deviation + mean)

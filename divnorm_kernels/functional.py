@@ -71,7 +71,7 @@ def divisive_norm(
             or list with one entry per spatial dimension, ``"all"`` (also as an entry), or ``None``: no mean is
             subtracted.
         norm_window: the suppression field B, likewise; ``"same"``: as ``window``; ``None``: no division.
-        sigma: a float, or a tensor of shape () or (groups,). Only its square enters.
+        sigma: a float, or a tensor of shape () or (groups,). Only its size enters.
         groups: number of equal groups the channels form.
         edges: ``"valid"`` divides an average by the positions inside the image, ``"zero"`` by the full window.
         over_batch: also average the statistics over N (the batch-norm family).
@@ -169,7 +169,7 @@ def normalize(
         sigma = float(sigma)
     check_flag("return_l1", with_l1)
 
-    kernels = select(backend, g, x, residual is not None)
+    kernels = select(backend, g, x)
     if kernels is not None and _transformed():
         if backend is not None:
             raise RuntimeError(

@@ -131,8 +131,8 @@ def _check_upstream(
             raise ValueError(f"needs: got True for {name}, which is not given")
 
 
-def _kernels(backend: str | None, g: Geometry, x: Tensor, residual: bool) -> ModuleType:
-    kernels = select(backend, g, x, residual)
+def _kernels(backend: str | None, g: Geometry, x: Tensor) -> ModuleType:
+    kernels = select(backend, g, x)
     if kernels is None:
         raise RuntimeError(
             f"backend: got {backend!r}, which is no kernel for this call, and the operators run kernels only; call "
@@ -145,7 +145,7 @@ def _forward(x, weight, bias, sigma, sigma_value, norm, with_l1, with_variance, 
     check_readable(x=x, weight=weight, bias=bias, sigma=sigma, residual=residual, threshold=threshold)
     sigma = sigma_value if sigma is None else sigma
     g = _checked(x, weight, bias, sigma, norm, residual, threshold)
-    kernels = _kernels(backend, g, x, residual is not None)
+    kernels = _kernels(backend, g, x)
     y, maps, l1 = kernels.forward(g, x, weight, bias, sigma, with_l1, with_variance, residual, threshold)
     return y, maps, l1 if with_l1 else maps.new_empty(0)
 
@@ -172,7 +172,7 @@ def _backward(
     if bias is None and needs[2]:
         bias = unread_bias(x, bias_dtype, g, weight)
     sigma = sigma_value if sigma is None else sigma
-    kernels = _kernels(backend, g, x, residual is not None)
+    kernels = _kernels(backend, g, x)
     found = kernels.backward(g, dy, dl1, x, maps, weight, bias, sigma, tuple(needs), **given)
     return tuple(x.new_empty(0) if t is None else t for t in found)
 
@@ -246,7 +246,9 @@ def _autograd(ctx: Any, dy: Tensor | None, dmaps: None, dl1: Tensor | None) -> t
     adds, thresholds = needed[9], needed[10]
     needs = (*needed[:4], adds and ctx.activates, thresholds)
     dl1 = dl1 if ctx.with_l1 else None  # tracers hand in a gradient of the empty tensor
-    if torch.is_grad_enabled():  # exactly under create_graph=True
+    if not any(needs):
+        found = (None,) * 6
+    elif torch.is_grad_enabled():  # exactly under create_graph=True
         g = _geometry(x, ctx.norm)
         value = ctx.sigma_value if sigma is None else sigma
         found = differentiable_gradients(g, dy, dl1, x, weight, bias, ctx.bias_dtype, value, residual, threshold, needs)
@@ -276,7 +278,7 @@ def _autograd(ctx: Any, dy: Tensor | None, dmaps: None, dl1: Tensor | None) -> t
 def _remember(x: Tensor, norm: str, backend: str | None, residual: bool) -> None:
     """Tells the compiled kernels the plan that calls like this one are served by."""
     g = _geometry(x, norm)
-    if g.numel > 0 and dense(x) is x and _kernels(backend, g, x, residual) is cpu:
+    if g.numel > 0 and dense(x) is x and _kernels(backend, g, x) is cpu:
         module.remember(norm, backend or "", x, cpu.plan_for(g, x, residual))
 
 

@@ -52,7 +52,7 @@ def _plan(norm: Norm, backend: str | None, form: Form | None, x: Tensor, residua
         if own != shape and not x.is_contiguous():
             return None
         x, g = x.detach().view(own), geometry(norm, own)
-        kernels = select(backend, g, x, residual)
+        kernels = select(backend, g, x)
     except (TypeError, ValueError, RuntimeError):  # said again where the call goes on
         return None
     plan = None if kernels is None or g.numel == 0 else kernels.plan_for(g, x, residual)

@@ -213,11 +213,11 @@ def gradients(
     """Gradients for what `evaluate` takes where needed, else ``None``; differentiable with ``create_graph``."""
     inputs = (x, weight, bias, sigma, residual, threshold)
     with torch.enable_grad():
-        if not create_graph:
-            inputs = tuple(
-                t.detach().requires_grad_(need) if isinstance(t, Tensor) else t
-                for t, need in zip(inputs, needs, strict=True)
-            )
+        # tensors of their own: where one was made from another, the way through that is not this operator's
+        inputs = tuple(
+            t if not isinstance(t, Tensor) else t.view_as(t) if create_graph else t.detach().requires_grad_(need)
+            for t, need in zip(inputs, needs, strict=True)
+        )
         y, l1 = evaluate(g, *inputs)
         wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
         outputs = [(out, d) for out, d in ((y, dy), (l1, dl1)) if d is not None and out.requires_grad]

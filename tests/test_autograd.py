@@ -52,6 +52,27 @@ def test_function_is_what_the_call_runs():
     assert expected[0].grad_fn.name() == "PreparedFunctionBackward"
 
 
+DEPENDENT = {
+    "residual": lambda x: {"residual": x * 1.5, "activation": "silu"},
+    "residual, itself": lambda x: {"residual": x, "activation": "relu"},
+    "weight": lambda x: {"weight": x.mean((0, 2, 3))},
+    "bias": lambda x: {"bias": x.mean((0, 2, 3)), "activation": "gelu"},
+    "sigma": lambda x: {"sigma": x.square().mean()},
+    "threshold": lambda x: {"threshold": x.mean((0, 2, 3)), "activation": "tlu"},
+}
+
+
+@pytest.mark.parametrize("backend", [None, "cpu", "reference"])
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_inputs_that_come_from_one_another(name, backend):
+    """The gradient that can be differentiated is the plain one; gradgradcheck alone would not see another."""
+    x = torch.randn(2, 4, 5, 3, dtype=torch.float64, requires_grad=True)
+    loss = divisive_norm(x * 1.25, window=3, backend=backend, **DEPENDENT[name](x)).square().sum()
+    (plain,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, x, create_graph=True)
+    torch.testing.assert_close(again, plain, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_saves_x_two_maps_and_the_parameters_it_reads(activation):
     """The bias decides where a ReLU passes, and nothing else."""

@@ -60,7 +60,7 @@ def test_one_place_says_what_kernels_serve():
     for norm in (Norm(Span(2, 0), p=2.0, activation="relu"), Norm(3, p=1, subtract_mean=False, activation="tlu")):
         assert without_kernels(norm) is None
         assert prepared(norm, None) is not nothing
-        assert select(None, geometry(norm, (2, 4, 9, 8)), X, residual=True) is cpu
+        assert select(None, geometry(norm, (2, 4, 9, 8)), X) is cpu
 
 
 def test_the_raw_operators_refuse_it():

@@ -281,8 +281,8 @@ def test_an_error_leaves_the_model_as_it_was(monkeypatch):
     before = [(name, module) for name, module in model.named_modules()]
     kinds = [type(module) for _, module in before]
 
-    def broken(path, *rest):
-        real(path, *rest)
+    def broken(model, path, *rest):
+        real(model, path, *rest)
         if path == "features":
             raise KeyboardInterrupt
 
@@ -319,6 +319,54 @@ def test_names(to, kind, options):
         assert new.sigma == pytest.approx(1e-4), "eps stays, which p=1 adds to the deviation itself"
         back = convert_norm(new, "bn", report=None)
         assert (back.p, back.eps) == (2, pytest.approx(1e-4))
+
+
+class Around(nn.Module):
+    """Calls what stands in a child too."""
+
+    def __init__(self, tap):
+        super().__init__()
+        self.inner, self.tap = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1)), tap
+
+    def forward(self, x):
+        """The child, and one of its own."""
+        return self.inner(x) + (self.inner[self.tap](x) if self.tap is not None else 0)
+
+
+@pytest.mark.parametrize("tap", [0, 1, 2, None])
+def test_what_is_called_from_around_stays(tap):
+    model, x = Around(tap).eval(), torch.randn(1, 2, 3, 3)
+    expected = model(x)
+    convert_norm(nn.Sequential(model), "bn", fuse=True, report=None)
+    torch.testing.assert_close(model(x), expected)
+    assert (model.inner[0].activation == "relu") == (tap in (2, None))
+
+
+def test_an_activation_with_something_of_its_own_stays():
+    for change in (
+        lambda m: setattr(m, "forward", torch.square),
+        lambda m: m.register_buffer("kept", torch.ones(1)),
+    ):
+        model = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()).eval()
+        change(model[1])
+        x, keys = torch.randn(1, 2, 3, 3), list(model.state_dict())
+        expected = model(x)
+        convert_norm(model, "bn", fuse=True, report=None)
+        torch.testing.assert_close(model(x), expected)
+        assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
+def test_transformers_activations(activation):
+    transformers = pytest.importorskip("transformers")
+    options = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
+    model = transformers.ResNetModel(transformers.ResNetConfig(hidden_act=activation, **options)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    expected = model(x).last_hidden_state
+    convert_norm(model, "bn", fuse=True, report=None)
+    torch.testing.assert_close(model(x).last_hidden_state, expected, rtol=1e-4, atol=1e-5)
+    taken = [m.activation for m in model.modules() if isinstance(m, dk.BatchNorm2d)]
+    assert activation in taken
 
 
 def test_names_in_other_places():

@@ -356,6 +356,25 @@ def test_bytes_moved(strategy, dtype, channels_last, activation):
             assert m.elsewhere <= c["blocks"] * (4 * numbers + thread * c["threads"] + 16) + 3 * 4 * 64
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="only the emulated device counts")
+@pytest.mark.parametrize("window", [5, "all"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("options", [{"residual": True, "activation": "relu"}, {"residual": True}, {"p": 1}], ids=str)
+@pytest.mark.parametrize("strategy", NAMES)
+def test_bytes_moved_beside_a_residual_and_for_a_mean_deviation(strategy, options, channels_last, window):
+    """On chip each tensor once, a residual and its gradient as x and dx; in two passes p = 1 looks at x once more."""
+    row = NAMES[strategy] if strategy != "cluster-resident" else {"cluster": 8, "blocks": 12, "slice_channels": 8}
+    with backend(**row):
+        x = case((3, 64, 12, 12), {}, torch.float32, channels_last).x
+        forward, backward = moved(x, window=window, **options)
+    assert forward.strategy == backward.strategy == strategy
+    size = x.numel() * x.element_size()
+    twice = strategy == "two-pass"
+    residual, behind = "residual" in options, options.get("activation") is not None
+    assert forward.activations / size == 2 + residual + twice * (2 if options.get("p") == 1 else 1)
+    assert backward.activations / size == 3 + 2 * (residual and behind) + twice * (2 + (residual and behind))
+
+
 def test_a_table_that_the_kernels_are_not_compiled_for():
     row = {**table.ROWS[-1], "threads": 2 * module().cuda_compiled_for["resident"][0]}
     g = fields.geometry(Norm(3), (2, 4, 5, 5))

@@ -31,6 +31,8 @@ CASES = {
     "gelu_tanh": (lambda: DivisiveNorm2d(4, 3, sigma=0.5, activation="gelu_tanh"), (16, 13), (32, 14)),
     # forward: neither square nor root; backward: a product less at a number, and at a position
     "p = 1": (lambda: DivisiveNorm2d(4, 3, p=1, **WINDOWED), (4, 12), (7, 13)),
+    # backward: a ReLU's, and the sum that the threshold has of dy
+    "tlu": (lambda: DivisiveNorm2d(4, 3, sigma=0.5, activation="tlu"), (7, 13), (16, 14)),
     "learned sigma": (lambda: DivisiveNorm2d(4, 3, learn_sigma=True), (7, 13), (13, 15)),
 }
 WHOLE = {

@@ -44,14 +44,17 @@ def test_values_and_gradients(call: Call):
         ((1, 64, 224, 224), {"window": "all", "activation": "relu"}),
         ((9, 96, 61, 83), {"window": "all", "groups": 48}),
         ((300, 64, 9, 9), {"window": "all", "groups": 64, "over_batch": True, "activation": "relu"}),
+        ((1, 64, 224, 224), {"window": 5, "p": 1, "activation": "silu"}),
+        ((9, 96, 61, 83), {"window": "all", "groups": 48, "p": 1, "subtract_mean": False, "activation": "tlu"}),
     ],
     ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else "",
 )
 def test_large_activations(shape, options, dtype, memory_format):
     """Several slabs, tiles, teams and streaming stores, which small cases never reach."""
     x, dy = (torch.randn(shape).to(dtype).contiguous(memory_format=memory_format) for _ in range(2))
-    weight, bias = torch.randn(shape[1]), torch.randn(shape[1])
-    got = check(cpu, Call(x, weight, bias, torch.tensor(0.8), dy, 2.0, options))
+    weight, bias, threshold = (torch.randn(shape[1]) for _ in range(3))
+    behind = (dy.flip(0), threshold if options.get("activation") == "tlu" else None)
+    got = check(cpu, Call(x, weight, bias, torch.tensor(0.8), dy, 2.0, options, *behind))
     assert got["y"].is_contiguous(memory_format=memory_format)
     assert got["dx"].is_contiguous(memory_format=memory_format)
 

@@ -65,13 +65,21 @@ class Done:
 
 
 class Addresses:
-    """A call with weight, bias, a sigma that learns and l1, on addresses; inside `emulated.backend`."""
+    """A call with weight, bias, a sigma that learns and l1, on addresses; inside `emulated.backend`.
 
-    def __init__(self, library: ModuleType, x: Tensor, **options: Any) -> None:
-        self.geometry = fields.geometry(Norm(**{"window": 3} | options), tuple(x.shape))
-        self.calls = cuda.calls_for(self.geometry, x)
+    With a threshold where it needs one, and with a residual where that is asked for.
+    """
+
+    def __init__(self, library: ModuleType, x: Tensor, residual: bool = False, **options: Any) -> None:
+        norm = Norm(**{"window": 3} | options)
+        self.geometry = fields.geometry(norm, tuple(x.shape))
+        self.calls = cuda.calls_for(self.geometry, x, residual)
         compute = compute_dtype(x)
         parameters = [torch.ones(x.shape[1], dtype=compute) for _ in range(4)]
+        learns = norm.activation == "tlu"
+        threshold, dthreshold = (torch.ones(x.shape[1], dtype=compute) if learns else None for _ in range(2))
+        added, dadded = (torch.ones_like(x) if residual else None for _ in range(2))
+        reads, dreads = (added, dadded) if norm.activation else (None, None)
         scalars = [torch.ones((), dtype=compute) for _ in range(4)]
         (weight, bias, dweight, dbias), (sigma, dsigma, l1, dl1) = parameters, scalars
         self.x, self.y, self.dy, self.dx = x, torch.empty_like(x), torch.randn_like(x), torch.empty_like(x)
@@ -79,14 +87,16 @@ class Addresses:
         scratch = [torch.empty(count, dtype=torch.uint8) for count in self.calls.scratch_bytes]
         given = (x, self.maps, weight, bias, sigma)
 
-        def call(function: Callable[..., None], *more: Tensor) -> None:
-            function(self.calls, *(t.data_ptr() for t in (*given, *more)))
+        def call(function: Callable[..., None], *more: Tensor | None) -> None:
+            function(self.calls, *(0 if t is None else t.data_ptr() for t in (*given, *more)))
 
+        upstream, gradients = (self.dy, dl1), (self.dx, dweight, dbias, dsigma, dreads, dthreshold)
         self.run = {
-            "forward": lambda: call(library.forward, self.y, l1, scratch[0]),
-            "backward": lambda: call(library.backward, self.dy, dl1, self.dx, dweight, dbias, dsigma, scratch[1]),
+            "forward": lambda: call(library.forward, added, threshold, self.y, l1, scratch[0]),
+            "backward": lambda: call(library.backward, reads, threshold, *upstream, *gradients, scratch[1]),
         }
-        self.activations = {"forward": (x, self.y), "backward": (x, self.dy, self.dx)}
+        large = {"forward": (x, self.y, added), "backward": (x, self.dy, self.dx, reads, dreads)}
+        self.activations = {name: [t for t in every if t is not None] for name, every in large.items()}
 
 
 def moved(x: Tensor, **options: Any) -> tuple[Moved, Moved]:

@@ -8,7 +8,8 @@
 //   baseline       2.9   3.0        110      2.9   3.6       1100
 //
 // The baseline cannot multiply and add in one rounding; it loses digits in the tail of gelu_tanh. Slopes are as exact
-// as numbers near one can be, not in their own ulp where they pass through zero. What is not finite is as torch has it:
+// as numbers near one can be, not in their own ulp where they pass through zero; silu and gelu_tanh for a half type are
+// within a few ulp of float32, and zero where they are below its normal numbers. What is not finite is as torch has it:
 // of -inf they are NaN, and so are the slopes of both infinities. tests/test_activations.py measures.
 #include "epilogue.h"
 
@@ -46,6 +47,7 @@ struct Series<float> {
   static constexpr float kLog2e = 0x1.715476p0f, kLn2Head = 0x1.63p-1f, kLn2Rest = -0x1.bd0106p-13f;
   // Beyond these sizes of z the product with what decays is zero.
   static constexpr float kLogisticEnd = 120, kNormalEnd = 14.5f, kTanhEnd = 11.3f;
+  static constexpr float kExponentEnd = 87;  // exp() and its inverse are normal numbers up to here
   static constexpr float exponential[] = {0.49999993432f, 0.166665203994f, 0.0416683907735f, 0.00836874508979f,
                                           0.00138145408897f};
   static constexpr float numerator[] = {0.3633802287f, 0.2717106007f, 0.09758745448f, 0.01872300598f, 0.001648075508f};
@@ -60,6 +62,7 @@ struct Series<double> {
   static constexpr double kLog2e = 0x1.71547652b82fep+0, kLn2Head = 0x1.62e42fefa3000p-1,
                           kLn2Rest = 0x1.3de6af278ece6p-42;
   static constexpr double kLogisticEnd = 760, kNormalEnd = 38.9, kTanhEnd = 21.7;
+  static constexpr double kExponentEnd = 708;
   static constexpr double exponential[] = {0.5,
                                            0.166666666666664115,
                                            0.041666666666529733,
@@ -173,6 +176,36 @@ inline Exponential<V> exponential(V x, V rest) {
           bit_cast<V>((exponent - half) << S::kMantissa)};
 }
 
+// exp(x) for x between -kExponentEnd and kExponentEnd, to a few ulp.
+template <class V>
+inline V quick_exponential(V x) {
+  using S = Series<typename Lane<V>::type>;
+  using U = Bits<V>;
+  const V round = splat<V>(S::kRound), shifted = x * splat<V>(S::kLog2e) + round, power = shifted - round;
+  const V r = (x - power * splat<V>(S::kLn2Head)) - power * splat<V>(S::kLn2Rest);
+  const V mantissa = splat<V>(1) + (r + r * r * polynomial<V>(S::exponential, r));
+  return bit_cast<V>(bit_cast<U>(mantissa) + (bit_cast<U>(shifted) << S::kMantissa));
+}
+
+// z, but `end` beyond it on either side, and where z is a NaN.
+template <class V, class A>
+inline V within(V z, A end) {
+  const V below = z < splat<V>(end) ? z : splat<V>(end);
+  return below > splat<V>(-end) ? below : splat<V>(-end);
+}
+
+// 1 / (1 + exp(-u)) and 1 / (1 + exp(u)), to a few ulp of one.
+template <class V>
+struct Shares {
+  V share, other;
+
+  explicit Shares(V u) {
+    const V e = quick_exponential<V>(-within(u, Series<typename Lane<V>::type>::kExponentEnd));
+    share = splat<V>(1) / (splat<V>(1) + e);
+    other = e * share;
+  }
+};
+
 // A number that changes nothing, but a NaN where z is -inf or a NaN.
 template <class V>
 inline V nothing_below(V z) {
@@ -197,13 +230,17 @@ inline V logistic_product(V z, V size, A end, V steepened, V rest) {
   return (z < splat<V>(0) ? -e.times(found) : positive) + nothing_below(z);
 }
 
-// Its slope, where that of `steepened` is `steepness`.
+// The same for a half type, which shows half of the digits.
+template <class V, class A>
+inline V rounded_product(V z, A end, V steepened) {
+  return z > splat<V>(-end) ? z * Shares<V>(steepened).share : nothing_below(z);
+}
+
+// Its slope at z, of which `bounded` is what counts, where that of `steepened` is `steepness`.
 template <class V>
-inline V logistic_slope(V z, V size, V steepened, V steepness) {
-  const V e = exponential<V>(-steepened, splat<V>(0)).value(), one = splat<V>(1);
-  const V share = one / (one + e), other = e * share;
-  const V rising = one + size * other * steepness, falling = one - size * share * steepness;
-  return (z < splat<V>(0) ? other * falling : share * rising) + splat<V>(0) * z;
+inline V logistic_slope(V z, V bounded, V steepened, V steepness) {
+  const Shares<V> of(steepened);
+  return of.share + of.share * of.other * (bounded * steepness) + splat<V>(0) * z;
 }
 
 template <class V>
@@ -215,8 +252,13 @@ inline V silu(V z) {
 
 template <class V>
 inline V silu_slope(V z) {
-  const V size = size_within(z, Series<typename Lane<V>::type>::kLogisticEnd);
-  return logistic_slope(z, size, size, splat<V>(1));
+  const V bounded = within(z, Series<typename Lane<V>::type>::kExponentEnd);
+  return logistic_slope(z, bounded, bounded, splat<V>(1));
+}
+
+template <class V>
+inline V rounded_silu(V z) {
+  return rounded_product(z, Series<typename Lane<V>::type>::kExponentEnd, z);
 }
 
 // A constant and what its rounding lost.
@@ -246,9 +288,15 @@ inline V gelu_tanh(V z) {
 
 template <class V>
 inline V gelu_tanh_slope(V z) {
-  const V size = size_within(z, Series<typename Lane<V>::type>::kTanhEnd);
-  const V linear = splat<V>(kLinear), bent = splat<V>(kCubic) * size * size;
-  return logistic_slope<V>(z, size, size * (linear + bent), linear + splat<V>(3) * bent);
+  const V bounded = within(z, Series<typename Lane<V>::type>::kTanhEnd);
+  const V linear = splat<V>(kLinear), bent = splat<V>(kCubic) * bounded * bounded;
+  return logistic_slope<V>(z, bounded, bounded * (linear + bent), linear + splat<V>(3) * bent);
+}
+
+template <class V>
+inline V rounded_gelu_tanh(V z) {
+  constexpr auto end = Series<typename Lane<V>::type>::kTanhEnd;
+  return rounded_product<V>(z, end, z * (splat<V>(kLinear) + splat<V>(kCubic) * z * z));
 }
 
 // exp(-size^2 / 2), the square in two parts of which the larger is exact.
@@ -290,33 +338,40 @@ inline V gelu_slope(V z) {
   return (z < splat<V>(0) ? negative : splat<V>(1) - negative) + splat<V>(0) * z;
 }
 
+template <class V, class Function>
+inline void each(V* z, int count, Function&& function) {
+  for (int i = 0; i < count; ++i) z[i] = function(z[i]);
+}
+
 }  // namespace
 
 template <class V>
-V smooth_value(V z, Activation activation) {
-  switch (activation) {
-    case Activation::silu: return silu(z);
-    case Activation::gelu: return gelu(z);
-    default: return gelu_tanh(z);
-  }
+void smooth_values(V* z, int count, Activation activation, bool rounded) {
+  if (activation == Activation::gelu) return each(z, count, [](V at) { return gelu(at); });
+  const bool tanh = activation == Activation::gelu_tanh;
+  if (rounded)
+    tanh ? each(z, count, [](V at) { return rounded_gelu_tanh(at); })
+         : each(z, count, [](V at) { return rounded_silu(at); });
+  else
+    tanh ? each(z, count, [](V at) { return gelu_tanh(at); }) : each(z, count, [](V at) { return silu(at); });
 }
 
 template <class V>
-V smooth_slope(V z, Activation activation) {
+void smooth_slopes(V* z, int count, Activation activation) {
   switch (activation) {
-    case Activation::silu: return silu_slope(z);
-    case Activation::gelu: return gelu_slope(z);
-    default: return gelu_tanh_slope(z);
+    case Activation::silu: return each(z, count, [](V at) { return silu_slope(at); });
+    case Activation::gelu: return each(z, count, [](V at) { return gelu_slope(at); });
+    default: return each(z, count, [](V at) { return gelu_tanh_slope(at); });
   }
 }
 
-template float smooth_value<float>(float, Activation);
-template double smooth_value<double>(double, Activation);
-template Vec<float> smooth_value<Vec<float>>(Vec<float>, Activation);
-template Vec<double> smooth_value<Vec<double>>(Vec<double>, Activation);
-template float smooth_slope<float>(float, Activation);
-template double smooth_slope<double>(double, Activation);
-template Vec<float> smooth_slope<Vec<float>>(Vec<float>, Activation);
-template Vec<double> smooth_slope<Vec<double>>(Vec<double>, Activation);
+template void smooth_values<float>(float*, int, Activation, bool);
+template void smooth_values<double>(double*, int, Activation, bool);
+template void smooth_values<Vec<float>>(Vec<float>*, int, Activation, bool);
+template void smooth_values<Vec<double>>(Vec<double>*, int, Activation, bool);
+template void smooth_slopes<float>(float*, int, Activation);
+template void smooth_slopes<double>(double*, int, Activation);
+template void smooth_slopes<Vec<float>>(Vec<float>*, int, Activation);
+template void smooth_slopes<Vec<double>>(Vec<double>*, int, Activation);
 
 }  // namespace divnorm::DIVNORM_ISA

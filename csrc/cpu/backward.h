@@ -128,8 +128,7 @@ class BackwardPass {
     const Map<const A> a = s_.problem.suppression.present ? Map<const A>(a_) : zero;
     const Map<const A> e = s_.problem.summation.present ? Map<const A>(e_) : zero;
     T* dx = static_cast<T*>(s_.tensors.dx);
-    const bool stream =
-        s_.stream && Layout::streamable(s_.problem, unit_, dx, tile) && stream_alike(dx, s_.beside.dresidual);
+    const bool stream = s_.stream && Layout::streamable(s_.problem, unit_, dx, tile);
     with_kinks<T>(s_.problem, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
       with_exponent<kinks.value>(s_.problem, [&](auto exponent) {
         const auto run = [&](auto stream) {

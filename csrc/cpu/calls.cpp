@@ -1,6 +1,7 @@
 #include "calls.h"
 
 #include <atomic>
+#include <initializer_list>
 
 #include "../memory.h"
 
@@ -38,7 +39,8 @@ void CpuCalls::backward(const BackwardCall& call) const {
   if (call.dl1 != nullptr)
     tensors.dl1 =
         problem_.dtype == Dtype::float64 ? *static_cast<const double*>(call.dl1) : *static_cast<const float*>(call.dl1);
-  prefer_huge_pages(tensors.dx, bytes_of(problem_));
+  for (void* written : {tensors.dx, tensors.dresidual})
+    if (written != nullptr) prefer_huge_pages(written, bytes_of(problem_));
   kernels_in_use().backward(problem_.in_backward(), tensors, call.place.threads);
 }
 

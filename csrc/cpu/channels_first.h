@@ -2,25 +2,21 @@
 // Pixels lie in the lanes; channels stream by four at a time. One unit is one group.
 #pragma once
 
+#include "channels_first_sums.h"
 #include "epilogue.h"
-#include "slots.h"
 
 namespace divnorm::DIVNORM_ISA {
 
-constexpr int kRows = 4;                         // channels taken at once: their loads share the maps' loads and stores
-constexpr int64_t kFirstRun = 8, kLongRun = 32;  // channels summed in registers: at first, and at most
-constexpr int64_t kRunBytes = 16384;             // of a run longer than the first: it stays in the nearest cache
+constexpr int kRows = 4;  // channels taken at once: their loads share the maps' loads and stores
 
 // PerPosition: the (N, F) form, whose weight and bias run along the positions of the one channel.
 // Every kernel is flattened: only inlined do the sums stay in registers.
 template <class T, bool PerPosition>
-struct ChannelsFirst {
-  using A = Acc<T>;
-  using Wide = std::conditional_t<std::is_same_v<T, BFloat16> && !PerPosition, Pair, Vec<A>>;
-
-  static int64_t offset(const Problem& problem, int64_t sample, int64_t channel, int64_t position) {
-    return (sample * problem.channels + channel) * problem.positions() + position;
-  }
+struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
+  using Sums = ChannelsFirstSums<T, PerPosition>;
+  using Sums::offset;
+  using typename Sums::A;
+  using typename Sums::Wide;
 
   static int64_t parameter_place(const Problem&, int64_t i) { return i; }
 
@@ -29,51 +25,6 @@ struct ChannelsFirst {
     const T* row = out + offset(problem, unit.sample, 0, tile.begin);
     const int64_t stride_bytes = problem.positions() * sizeof(T), tile_bytes = tile.size() * sizeof(T);
     return !is_pair<Wide> || (reinterpret_cast<uintptr_t>(row) | stride_bytes | tile_bytes) % kVectorBytes == 0;
-  }
-
-  // mean = average over the unit's samples and channels, m2 = sum of (x - mean)^2.
-  // Each run of channels is summed about the mean of those before it, and is no longer than they are: what its own mean
-  // takes off the squares is at most half of them (Chan et al. 1983), so an offset common to all costs no digits.
-  [[gnu::flatten]] static void moments(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> mean,
-                                       Map<A> m2) {
-    if (problem.group_channels() * unit.samples == 1)
-      own_mean(x + offset(problem, unit.sample, unit.group, tile.begin), tile.size(), mean.at(0, tile.begin),
-               m2.at(0, tile.begin));
-    else
-      sum_runs<true>(problem, unit, x, tile, mean, m2);
-  }
-
-  // m2 = sum of x^2: the moments of a call that subtracts no mean.
-  [[gnu::flatten]] static void squares(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> m2) {
-    sum_runs<false>(problem, unit, x, tile, Map<A>{}, m2);
-  }
-
-  // sums = sum of |x - mean| over the unit's samples and channels.
-  [[gnu::flatten]] static void absolutes(const Problem& problem, const Unit& unit, const T* x, Tile tile,
-                                         Map<const A> mean, Map<A> sums) {
-    const int64_t stride = problem.positions(), count = tile.size();
-    with_widest<Wide>(count, [&](auto widest) {
-      using V = decltype(widest);
-      const InSlots<V, false, A> means(mean.at(0, tile.begin), count);
-      alignas(kVectorBytes) A totals[kCopyNumbers<A>];
-      for_each_slot<V>(count, [&](int64_t at, int64_t, auto) { store(totals + at, splat<V>(0)); });
-      each_run(problem, unit, x, tile, [&](const T* run, int64_t channels, int64_t) {
-        for_slot_groups<is_pair<V> ? 2 : 4>(slot_count<V>(count), [&](auto slots, int64_t first) {
-          constexpr int S = slots.value;
-          int64_t from[S];
-          V centre[S], sum[S];
-          for (int s = 0; s < S; ++s) {
-            from[s] = slot_from<V>((first + s) * kWidth<V>, count);
-            centre[s] = load<V>(means.data() + (first + s) * kWidth<V>);
-            sum[s] = load<V>(totals + (first + s) * kWidth<V>);
-          }
-          for (int64_t c = 0; c < channels; ++c)
-            for (int s = 0; s < S; ++s) sum[s] += absolute(centre[s] - load<V>(run + c * stride + from[s]));
-          for (int s = 0; s < S; ++s) store(totals + (first + s) * kWidth<V>, sum[s]);
-        });
-      });
-      put_slots<V>(totals, count, sums.at(0, tile.begin));
-    });
   }
 
   // y = epilogue(weight * (x - offset) * rstd + bias); returns the sum of |x - mean| when L1 is set.
@@ -97,20 +48,31 @@ struct ChannelsFirst {
         Totals<A, 1> absolutes;
         const auto body = [=, &absolutes](auto lane, auto slots, int64_t at, int64_t from, auto again) {
           using V = decltype(lane);
-          V centre[slots.value], scale[slots.value];
+          constexpr int S = slots.value;
+          V centre[S], scale[S];
           load_slots(offset_row + at, centre);
           load_slots(rstd_row + at, scale);
-          for (int r = 0; r < R; ++r)
-            for (int s = 0; s < slots.value; ++s) {
-              const int64_t i = from + s * kWidth<V>;
-              const V number = load<V>(block + r * stride + i), below = centre[s] - number;
-              const V result = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
+          V together[R * S];
+          const auto each = [&](auto&& body) {
+            for (int r = 0; r < R; ++r)
+              for (int s = 0; s < S; ++s) body(r, s, from + s * kWidth<V>, together[r * S + s]);
+          };
+          each([&](int r, int s, int64_t i, V& kept) {
+            const V number = load<V>(block + r * stride + i), below = centre[s] - number;
+            const V result = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
+            if constexpr (Epilogue::kTogether)
+              kept = behind.to(result, r, i);
+            else
               write<Stream>(out + r * stride + i, behind.template value<V>(result, r, i));
-              if constexpr (L1)
-                absolutes.add(0, only_new(absolute(load<V>(mean_row + at + s * kWidth<V>) - number), again));
-            }
+            if constexpr (L1)
+              absolutes.add(0, only_new(absolute(load<V>(mean_row + at + s * kWidth<V>) - number), again));
+          });
+          if constexpr (Epilogue::kTogether) {
+            behind.values(together);
+            each([&](int r, int, int64_t i, const V& value) { write<Stream>(out + r * stride + i, value); });
+          }
         };
-        for_slots_writing<Widest, Stream>(out, tile.size(), body);
+        for_slots_writing<Widest, Stream, kSeveral<Epilogue>>(out, tile.size(), body);
         if constexpr (L1) l1 += absolutes.value(0);
       });
     });
@@ -158,7 +120,15 @@ struct ChannelsFirst {
               prefetch_lines<2 * R * kWidth<V> * sizeof(T)>(rows_ahead + pace * from);
           const V average = load<V>(mean_row + at), scale = load<V>(rstd_row + at);
           V sum_g = load<V>(sums_g + at), sum_gv = load<V>(sums_gv + at), sum_v = load<V>(sums_v + at);
-          V sum_sign = splat<V>(0);
+          V sum_sign = splat<V>(0), slopes[R];
+          const auto normal = [&](int r) {
+            const V top = load<V>(offset_row + at) - load<V>(block + r * stride + from);
+            return biases.template at<V>(r, from) - top * scale * weights.template at<V>(r, from);
+          };
+          if constexpr (Epilogue::kTogether) {
+            for (int r = 0; r < R; ++r) slopes[r] = behind.to(normal(r), r, from);
+            behind.slopes(slopes);
+          }
           for (int r = 0; r < R; ++r) {
             V grad = load<V>(dy_block + r * stride + from);
             const V number = load<V>(block + r * stride + from), w = weights.template at<V>(r, from);
@@ -166,15 +136,17 @@ struct ChannelsFirst {
             V top = below;  // the numerator's, of which dy's gradients are made
             if constexpr (Kinks) {
               top = load<V>(offset_row + at) - number;
-              const V z = biases.template at<V>(r, from) - top * scale * w;
               if constexpr (Epilogue::kStops) {
-                const V rest = behind.template stopped<V>(grad, z, r, from);
-                if constexpr (PerPosition)
-                  add_at<V>(dthreshold + tile.begin + from, only_new(rest, again));
-                else
+                const V rest = behind.template stopped<V>(grad, normal(r), r, from);
+                if constexpr (!PerPosition)
                   add_to(for_threshold[r], only_new(rest, again));
+                else if (dthreshold != nullptr)
+                  add_at<V>(dthreshold + tile.begin + from, only_new(rest, again));
               }
-              grad = behind.template gradient<V>(grad, z, r, from);
+              if constexpr (Epilogue::kTogether)
+                grad = grad * slopes[r];
+              else
+                grad = behind.template gradient<V>(grad, normal(r), r, from);
             }
             const V product = grad * top;
             sum_g += w * grad;
@@ -198,7 +170,8 @@ struct ChannelsFirst {
         if constexpr (!PerPosition) {
           add_row_sums(for_weight, dweight + channel);
           add_row_sums(for_bias, dbias + channel);
-          if constexpr (Epilogue::kStops) add_row_sums(for_threshold, dthreshold + channel);
+          if constexpr (Epilogue::kStops)
+            if (dthreshold != nullptr) add_row_sums(for_threshold, dthreshold + channel);
         }
       });
       for_each_slot<V>(tile.size(), [&](int64_t at, int64_t, auto) {
@@ -237,20 +210,35 @@ struct ChannelsFirst {
         T* out = dx + (block - x);
         const auto body = [=](auto lane, auto slots, int64_t at, int64_t from, auto) {
           using V = decltype(lane);
-          V average[slots.value], scale[slots.value], slope[slots.value], shift[slots.value];
+          constexpr int S = slots.value;
+          V average[S], scale[S], slope[S], shift[S];
           load_slots(mean_row + at, average);
           load_slots(rstd_row + at, scale);
           load_slots(a_row + at, slope);
           load_slots(e_row + at, shift);
+          const auto normal = [&](int r, int s, int64_t i) {
+            const V top = load<V>(offset_row + at + s * kWidth<V>) - load<V>(block + r * stride + i);
+            return b.template at<V>(r, i) - top * scale[s] * w.template at<V>(r, i);
+          };
+          V slopes[R * S];
+          if constexpr (Epilogue::kTogether) {
+            for (int r = 0; r < R; ++r)
+              for (int s = 0; s < S; ++s) {
+                const int64_t i = from + s * kWidth<V>;
+                slopes[r * S + s] = behind.to(normal(r, s, i), r, i);
+              }
+            behind.slopes(slopes);
+          }
           for (int r = 0; r < R; ++r)
-            for (int s = 0; s < slots.value; ++s) {
+            for (int s = 0; s < S; ++s) {
               const int64_t i = from + s * kWidth<V>;
               const V number = load<V>(block + r * stride + i), below = average[s] - number;
               V grad = load<V>(dy_block + r * stride + i);
               if constexpr (Kinks) {
-                const V top = load<V>(offset_row + at + s * kWidth<V>) - number;
-                const V z = b.template at<V>(r, i) - top * scale[s] * w.template at<V>(r, i);
-                grad = behind.template gradient<V>(grad, z, r, i);
+                if constexpr (Epilogue::kTogether)
+                  grad = grad * slopes[r * S + s];
+                else
+                  grad = behind.template gradient<V>(grad, normal(r, s, i), r, i);
                 behind.template keep<Stream>(grad, r, i);
               }
               V result = w.template at<V>(r, i) * grad * scale[s] - shift[s];
@@ -260,76 +248,12 @@ struct ChannelsFirst {
               write<Stream>(out + r * stride + i, result);
             }
         };
-        for_slots_writing<Widest, Stream>(out, tile.size(), body);
+        for_slots_writing<Widest, Stream, kSeveral<Epilogue>>(out, tile.size(), body);
       });
     });
   }
 
  private:
-  // The moments where a position has one number.
-  static void own_mean(const T* x, int64_t count, A* mean, A* m2) {
-    for_lanes<Vec<A>>(count, [=](auto lane, int64_t i) {
-      using V = decltype(lane);
-      store(mean + i, load<V>(x + i));
-      store(m2 + i, splat<V>(0));
-    });
-  }
-
-  // Sums of x and of its squares over the unit's samples and channels, as moments() has them, or of the squares alone.
-  template <bool Mean>
-  static void sum_runs(const Problem& problem, const Unit& unit, const T* x, Tile tile, Map<A> mean, Map<A> m2) {
-    const int64_t stride = problem.positions(), count = tile.size();
-    with_widest<Wide>(count, [&](auto widest) {
-      using V = decltype(widest);
-      alignas(kVectorBytes) A means[kCopyNumbers<A>], squares[kCopyNumbers<A>];
-      for_each_slot<V>(count, [&](int64_t at, int64_t, auto) {
-        for (A* row : {means, squares}) store(row + at, splat<V>(0));
-      });
-      each_run(problem, unit, x, tile, [&](const T* run, int64_t channels, int64_t seen) {
-        const A per_channel = A(1) / channels, per_seen = A(1) / (seen + channels);
-        for_slot_groups<is_pair<V> ? 2 : 4>(slot_count<V>(count), [&](auto slots, int64_t first) {
-          constexpr int S = slots.value;
-          int64_t from[S];
-          V centre[S], sum[S], square[S];
-          for (int s = 0; s < S; ++s) {
-            from[s] = slot_from<V>((first + s) * kWidth<V>, count);
-            centre[s] = sum[s] = square[s] = splat<V>(0);
-          }
-          if (Mean && seen == 0) {
-            for (int64_t c = 0; c < channels; ++c)
-              for (int s = 0; s < S; ++s) centre[s] += load<V>(run + c * stride + from[s]);
-            for (int s = 0; s < S; ++s) centre[s] = centre[s] * splat<V>(per_channel);
-          } else if (Mean) {
-            for (int s = 0; s < S; ++s) centre[s] = load<V>(means + (first + s) * kWidth<V>);
-          }
-          if constexpr (Mean)
-            for (int s = 0; s < S; ++s) centre[s] = finite_or_zero(centre[s]);
-          for (int64_t c = 0; c < channels; ++c) {
-            const T* next = run + (c + channels) * stride + from[0];
-            __builtin_prefetch(next);
-            if constexpr (S * sizeof(V) > 64) __builtin_prefetch(next + 64 / sizeof(T));
-            for (int s = 0; s < S; ++s) {
-              const V below = centre[s] - load<V>(run + c * stride + from[s]);
-              if constexpr (Mean) sum[s] += below;
-              square[s] += below * below;
-            }
-          }
-          for (int s = 0; s < S; ++s) {
-            A *mean_at = means + (first + s) * kWidth<V>, *square_at = squares + (first + s) * kWidth<V>;
-            if constexpr (Mean) {
-              const V drift = sum[s] * splat<V>(per_seen);
-              store(mean_at, (seen == 0 ? centre[s] : load<V>(mean_at)) - drift);
-              square[s] = rectified<V>(square[s] - sum[s] * drift, A(0));  // by rounding it could be below
-            }
-            store(square_at, load<V>(square_at) + square[s]);
-          }
-        });
-      });
-      if constexpr (Mean) put_slots<V>(means, count, mean.at(0, tile.begin));
-      put_slots<V>(squares, count, m2.at(0, tile.begin));
-    });
-  }
-
   // The weights (or biases) of a block: one number per row, or in the (N, F) form one per position. Copied out of the
   // parameter's memory, which for all the compiler knows each store could change.
   template <int R>
@@ -372,22 +296,6 @@ struct ChannelsFirst {
         body(std::integral_constant<int, Rows>{}, x + offset(problem, sample, c, tile.begin), c);
       for (; c < end; ++c) body(std::integral_constant<int, 1>{}, x + offset(problem, sample, c, tile.begin), c);
     }
-  }
-
-  // body(pointer to the run's first row, its channels, channels before it) for runs of channels, no longer than what
-  // was before them.
-  template <class Body>
-  static void each_run(const Problem& problem, const Unit& unit, const T* x, Tile tile, Body&& body) {
-    const int64_t first = unit.group * problem.group_channels(), end = first + problem.group_channels();
-    const int64_t fitting = kRunBytes / (tile.size() * int64_t{sizeof(T)});
-    const int64_t most = fitting < kFirstRun ? kFirstRun : fitting < kLongRun ? fitting : kLongRun;
-    int64_t seen = 0;
-    for (int64_t sample = unit.sample; sample < unit.sample + unit.samples; ++sample)
-      for (int64_t c = first, length; c < end; c += length, seen += length) {
-        const int64_t longest = seen == 0 ? kFirstRun : seen < most ? seen : most;
-        length = longest < end - c ? longest : end - c;
-        body(x + offset(problem, sample, c, tile.begin), length, seen);
-      }
   }
 
   // Streaming stores fill whole cache lines one after the other, so they take one row at a time.

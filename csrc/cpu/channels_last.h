@@ -109,16 +109,31 @@ struct ChannelsLast {
       const auto behind = epilogue.template rows<R, true>(in - x, stride, at.channel);
       T* out = y + (in - x);
       Totals<A, 1> absolutes;
-      for_lanes_writing<Wide, Stream>(out, n, [=, &absolutes](auto lane, int64_t i) {
-        using V = decltype(lane);
-        const V weights = load<V>(w + i), biases = load<V>(b + i);
-        for (int r = 0; r < R; ++r) {
-          const V number = load<V>(in + r * stride + i), top = number - splat<V>(centre[r]);
-          write<Stream>(out + r * stride + i,
-                        behind.template value<V>(top * splat<V>(scale[r]) * weights + biases, r, i));
-          if constexpr (L1) absolutes.add(0, absolute(number - splat<V>(average[r])));
-        }
-      });
+      for_several_writing<Wide, Stream, kAlong<Stream, Epilogue>>(
+          out, n, [=, &absolutes](auto lane, auto several, int64_t first) {
+            using V = decltype(lane);
+            constexpr int S = several.value;
+            V together[S * R];
+            for (int k = 0; k < S; ++k) {
+              const int64_t i = first + k * kWidth<V>;
+              const V weights = load<V>(w + i), biases = load<V>(b + i);
+              for (int r = 0; r < R; ++r) {
+                const V number = load<V>(in + r * stride + i), top = number - splat<V>(centre[r]);
+                const V z = top * splat<V>(scale[r]) * weights + biases;
+                if constexpr (Epilogue::kTogether)
+                  together[k * R + r] = behind.to(z, r, i);
+                else
+                  write<Stream>(out + r * stride + i, behind.template value<V>(z, r, i));
+                if constexpr (L1) absolutes.add(0, absolute(number - splat<V>(average[r])));
+              }
+            }
+            if constexpr (Epilogue::kTogether) {
+              behind.values(together);
+              for (int k = 0; k < S; ++k)
+                for (int r = 0; r < R; ++r)
+                  write<Stream>(out + r * stride + first + k * kWidth<V>, together[k * R + r]);
+            }
+          });
       if constexpr (L1) l1 += absolutes.value(0);
     });
     return l1;
@@ -138,7 +153,7 @@ struct ChannelsLast {
       const A *w = weight + at.channel, *b = bias + at.channel;
       const auto behind = epilogue.template rows<R, true>(in - x, stride, at.channel);
       A *dw = dweight + at.channel, *db = dbias + at.channel;
-      A* dt = Epilogue::kStops ? dthreshold + at.channel : nullptr;
+      A* dt = dthreshold == nullptr ? nullptr : dthreshold + at.channel;
       Totals<A, R> sum_g, sum_gu, sum_v, sum_sign;
       for_lanes<Wide>(n, [=, &sum_g, &sum_gu, &sum_v, &sum_sign](auto lane, int64_t i) {
         using V = decltype(lane);
@@ -146,12 +161,22 @@ struct ChannelsLast {
         prefetch_next<R>(grads + i, stride);
         const V weights = load<V>(w + i);
         V for_weight = load<V>(dw + i), for_bias = load<V>(db + i), for_threshold = splat<V>(0);
-        if constexpr (Epilogue::kStops) for_threshold = load<V>(dt + i);
+        if (Epilogue::kStops && dt != nullptr) for_threshold = load<V>(dt + i);
+        V slopes[R];
+        if constexpr (Epilogue::kTogether) {
+          for (int r = 0; r < R; ++r) {
+            const V top = load<V>(in + r * stride + i) - splat<V>(centre[r]);
+            slopes[r] = behind.to(top * splat<V>(scale[r]) * weights + load<V>(b + i), r, i);
+          }
+          behind.slopes(slopes);
+        }
         for (int r = 0; r < R; ++r) {
           V grad = load<V>(grads + r * stride + i);
           const V number = load<V>(in + r * stride + i), centred = number - splat<V>(average[r]);
           const V normed = (Kinks ? number - splat<V>(centre[r]) : centred) * splat<V>(scale[r]);
-          if constexpr (Kinks) {
+          if constexpr (Epilogue::kTogether) {
+            grad = grad * slopes[r];
+          } else if constexpr (Kinks) {
             const V z = normed * weights + load<V>(b + i);
             if constexpr (Epilogue::kStops) for_threshold += behind.template stopped<V>(grad, z, r, i);
             grad = behind.template gradient<V>(grad, z, r, i);
@@ -166,7 +191,7 @@ struct ChannelsLast {
         }
         store(dw + i, for_weight);
         store(db + i, for_bias);
-        if constexpr (Epilogue::kStops) store(dt + i, for_threshold);
+        if (Epilogue::kStops && dt != nullptr) store(dt + i, for_threshold);
       });
       accumulate(sum_g, at, p1, position);
       accumulate(sum_gu, at, p2, position);
@@ -189,22 +214,39 @@ struct ChannelsLast {
       const A *w = weight + at.channel, *b = bias + at.channel;
       const auto behind = epilogue.template rows<R, true>(in - x, stride, at.channel);
       T* out = dx + (in - x);
-      for_lanes_writing<Wide, Stream>(out, n, [=](auto lane, int64_t i) {
+      for_several_writing<Wide, Stream, kAlong<Stream, Epilogue>>(out, n, [=](auto lane, auto several, int64_t first) {
         using V = decltype(lane);
-        const V weights = load<V>(w + i);
-        for (int r = 0; r < R; ++r) {
-          const V number = load<V>(in + r * stride + i), centred = number - splat<V>(average[r]);
-          V grad = load<V>(grads + r * stride + i);
-          if constexpr (Kinks) {
-            const V top = number - splat<V>(centre[r]);
-            grad = behind.template gradient<V>(grad, top * splat<V>(scale[r]) * weights + load<V>(b + i), r, i);
-            behind.template keep<Stream>(grad, r, i);
+        const auto normal = [=](int r, int64_t i) {
+          const V top = load<V>(in + r * stride + i) - splat<V>(centre[r]);
+          return top * splat<V>(scale[r]) * load<V>(w + i) + load<V>(b + i);
+        };
+        constexpr int S = several.value;
+        V slopes[S * R];
+        if constexpr (Epilogue::kTogether) {
+          for (int k = 0; k < S; ++k)
+            for (int r = 0; r < R; ++r) {
+              const int64_t i = first + k * kWidth<V>;
+              slopes[k * R + r] = behind.to(normal(r, i), r, i);
+            }
+          behind.slopes(slopes);
+        }
+        for (int k = 0; k < S; ++k) {
+          const int64_t i = first + k * kWidth<V>;
+          const V weights = load<V>(w + i);
+          for (int r = 0; r < R; ++r) {
+            const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
+            V grad = load<V>(grads + r * stride + i);
+            if constexpr (Epilogue::kTogether)
+              grad = grad * slopes[k * R + r];
+            else if constexpr (Kinks)
+              grad = behind.template gradient<V>(grad, normal(r, i), r, i);
+            if constexpr (Kinks) behind.template keep<Stream>(grad, r, i);
+            V result = weights * grad * splat<V>(scale[r]);
+            if constexpr (P == 2) result -= splat<V>(slope[r]) * centred;
+            result -= splat<V>(shift[r]);
+            if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope[r] : l1_scale) * sign(centred);
+            write<Stream>(out + r * stride + i, result);
           }
-          V result = weights * grad * splat<V>(scale[r]);
-          if constexpr (P == 2) result -= splat<V>(slope[r]) * centred;
-          result -= splat<V>(shift[r]);
-          if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope[r] : l1_scale) * sign(centred);
-          write<Stream>(out + r * stride + i, result);
         }
       });
     });

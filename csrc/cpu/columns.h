@@ -50,6 +50,16 @@ class Columns {
   // rows[kind][c] += what add(sums of kinds, pixel, c) adds, over the pixels of a tile.
   template <int Kinds, int Tensors, class Add>
   void sum_pixels(int64_t pixels, const T* const (&read)[Tensors], A* const (&rows)[Kinds], Add&& add) const {
+    sum_pixels_behind<Kinds, Tensors>(
+        pixels, read, rows, [](auto&, int64_t, int64_t) {},
+        [&](auto& sums, int64_t pixel, int64_t c, auto) { add(sums, pixel, c); });
+  }
+
+  // The same by add(sums of kinds, pixel, c, value), where prepare(values, first, c) makes those of some pixels at
+  // once.
+  template <int Kinds, int Tensors, class Prepare, class Add>
+  void sum_pixels_behind(int64_t pixels, const T* const (&read)[Tensors], A* const (&rows)[Kinds], Prepare&& prepare,
+                         Add&& add) const {
     for (A* row : rows) __builtin_memset(row, 0, channels_ * sizeof(A));
     each_block<kPixelsAtOnce>(pixels, [&](auto block, int64_t first) {
       constexpr int R = block.value;
@@ -58,7 +68,9 @@ class Columns {
         for (const T* from : read) prefetch_next<R>(from + first * channels_ + c, channels_);
         V sums[Kinds];
         for (int k = 0; k < Kinds; ++k) sums[k] = load<V>(rows[k] + c);
-        for (int r = 0; r < R; ++r) add(sums, first + r, c);
+        V ahead[R] = {};
+        prepare(ahead, first, c);
+        for (int r = 0; r < R; ++r) add(sums, first + r, c, ahead[r]);
         for (int k = 0; k < Kinds; ++k) store(rows[k] + c, sums[k]);
       });
     });

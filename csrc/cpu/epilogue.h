@@ -4,7 +4,8 @@
 // the tensors and the next ones `stride` further on. Their parameters are at `place`: one for each row, or Along one
 // for each number of a row. Of number i of row r, value<V>(z, r, i) is what becomes of z, gradient<V>(grad, z, r, i)
 // what of its gradient reaches z, stopped<V> the rest; keep<Stream>(grad, r, i) writes the former down as the
-// residual's.
+// residual's. One that is kTogether takes several numbers at once, to which `to` has added the residual: values(z),
+// slopes(z).
 #pragma once
 
 #include <limits>
@@ -15,12 +16,13 @@
 
 namespace divnorm::DIVNORM_ISA {
 
-// The smooth activations and their slopes, of a vector or one number; compiled in activations.cpp. A call of them is
-// short beside what they do, and as code of their own they stand in no kernel.
+// The smooth activations and their slopes, in place, of vectors or single numbers; compiled in activations.cpp. As code
+// of their own they stand in no kernel, and several at once a call is short beside what they do. `rounded`: a half type
+// will show half of the digits.
 template <class V>
-V smooth_value(V z, Activation activation);
+void smooth_values(V* z, int count, Activation activation, bool rounded);
 template <class V>
-V smooth_slope(V z, Activation activation);
+void smooth_slopes(V* z, int count, Activation activation);
 
 // What an epilogue reads beside z, and what it writes beside the kernel: absent, or tensors of x's layout and, where
 // the kernels have their parameters, the threshold.
@@ -36,6 +38,7 @@ template <class T>
 class Clamped {
  public:
   static constexpr bool kStops = false;  // whether what stops is a parameter's gradient
+  static constexpr bool kTogether = false;
 
   explicit Clamped(const Problem& problem) : floor_(problem.template floor<Acc<T>>()) {}
 
@@ -87,6 +90,7 @@ template <class T>
 class Thresholded {
  public:
   static constexpr bool kStops = true;
+  static constexpr bool kTogether = false;
 
   explicit Thresholded(const Beside<T>& beside) : beside_(beside) {}
 
@@ -136,6 +140,7 @@ template <class T>
 class Smooth {
  public:
   static constexpr bool kStops = false;
+  static constexpr bool kTogether = true;
 
   Smooth(const Problem& problem, const Beside<T>& beside) : activation_(problem.activation), beside_(beside) {}
 
@@ -143,29 +148,25 @@ class Smooth {
    public:
     Rows(Activation activation, const Beside<T>& beside, int64_t at, int64_t stride)
         : Added<T>(beside, at, stride), activation_(activation) {}
-    template <class V>
-    V value(V z, int64_t r, int64_t i) const {
-      return value_of(this->to(z, r, i));
+    template <class V, int N>
+    void values(V (&z)[N]) const {
+      smooth_values(vectors_of(z), kVectors<V> * N, activation_, !std::is_same_v<T, Acc<T>>);
     }
-    template <class V>
-    V gradient(V grad, V z, int64_t r, int64_t i) const {
-      return grad * slope_of(this->to(z, r, i));
+    template <class V, int N>
+    void slopes(V (&z)[N]) const {
+      smooth_slopes(vectors_of(z), kVectors<V> * N, activation_);
     }
 
    private:
     template <class V>
-    V value_of(V z) const {
-      if constexpr (is_pair<V>)
-        return {value_of(z.even), value_of(z.odd)};
-      else
-        return smooth_value<V>(z, activation_);
-    }
+    static constexpr int kVectors = is_pair<V> ? 2 : 1;
+
     template <class V>
-    V slope_of(V z) const {
+    static auto vectors_of(V* z) {
       if constexpr (is_pair<V>)
-        return {slope_of(z.even), slope_of(z.odd)};
+        return &z->even;
       else
-        return smooth_slope<V>(z, activation_);
+        return z;
     }
 
     Activation activation_;
@@ -180,6 +181,14 @@ class Smooth {
   Activation activation_;
   Beside<T> beside_;
 };
+
+// Values that an epilogue is given at once where nothing else says how many.
+template <class Epilogue>
+constexpr int kSeveral = Epilogue::kTogether ? 4 : 1;
+
+// The same along the channels, where streaming stores take one pixel at a time and others some.
+template <bool Stream, class Epilogue>
+constexpr int kAlong = Stream ? kSeveral<Epilogue> : 1;
 
 inline bool is_smooth(const Problem& problem) { return problem.activation >= Activation::silu; }
 
@@ -212,16 +221,16 @@ inline auto with_epilogue(const Problem& problem, const Beside<T>& beside, Body&
 }
 
 // Whether backward has to look at the signs of v, or at more than v.
-inline bool looks_again(const Problem& problem, bool l1) { return l1 || problem.p == 1 || problem.keeps_mean(); }
+inline bool needs_more_than_v(const Problem& problem, bool l1) { return l1 || problem.p == 1 || problem.keeps_mean(); }
 
-// body(epilogue, whether backward has more to look at than v and dy: an activation, or what `looks_again` says)
+// body(epilogue, whether backward has more to look at than v and dy: an activation, or what `needs_more_than_v` says)
 template <class T, class Body>
 inline auto with_kinks(const Problem& problem, const Beside<T>& beside, bool l1, Body&& body) {
   if (is_smooth(problem)) return body(Smooth<T>(problem, beside), std::true_type{});
   if (has_thresholds(problem)) return body(Thresholded<T>(beside), std::true_type{});
   const Clamped<T> clamped(problem);
-  return looks_again(problem, l1) || problem.activation != Activation::none ? body(clamped, std::true_type{})
-                                                                            : body(clamped, std::false_type{});
+  return needs_more_than_v(problem, l1) || problem.activation != Activation::none ? body(clamped, std::true_type{})
+                                                                                  : body(clamped, std::false_type{});
 }
 
 // body(the exponent of s, or 0 where nothing is divided). Kinks: as with_kinks() has them, which 1 asks for.
@@ -234,10 +243,14 @@ inline void with_exponent(const Problem& problem, Body&& body) {
 }
 
 // Whether streaming stores that fit dx fit the residual's gradient too.
-template <class T>
-bool stream_alike(const T* dx, const T* dresidual) {
-  return dresidual == nullptr ||
-         ((reinterpret_cast<uintptr_t>(dx) ^ reinterpret_cast<uintptr_t>(dresidual)) % kVectorBytes) == 0;
+inline bool stream_alike(const BackwardTensors& tensors) {
+  const auto at = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes; };
+  return tensors.dresidual == nullptr || at(tensors.dx) == at(tensors.dresidual);
+}
+
+// Whether somebody wants the sums of what thresholds stop.
+inline bool learns_thresholds(const Problem& problem, const BackwardTensors& tensors) {
+  return problem.activation == Activation::tlu && tensors.dthreshold.data != nullptr;
 }
 
 }  // namespace divnorm::DIVNORM_ISA

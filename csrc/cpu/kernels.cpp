@@ -87,8 +87,9 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
 template <class T, class Layout>
 void backward_in(const Problem& problem, const BackwardTensors& tensors, int threads) {
   using A = Acc<T>;
-  const Traversal t = plan_traversal(problem, reach_of(problem.suppression, true), reach_of(problem.summation, true),
-                                     position_bytes<T>(problem, 2, kBackwardMaps), problem.channels_last);
+  const Traversal t =
+      plan_traversal(problem, reach_of(problem.suppression, true), reach_of(problem.summation, true),
+                     position_bytes<T>(problem, 2 + problem.residual, kBackwardMaps), problem.channels_last);
   Threads team = threads_for(problem, t, threads);
   const Constants<A> constants;
   const Divisors<A> summation(problem, problem.summation), suppression(problem, problem.suppression);
@@ -98,7 +99,8 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
   const Values<A> threshold = thresholds<A>(problem, tensors, place);
   const int64_t rows = t.partial_rows();
   const Buffer<A> dweight(rows * problem.affine_size()), dbias(rows * problem.affine_size());
-  const Buffer<A> dthreshold(has_thresholds(problem) ? rows * problem.affine_size() : 0);
+  const bool learns = learns_thresholds(problem, tensors);
+  const Buffer<A> dthreshold(learns ? rows * problem.affine_size() : 0);
   const int64_t sigma_rows = t.blocks * t.reduce_tiles;
   const Buffer<double> sigma_sums(sigma_rows * problem.groups);
   const Buffer<A> team_scratch(team.teams() * kBackwardMaps * t.scratch_row_numbers());
@@ -113,11 +115,11 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
                                  constants.ones.data(),
                                  summation,
                                  suppression,
-                                 streams<T>(problem),
+                                 streams<T>(problem) && stream_alike(tensors),
                                  quiet<A>(tensors.dl1 / problem.numel()),
                                  dweight.data(),
                                  dbias.data(),
-                                 has_thresholds(problem) ? dthreshold.data() : nullptr,
+                                 learns ? dthreshold.data() : nullptr,
                                  sigma_sums.data(),
                                  team_scratch.data(),
                                  boxes};

@@ -95,17 +95,18 @@ class Partials {
  public:
   using A = Acc<T>;
 
-  Partials(const Problem& p, int64_t blocks)
+  Partials(const Problem& p, const BackwardTensors& tensors, int64_t blocks)
       : problem_(p),
+        learns_(learns_thresholds(p, tensors)),
         blocks_(blocks),
         dweight_(blocks * p.affine_size()),
         dbias_(blocks * p.affine_size()),
-        dthreshold_(has_thresholds(p) ? blocks * p.affine_size() : 0),
+        dthreshold_(learns_ ? blocks * p.affine_size() : 0),
         for_sigma_(p.map_rows()) {}
 
   A* dweight() const { return dweight_.data(); }
   A* dbias() const { return dbias_.data(); }
-  A* dthreshold() const { return has_thresholds(problem_) ? dthreshold_.data() : nullptr; }
+  A* dthreshold() const { return learns_ ? dthreshold_.data() : nullptr; }
   double* for_sigma() const { return for_sigma_.data(); }
 
   template <class Place>
@@ -118,6 +119,7 @@ class Partials {
 
  private:
   const Problem& problem_;
+  bool learns_;
   int64_t blocks_;
   Buffer<A> dweight_, dbias_, dthreshold_;
   Buffer<double> for_sigma_;
@@ -134,7 +136,7 @@ void backward_runs(const Problem& p, const BackwardTensors& tensors, int threads
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
   const Values<A> threshold = thresholds<A>(p, tensors, place);
-  const Partials<T> partials(p, jobs.blocks);
+  const Partials<T> partials(p, tensors, jobs.blocks);
   const Buffer<GradientSums> sums(team.teams() * pieces);
   const typename Pass::Shared shared{p,
                                      tensors,
@@ -142,7 +144,7 @@ void backward_runs(const Problem& p, const BackwardTensors& tensors, int threads
                                      weight.data(),
                                      bias.data(),
                                      beside<T>(tensors, threshold.data()),
-                                     streams<T>(p),
+                                     streams<T>(p) && stream_alike(tensors),
                                      quiet<A>(tensors.dl1 / p.numel()),
                                      partials.dweight(),
                                      partials.dbias(),
@@ -164,7 +166,7 @@ void backward_columns(const Problem& p, const BackwardTensors& tensors, int thre
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
   const Values<A> threshold = thresholds<A>(p, tensors, place);
-  const Partials<T> partials(p, jobs.blocks);
+  const Partials<T> partials(p, tensors, jobs.blocks);
   const Buffer<A> scratch(team.teams() * (4 * layout.tiles() + 6) * layout.channels());
   const typename Pass::Shared shared{p,
                                      tensors,
@@ -172,7 +174,7 @@ void backward_columns(const Problem& p, const BackwardTensors& tensors, int thre
                                      weight.data(),
                                      bias.data(),
                                      beside<T>(tensors, threshold.data()),
-                                     streams<T>(p),
+                                     streams<T>(p) && stream_alike(tensors),
                                      quiet<A>(tensors.dl1 / p.numel()),
                                      partials.dweight(),
                                      partials.dbias(),

@@ -77,8 +77,7 @@ class BackwardColumns {
         const int64_t offset = s_.layout.offset(unit.rows, i);
         T* dx = static_cast<T*>(s_.tensors.dx) + offset;
         const uintptr_t bits = reinterpret_cast<uintptr_t>(dx) | (s_.layout.channels() * sizeof(T));
-        const bool stream = s_.stream && (!is_pair<Wide> || bits % kVectorBytes == 0) &&
-                            stream_alike(static_cast<T*>(s_.tensors.dx), s_.beside.dresidual);
+        const bool stream = s_.stream && (!is_pair<Wide> || bits % kVectorBytes == 0);
         with_kinks<T>(p, s_.beside, l1, [&](auto epilogue, auto kinks) {
           with_exponent<kinks.value>(p, [&](auto exponent) {
             const auto run = [&](auto stream) {
@@ -110,12 +109,26 @@ class BackwardColumns {
     A* rest = stopped_ + tile * channels;
     const A *mean = mean_, *offset = offset_, *scale = scale_, *bias = s_.bias;
     const auto behind = epilogue.template rows<1, true>(first, channels, 0);
-    const auto add = [=](auto& sums, int64_t pixel, int64_t c) {
+    const auto slopes = [=](auto& ahead, int64_t first, int64_t c) {
+      if constexpr (Epilogue::kTogether) {
+        using V = value_of<decltype(ahead)>;
+        for (size_t r = 0; r < std::extent_v<std::remove_reference_t<decltype(ahead)>>; ++r) {
+          const int64_t pixel = first + static_cast<int64_t>(r);
+          const V top = load<V>(x + pixel * channels + c) - load<V>(offset + c);
+          ahead[r] = behind.to(top * load<V>(scale + c) + load<V>(bias + c), pixel, c);
+        }
+        behind.slopes(ahead);
+      }
+    };
+    const auto add = [=](auto& sums, int64_t pixel, int64_t c, auto slope) {
       using V = value_of<decltype(sums)>;
       const int64_t at = pixel * channels + c;
       const V number = load<V>(x + at), top = number - load<V>(offset + c);
       V grad = load<V>(dy + at);
-      if constexpr (Kinks) {
+      if constexpr (Epilogue::kTogether) {
+        grad = grad * slope;
+        sums[2] += sign(number - load<V>(mean + c));
+      } else if constexpr (Kinks) {
         const V z = top * load<V>(scale + c) + load<V>(bias + c);
         if constexpr (Epilogue::kStops) sums[3] += behind.template stopped<V>(grad, z, pixel, c);
         grad = behind.template gradient<V>(grad, z, pixel, c);
@@ -125,17 +138,18 @@ class BackwardColumns {
       sums[1] += grad * top;
     };
     if constexpr (Epilogue::kStops)
-      s_.layout.template sum_pixels<4, 2>(pixels, {x, dy}, {g, gv, signs, rest}, add);
+      s_.layout.template sum_pixels_behind<4, 2>(pixels, {x, dy}, {g, gv, signs, rest}, slopes, add);
     else if constexpr (Kinks)
-      s_.layout.template sum_pixels<3, 2>(pixels, {x, dy}, {g, gv, signs}, add);
+      s_.layout.template sum_pixels_behind<3, 2>(pixels, {x, dy}, {g, gv, signs}, slopes, add);
     else
-      s_.layout.template sum_pixels<2, 2>(pixels, {x, dy}, {g, gv}, add);
+      s_.layout.template sum_pixels_behind<2, 2>(pixels, {x, dy}, {g, gv}, slopes, add);
   }
 
   void join_tiles(int64_t from, int64_t to) const {
     const int64_t channels = s_.layout.channels();
     const bool stops = s_.dthreshold != nullptr;
-    for (A* sums : {g_, gv_, looks_again(s_.problem, s_.l1_scale != 0) ? sign_ : nullptr, stops ? stopped_ : nullptr})
+    for (A* sums :
+         {g_, gv_, needs_more_than_v(s_.problem, s_.l1_scale != 0) ? sign_ : nullptr, stops ? stopped_ : nullptr})
       for (int64_t i = 1; sums != nullptr && i < s_.layout.tiles(); ++i)
         for (int64_t c = from; c < to; ++c) sums[c] += sums[i * channels + c];
   }
@@ -146,7 +160,7 @@ class BackwardColumns {
     A* dweight = s_.dweight + unit.block * s_.layout.channels();
     A* dbias = s_.dbias + unit.block * s_.layout.channels();
     A* dthreshold = s_.dthreshold == nullptr ? nullptr : s_.dthreshold + unit.block * s_.layout.channels();
-    const bool signs = looks_again(p, s_.l1_scale != 0);
+    const bool signs = needs_more_than_v(p, s_.l1_scale != 0);
     GradientSums all{};
     s_.layout.each_channel(group, [&](int64_t at) {
       all.g += static_cast<double>(s_.weight[at]) * g_[at];
@@ -177,30 +191,49 @@ class BackwardColumns {
       const T *in = x + first * channels, *grads = dy + first * channels;
       T* out = dx + first * channels;
       const auto behind = epilogue.template rows<R, true>(at + first * channels, channels, 0);
-      for_lanes_writing<Wide, Stream>(out, channels, [=](auto lane, int64_t c) {
-        using V = decltype(lane);
-        if constexpr (!Stream) {
-          prefetch_next<R>(in + c, channels);
-          prefetch_next<R>(grads + c, channels);
-        }
-        const V average = load<V>(mean + c), factor = load<V>(weight + c), inverse = load<V>(rstd + c);
-        const V falling = load<V>(slope + c), constant = load<V>(shift + c);
-        for (int r = 0; r < R; ++r) {
-          const V number = load<V>(in + r * channels + c), centred = number - average;
-          V grad = load<V>(grads + r * channels + c);
-          if constexpr (Kinks) {
-            const V top = number - load<V>(offset + c);
-            grad = behind.template gradient<V>(grad, top * load<V>(scale + c) + load<V>(bias + c), r, c);
-            behind.template keep<Stream>(grad, r, c);
-          }
-          V result = grad * factor;
-          if constexpr (P == 2) result = (result - falling * centred) * inverse;
-          if constexpr (P == 1) result = result * inverse;
-          result -= constant;
-          if constexpr (Kinks) result += (P == 1 ? splat<V>(l1_scale) - falling : splat<V>(l1_scale)) * sign(centred);
-          write<Stream>(out + r * channels + c, result);
-        }
-      });
+      for_several_writing<Wide, Stream, kAlong<Stream, Epilogue>>(
+          out, channels, [=](auto lane, auto several, int64_t start) {
+            using V = decltype(lane);
+            const auto normal = [=](int r, int64_t c) {
+              const V top = load<V>(in + r * channels + c) - load<V>(offset + c);
+              return top * load<V>(scale + c) + load<V>(bias + c);
+            };
+            constexpr int S = several.value;
+            V slopes[S * R];
+            if constexpr (Epilogue::kTogether) {
+              for (int k = 0; k < S; ++k)
+                for (int r = 0; r < R; ++r) {
+                  const int64_t c = start + k * kWidth<V>;
+                  slopes[k * R + r] = behind.to(normal(r, c), r, c);
+                }
+              behind.slopes(slopes);
+            }
+            for (int k = 0; k < S; ++k) {
+              const int64_t c = start + k * kWidth<V>;
+              if constexpr (!Stream) {
+                prefetch_next<R>(in + c, channels);
+                prefetch_next<R>(grads + c, channels);
+              }
+              const V average = load<V>(mean + c), factor = load<V>(weight + c), inverse = load<V>(rstd + c);
+              const V falling = load<V>(slope + c), constant = load<V>(shift + c);
+              for (int r = 0; r < R; ++r) {
+                const V centred = load<V>(in + r * channels + c) - average;
+                V grad = load<V>(grads + r * channels + c);
+                if constexpr (Epilogue::kTogether)
+                  grad = grad * slopes[k * R + r];
+                else if constexpr (Kinks)
+                  grad = behind.template gradient<V>(grad, normal(r, c), r, c);
+                if constexpr (Kinks) behind.template keep<Stream>(grad, r, c);
+                V result = grad * factor;
+                if constexpr (P == 2) result = (result - falling * centred) * inverse;
+                if constexpr (P == 1) result = result * inverse;
+                result -= constant;
+                if constexpr (Kinks)
+                  result += (P == 1 ? splat<V>(l1_scale) - falling : splat<V>(l1_scale)) * sign(centred);
+                write<Stream>(out + r * channels + c, result);
+              }
+            }
+          });
     });
   }
 

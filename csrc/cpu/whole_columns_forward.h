@@ -58,7 +58,7 @@ class ForwardColumns {
       each_tile([&](int64_t i, const T* in) { centred_moments(i, in); });
       member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_moments(from, to); });
       member.sync();
-      each_group([&](int64_t group) { join_means(group); });
+      if (p.p == 1 && p.suppression.present) each_group([&](int64_t group) { join_means(group); });
     }
     if (p.suppression.present && (p.p == 1 || !p.summation.present)) {
       each_tile([&](int64_t i, const T* in) { p.p == 1 ? absolutes(i, in) : squares(i, in); });
@@ -196,16 +196,31 @@ class ForwardColumns {
       T* out = y + first * channels;
       const auto behind = epilogue.template rows<R, true>(at + first * channels, channels, 0);
       Totals<A, 1> absolutes;
-      for_lanes_writing<Wide, Stream>(out, channels, [=, &absolutes](auto lane, int64_t c) {
-        using V = decltype(lane);
-        if constexpr (!Stream) prefetch_next<R>(in + c, channels);
-        const V centre = load<V>(offset + c), factor = load<V>(scale + c), shift = load<V>(bias + c);
-        for (int r = 0; r < R; ++r) {
-          const V number = load<V>(in + r * channels + c), top = number - centre;
-          write<Stream>(out + r * channels + c, behind.template value<V>(top * factor + shift, r, c));
-          if constexpr (L1) absolutes.add(0, absolute(number - load<V>(mean + c)));
-        }
-      });
+      for_several_writing<Wide, Stream, kAlong<Stream, Epilogue>>(
+          out, channels, [=, &absolutes](auto lane, auto several, int64_t first) {
+            using V = decltype(lane);
+            constexpr int S = several.value;
+            V together[S * R];
+            for (int k = 0; k < S; ++k) {
+              const int64_t c = first + k * kWidth<V>;
+              if constexpr (!Stream) prefetch_next<R>(in + c, channels);
+              const V centre = load<V>(offset + c), factor = load<V>(scale + c), shift = load<V>(bias + c);
+              for (int r = 0; r < R; ++r) {
+                const V number = load<V>(in + r * channels + c), top = number - centre;
+                if constexpr (Epilogue::kTogether)
+                  together[k * R + r] = behind.to(top * factor + shift, r, c);
+                else
+                  write<Stream>(out + r * channels + c, behind.template value<V>(top * factor + shift, r, c));
+                if constexpr (L1) absolutes.add(0, absolute(number - load<V>(mean + c)));
+              }
+            }
+            if constexpr (Epilogue::kTogether) {
+              behind.values(together);
+              for (int k = 0; k < S; ++k)
+                for (int r = 0; r < R; ++r)
+                  write<Stream>(out + r * channels + first + k * kWidth<V>, together[k * R + r]);
+            }
+          });
       if constexpr (L1) l1 += absolutes.value(0);
     });
     return l1;

@@ -74,8 +74,7 @@ class BackwardRuns {
       layout.each_piece(unit.rows, from, to, [&](int64_t, const Piece& piece) {
         const T *in = x + piece.offset, *grads = dy + piece.offset;
         T* out = dx + piece.offset;
-        const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0) &&
-                            stream_alike(dx, s_.beside.dresidual);
+        const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0);
         with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
           with_exponent<kinks.value>(p, [&](auto exponent) {
             const auto run = [&](auto stream) {
@@ -122,18 +121,21 @@ class BackwardRuns {
     const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
     constexpr int chains = Kinks ? 1 : 2;
     Sums<A, Kinks ? 4 : 2, chains> sums;
-    for_chains<Wide, chains>(piece.size, [=, &sums](auto lane, int64_t i, int chain) {
+    const auto add = [=, &sums](auto lane, int64_t i, int chain, auto activation_slope) {
       using V = decltype(lane);
       const V number = load<V>(x + i), top = number - splat<V>(offset);
       V grad = load<V>(dy + i);
-      if constexpr (Kinks) {
+      if constexpr (Epilogue::kTogether) {
+        grad = grad * activation_slope;
+        sums.add(2, chain, sign(number - splat<V>(row.mean)));
+      } else if constexpr (Kinks) {
         const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
         if constexpr (Epilogue::kStops) {
           const V rest = behind.template stopped<V>(grad, z, 0, i);
-          if constexpr (AlongRow)
-            store(dthreshold + i, load<V>(dthreshold + i) + rest);
-          else
+          if constexpr (!AlongRow)
             sums.add(3, chain, rest);
+          else if (dthreshold != nullptr)
+            store(dthreshold + i, load<V>(dthreshold + i) + rest);
         }
         grad = behind.template gradient<V>(grad, z, 0, i);
         sums.add(2, chain, sign(number - splat<V>(row.mean)));
@@ -148,7 +150,22 @@ class BackwardRuns {
         sums.add(0, chain, grad);
         sums.add(1, chain, grad * top);
       }
-    });
+    };
+    if constexpr (Epilogue::kTogether)
+      for_several<Wide, kSeveral<Epilogue>>(piece.size, [&](auto lane, auto several, int64_t first) {
+        using V = decltype(lane);
+        constexpr int S = several.value;
+        V slopes[S];
+        for (int k = 0; k < S; ++k) {
+          const int64_t i = first + k * kWidth<V>;
+          const V top = load<V>(x + i) - splat<V>(offset);
+          slopes[k] = behind.to(Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i), 0, i);
+        }
+        behind.slopes(slopes);
+        for (int k = 0; k < S; ++k) add(lane, first + k * kWidth<V>, 0, slopes[k]);
+      });
+    else
+      for_chains<Wide, chains>(piece.size, [&](auto lane, int64_t i, int chain) { add(lane, i, chain, 0); });
     GradientSums found{sums.value(0), sums.value(1), 0, 0};
     if constexpr (Kinks) found.sign = sums.value(2);
     if constexpr (Epilogue::kStops && !AlongRow) found.stopped = sums.value(3);
@@ -163,26 +180,41 @@ class BackwardRuns {
     const A weight = *weights, scale = row.rstd * weight, bias = *biases;
     const A l1_scale = s_.l1_scale, slope = slopes.slope, shift = slopes.shift, offset = row.offset(s_.problem);
     const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
-    for_lanes_writing<Wide, Stream>(dx, piece.size, [=](auto lane, int64_t i) {
+    for_several_writing<Wide, Stream, kSeveral<Epilogue>>(dx, piece.size, [=](auto lane, auto several, int64_t first) {
       using V = decltype(lane);
-      const V number = load<V>(x + i), centred = number - splat<V>(row.mean);
-      V grad = load<V>(dy + i);
-      if constexpr (Kinks) {
-        const V top = number - splat<V>(offset);
-        grad = behind.template gradient<V>(
-            grad, Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i), 0, i);
-        behind.template keep<Stream>(grad, 0, i);
+      const auto normal = [=](int64_t i) {
+        const V top = load<V>(x + i) - splat<V>(offset);
+        return Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
+      };
+      constexpr int S = several.value;
+      V together[S];
+      if constexpr (Epilogue::kTogether) {
+        for (int k = 0; k < S; ++k) {
+          const int64_t i = first + k * kWidth<V>;
+          together[k] = behind.to(normal(i), 0, i);
+        }
+        behind.slopes(together);
       }
-      V result;
-      if constexpr (AlongRow)
-        result = grad * load<V>(weights + i);
-      else
-        result = grad * splat<V>(weight);
-      if constexpr (P == 2) result = (result - splat<V>(slope) * centred) * splat<V>(row.rstd);
-      if constexpr (P == 1) result = result * splat<V>(row.rstd);
-      result -= splat<V>(shift);
-      if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope : l1_scale) * sign(centred);
-      write<Stream>(dx + i, result);
+      for (int k = 0; k < S; ++k) {
+        const int64_t i = first + k * kWidth<V>;
+        const V centred = load<V>(x + i) - splat<V>(row.mean);
+        V grad = load<V>(dy + i);
+        if constexpr (Epilogue::kTogether)
+          grad = grad * together[k];
+        else if constexpr (Kinks)
+          grad = behind.template gradient<V>(grad, normal(i), 0, i);
+        if constexpr (Kinks) behind.template keep<Stream>(grad, 0, i);
+        V result;
+        if constexpr (AlongRow)
+          result = grad * load<V>(weights + i);
+        else
+          result = grad * splat<V>(weight);
+        if constexpr (P == 2) result = (result - splat<V>(slope) * centred) * splat<V>(row.rstd);
+        if constexpr (P == 1) result = result * splat<V>(row.rstd);
+        result -= splat<V>(shift);
+        if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope : l1_scale) * sign(centred);
+        write<Stream>(dx + i, result);
+      }
     });
   }
 

@@ -140,13 +140,26 @@ class ForwardRuns {
     const A scale = row.rstd * *weights, bias = *biases, offset = row.offset(s_.problem);
     const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
     Sums<A, 1, 1> absolutes;
-    for_lanes_writing<Wide, Stream>(y, piece.size, [=, &absolutes](auto lane, int64_t i) {
-      using V = decltype(lane);
-      const V number = load<V>(x + i), top = number - splat<V>(offset);
-      const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
-      write<Stream>(y + i, behind.template value<V>(z, 0, i));
-      if constexpr (L1) absolutes.add(0, 0, absolute(number - splat<V>(row.mean)));
-    });
+    for_several_writing<Wide, Stream, kSeveral<Epilogue>>(
+        y, piece.size, [=, &absolutes](auto lane, auto several, int64_t first) {
+          using V = decltype(lane);
+          constexpr int S = several.value;
+          V together[S];
+          for (int k = 0; k < S; ++k) {
+            const int64_t i = first + k * kWidth<V>;
+            const V number = load<V>(x + i), top = number - splat<V>(offset);
+            const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
+            if constexpr (Epilogue::kTogether)
+              together[k] = behind.to(z, 0, i);
+            else
+              write<Stream>(y + i, behind.template value<V>(z, 0, i));
+            if constexpr (L1) absolutes.add(0, 0, absolute(number - splat<V>(row.mean)));
+          }
+          if constexpr (Epilogue::kTogether) {
+            behind.values(together);
+            for (int k = 0; k < S; ++k) write<Stream>(y + first + k * kWidth<V>, together[k]);
+          }
+        });
     return absolutes.value(0);
   }
 

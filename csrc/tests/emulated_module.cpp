@@ -17,9 +17,10 @@ using divnorm::Parameter;
 void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 // A call with both maps, one after the other, and with parameters in the type of the sums, one sigma among them.
+// Residual and threshold: 0 where there is none.
 template <class Tensors>
 void fill(const divnorm::Problem& problem, Tensors& tensors, uintptr_t x, uintptr_t maps, uintptr_t weight,
-          uintptr_t bias, uintptr_t sigma) {
+          uintptr_t bias, uintptr_t sigma, uintptr_t residual, uintptr_t threshold) {
   const divnorm::Dtype sums = problem.compute();
   tensors.x = at(x);
   tensors.mean = at(maps);
@@ -27,12 +28,14 @@ void fill(const divnorm::Problem& problem, Tensors& tensors, uintptr_t x, uintpt
   tensors.weight = {at(weight), sums, problem.affine_size()};
   tensors.bias = {at(bias), sums, problem.affine_size()};
   tensors.sigma = {at(sigma), sums, 1};
+  tensors.residual = at(residual);
+  if (threshold != 0) tensors.threshold = {at(threshold), sums, problem.affine_size()};
 }
 
 void forward(const divnorm::cuda::Calls& calls, uintptr_t x, uintptr_t maps, uintptr_t weight, uintptr_t bias,
-             uintptr_t sigma, uintptr_t y, uintptr_t l1, uintptr_t scratch) {
+             uintptr_t sigma, uintptr_t residual, uintptr_t threshold, uintptr_t y, uintptr_t l1, uintptr_t scratch) {
   divnorm::ForwardCall call;
-  fill(calls.problem(), call.tensors, x, maps, weight, bias, sigma);
+  fill(calls.problem(), call.tensors, x, maps, weight, bias, sigma, residual, threshold);
   call.tensors.y = at(y);
   call.l1 = at(l1);
   call.place.scratch = at(scratch);
@@ -40,10 +43,11 @@ void forward(const divnorm::cuda::Calls& calls, uintptr_t x, uintptr_t maps, uin
 }
 
 void backward(const divnorm::cuda::Calls& calls, uintptr_t x, uintptr_t maps, uintptr_t weight, uintptr_t bias,
-              uintptr_t sigma, uintptr_t dy, uintptr_t dl1, uintptr_t dx, uintptr_t dweight, uintptr_t dbias,
-              uintptr_t dsigma, uintptr_t scratch) {
+              uintptr_t sigma, uintptr_t residual, uintptr_t threshold, uintptr_t dy, uintptr_t dl1, uintptr_t dx,
+              uintptr_t dweight, uintptr_t dbias, uintptr_t dsigma, uintptr_t dresidual, uintptr_t dthreshold,
+              uintptr_t scratch) {
   divnorm::BackwardCall call;
-  fill(calls.problem(), call.tensors, x, maps, weight, bias, sigma);
+  fill(calls.problem(), call.tensors, x, maps, weight, bias, sigma, residual, threshold);
   const auto like = [](const Parameter& parameter, uintptr_t address) {
     return Parameter{at(address), parameter.dtype, parameter.count};
   };
@@ -53,6 +57,8 @@ void backward(const divnorm::cuda::Calls& calls, uintptr_t x, uintptr_t maps, ui
   call.tensors.dweight = like(call.tensors.weight, dweight);
   call.tensors.dbias = like(call.tensors.bias, dbias);
   call.tensors.dsigma = like(call.tensors.sigma, dsigma);
+  call.tensors.dresidual = at(dresidual);
+  if (threshold != 0) call.tensors.dthreshold = like(call.tensors.threshold, dthreshold);
   call.place.scratch = at(scratch);
   calls.backward(call);
 }

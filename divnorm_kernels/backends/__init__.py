@@ -3,7 +3,7 @@
 A backend is a module with
 
 - ``missing()``: why it is not available on this machine, or ``None``;
-- ``refusal(g, x, residual)``: why it cannot serve this call, which has a residual or has none, or ``None``;
+- ``refusal(g, x)``: why it cannot serve this call, or ``None``;
 - ``description()``: what a benchmark names its kernels;
 - ``forward`` and ``backward``, with the signatures of `divnorm_kernels.backends.cpu`.
 
@@ -37,10 +37,8 @@ def without_kernels(norm: Norm) -> str | None:
     return None if norm.p in (1, 2) else f"p={norm.p}: kernels compute 1 and 2"
 
 
-def select(name: str | None, g: Geometry, x: Tensor, residual: bool = False) -> ModuleType | None:
+def select(name: str | None, g: Geometry, x: Tensor) -> ModuleType | None:
     """The named backend, or for ``None`` the best one that serves the call; ``None`` stands for the reference.
-
-    ``residual``: whether one is added.
 
     Raises:
         TypeError, ValueError: on a name that is none.
@@ -49,13 +47,13 @@ def select(name: str | None, g: Geometry, x: Tensor, residual: bool = False) -> 
     reason = without_kernels(g.norm)
     if name is None:
         for candidate in order(g, x) if reason is None else ():
-            if KERNELS[candidate].refusal(g, x, residual) is None:
+            if KERNELS[candidate].refusal(g, x) is None:
                 return KERNELS[candidate]
         return None
     check_name(name)
     if name == "reference":
         return None
-    reason = reason or KERNELS[name].refusal(g, x, residual)
+    reason = reason or KERNELS[name].refusal(g, x)
     if reason is not None:
         raise RuntimeError(f"backend: got {name!r}, which cannot serve this call: {reason}")
     return KERNELS[name]

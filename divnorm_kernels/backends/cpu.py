@@ -16,7 +16,7 @@ if module is not None and "DIVNORM_INSTRUCTION_SET" in os.environ:
     module.use_instruction_set(os.environ["DIVNORM_INSTRUCTION_SET"])
 
 
-def refusal(g: Geometry, x: Tensor, residual: bool = False) -> str | None:
+def refusal(g: Geometry, x: Tensor) -> str | None:
     """Why this call cannot be served, or ``None``."""
     if module is None:
         return missing()

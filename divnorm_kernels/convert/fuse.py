@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
-from torch.fx import Node, Proxy, Tracer
+from torch.fx import Graph, Node, Proxy, Tracer
+from torch.nn import functional as F
 
 from ..modules import NormalizationLayer
 from . import blocks
@@ -17,13 +18,21 @@ from .carry import hooked
 Undo = Callable[[], None]
 _PLAIN = {nn.ReLU: "relu", nn.SiLU: "silu"}
 _GELU = {"none": "gelu", "tanh": "gelu_tanh"}
+_TRANSFORMERS = {"SiLUActivation": "silu", "GELUActivation": "gelu", "GELUTanh": "gelu_tanh"}
 
 
 def activation_of(module: nn.Module | None) -> str | None:
     """The activation that nobody could tell from a ``module``; ``None`` where there is none."""
-    if module is None or hooked(module):
+    if module is None or hooked(module) or "forward" in vars(module):
         return None
-    return _GELU.get(module.approximate) if type(module) is nn.GELU else _PLAIN.get(type(module))
+    if any((module._parameters, module._buffers, module._modules)):  # a state_dict would lack them
+        return None
+    kind = type(module)
+    if kind.__module__ == "transformers.activations":
+        # these keep what they call, a function of torch's unless they were asked for Python's
+        inner = vars(module).get("act", F.gelu)
+        return _TRANSFORMERS.get(kind.__name__) if getattr(inner, "func", inner) is F.gelu else None
+    return _GELU.get(module.approximate) if kind is nn.GELU else _PLAIN.get(kind)
 
 
 def fused(model: nn.Module, new: Collection[nn.Module]) -> list[str]:
@@ -31,7 +40,7 @@ def fused(model: nn.Module, new: Collection[nn.Module]) -> list[str]:
 
     Where the code of a module shows, by `torch.fx` and in both modes, that a layer's output goes to an activation and
     nowhere else; `torch.nn.Identity` then stands in the activation's place. What is hooked, shared, called more than
-    once or not a module stays.
+    once or not a module stays; so does what the code of a module around it calls too, as far as that can be traced.
     """
     done: list[str] = []
     undo: list[Undo] = []
@@ -46,7 +55,7 @@ def fused(model: nn.Module, new: Collection[nn.Module]) -> list[str]:
             _fuse_block(path, module, free, done, undo)
         for path, module in list(model.named_modules()):
             if not free.isdisjoint(module._modules.values()):
-                _fuse_pairs(path, module, free, done, undo)
+                _fuse_pairs(model, path, module, free, done, undo)
     except BaseException:
         while undo:  # the last first
             undo.pop()()
@@ -120,14 +129,19 @@ def _fuse_block(path: str, module: nn.Module, free: set[nn.Module], done: list[s
     done.append(f"{path}: {kind.__name__} -> {name}")
 
 
-def _fuse_pairs(path: str, module: nn.Module, free: set[nn.Module], done: list[str], undo: list[Undo]) -> None:
+def _fuse_pairs(
+    model: nn.Module, path: str, module: nn.Module, free: set[nn.Module], done: list[str], undo: list[Undo]
+) -> None:
     if "forward" in vars(module):
         return
+    elsewhere = _called_from_around(model, path)
     found, in_eval = (_followers(module, training) for training in (True, False))
     for name, names in found.items():
         act, norms = module._modules[name], [module._modules.get(norm) for norm in names]
         activation = activation_of(act)
         if activation is None or in_eval.get(name) != names or not free.issuperset(norms):
+            continue
+        if not elsewhere.isdisjoint((name, *names)):
             continue
         if sum(child is act for child in module._modules.values()) > 1:
             continue  # to the tracer all calls of it are of one name
@@ -146,26 +160,42 @@ def _holds_output(value: object) -> bool:
 
 
 class _ChildrenAreLeaves(Tracer):
+    """To it modules are what they are called, but for those that are looked into, by their paths."""
+
+    def __init__(self, into: Collection[str] = ()) -> None:
+        super().__init__()
+        self._into = into
+
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return True
+        return qualified_name not in self._into
+
+
+def _called_from_around(model: nn.Module, path: str) -> set[str]:
+    """The children of the module at ``path`` that modules around it call themselves, where their code can be traced."""
+    parts, found = path.split(".") if path else [], set()
+    for depth in range(len(parts)):
+        around = model.get_submodule(".".join(parts[:depth]))
+        own = ".".join(parts[depth:])
+        within = [".".join(parts[depth:end]) for end in range(depth + 1, len(parts))]
+        for training in (True, False):
+            for name in _calls(around, training, within):
+                if name.startswith(f"{own}.") and "." not in name[len(own) + 1 :]:
+                    found.add(name[len(own) + 1 :])
+    return found
+
+
+def _calls(module: nn.Module, training: bool, into: Collection[str]) -> list[str]:
+    graph = _traced(module, training, into)
+    return [] if graph is None else [node.target for node in graph.nodes if node.op == "call_module"]
 
 
 def _followers(module: nn.Module, training: bool) -> dict[str, list[str]]:
     """The children that take nothing but other children's whole outputs, and each once, with the names of the latter.
 
-    By the code of ``module`` alone; a twin runs it, for it may set attributes. What it would keep of its children's
-    outputs has another use.
+    By the code of ``module`` alone.
     """
-    twin = object.__new__(type(module))
-    state = {name: copy.copy(v) if isinstance(v, dict | list | set) else v for name, v in vars(module).items()}
-    state["_buffers"] = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
-    vars(twin).update({**state, "training": training})
-    try:
-        with torch.random.fork_rng(devices=[]):
-            graph = _ChildrenAreLeaves().trace(twin)
-    except Exception:  # whatever it is, the code does not say what follows what
-        return {}
-    if any(_holds_output(value) for value in vars(twin).values()):
+    graph = _traced(module, training)
+    if graph is None:
         return {}
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times = Counter(node.target for node in calls)
@@ -177,3 +207,20 @@ def _followers(module: nn.Module, training: bool) -> dict[str, list[str]]:
         alone = before is not None and times[before.target] == 1
         found.setdefault(node.target, []).append(before.target if alone else "")
     return {name: names for name, names in found.items() if name in module._modules and "" not in names}
+
+
+def _traced(module: nn.Module, training: bool, into: Collection[str] = ()) -> Graph | None:
+    """What the code of ``module`` does with its children; ``None`` where that cannot be told.
+
+    A twin runs it, for it may set attributes; what it would keep of its children's outputs has another use.
+    """
+    twin = object.__new__(type(module))
+    state = {name: copy.copy(v) if isinstance(v, dict | list | set) else v for name, v in vars(module).items()}
+    state["_buffers"] = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
+    vars(twin).update({**state, "training": training})
+    try:
+        with torch.random.fork_rng(devices=[]):
+            graph = _ChildrenAreLeaves(into).trace(twin)
+    except Exception:  # whatever it is, the code does not say what follows what
+        return None
+    return None if any(_holds_output(value) for value in vars(twin).values()) else graph

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import compute_dtype
+from ..checks import check_per_channel, compute_dtype
 from ..epilogue import applied
 from ..norm import Norm
 from ..reference import deviation
@@ -34,6 +34,7 @@ def scaled(
     threshold: Tensor | None,
 ) -> Tensor:
     """``x`` (N, C, ...) by given statistics: the variance is the square of what the deviation is without sigma."""
+    check_per_channel(x, weight=weight, bias=bias, threshold=threshold)
     compute = compute_dtype(x)
     alike = mean.dtype == variance.dtype and all(t is None or t.dtype == mean.dtype for t in (weight, bias))
     # what torch's function takes, and where it is the last to round

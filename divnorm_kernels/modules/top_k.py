@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..addresses import check_held
-from ..checks import check_size, compute_dtype
+from ..checks import check_per_channel, check_size, compute_dtype
 from .base import Options, Statistics
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .running import along_channels, behind
@@ -49,6 +49,7 @@ class _TopKBatchNorm:
             raise RuntimeError(f"backend: got {self.backend!r}, which cannot serve this call: it is plain PyTorch")
         if not torch.compiler.is_compiling():
             check_held(x=x, weight=self.weight, bias=self.bias, sigma=self.sigma, threshold=self.threshold)
+        check_per_channel(x, weight=self.weight, bias=self.bias, threshold=self.threshold)
         compute = compute_dtype(x)
         rows = x.to(compute).transpose(0, 1).flatten(1)
         mean = rows.mean(1)

@@ -51,7 +51,7 @@ def missing() -> str | None:
     return reason
 
 
-def refusal(g: Geometry, x: Tensor, residual: bool = False) -> str | None:
+def refusal(g: Geometry, x: Tensor) -> str | None:
     """Why this call cannot be served, or ``None``."""
     if x.device.type != DEVICE_TYPE:
         return missing() or f"x is on {x.device}, this backend computes on {DEVICE_TYPE} devices"

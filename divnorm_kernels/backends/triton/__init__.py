@@ -32,7 +32,7 @@ def missing() -> str | None:
     return None
 
 
-def refusal(g: Geometry, x: Tensor, residual: bool = False) -> str | None:
+def refusal(g: Geometry, x: Tensor) -> str | None:
     """Why this call cannot be served, or ``None``."""
     if not _INSTALLED:
         return "the package triton is not installed"

@@ -164,7 +164,7 @@ def _tiles(
         splits=1,
         channel_blocks=1,
         items=programs,
-        chunk_samples=_chunk(row, g, device, direction, element_size),
+        chunk_samples=_chunk(row, g, device, direction, element_size, residual),
     )
     if single:
         wanted = max(whole_row // row["elements_per_warp"], 0 if g.whole else longest // POSITIONS_PER_WARP)
@@ -175,7 +175,7 @@ def _tiles(
         return replace(tiles, warps=warps, registers=registers, items=share * device.multiprocessors)
 
     # half of a looped tile of a half type would move 8 bytes at a time
-    looped = _looped(row, g, device, direction, element_size) and not (crowded and element_size == 2)
+    looped = _looped(row, g, device, direction, element_size, residual) and not (crowded and element_size == 2)
     shortest, fewest = max(1, SEGMENT_BYTES // element_size), FEWEST_PROGRAMS * device.multiprocessors
     if looped:
         tile, apply, warps = row["looped_tile"], row["looped_tile"], row["looped_warps"]
@@ -270,22 +270,24 @@ def steps_apart(g: Geometry, backward: bool) -> int:
     return (1 + apart if g.whole else fields) + apart + 1 if fields else 0
 
 
-def _bytes(g: Geometry, direction: str, element_size: int) -> int:
+def _bytes(g: Geometry, direction: str, element_size: int, residual: bool) -> int:
     """What a direction reads of a sample, twice."""
-    return max(1, (1 if direction == "forward" else 2) * g.channels * prod(g.spatial) * element_size)
+    return max(1, (1 if direction == "forward" else 2 + residual) * g.channels * prod(g.spatial) * element_size)
 
 
-def _looped(row: dict[str, Any], g: Geometry, device: Device, direction: str, element_size: int) -> bool:
+def _looped(
+    row: dict[str, Any], g: Geometry, device: Device, direction: str, element_size: int, residual: bool
+) -> bool:
     """Whether one program goes through each row that none holds."""
     rows = g.batch * g.groups
     if g.over_batch or g.features or not steps_apart(g, direction == "backward") or prod(g.spatial) > row["looped"]:
         return False
-    at_work = min(rows, device.multiprocessors) * _bytes(g, direction, element_size) // g.groups
+    at_work = min(rows, device.multiprocessors) * _bytes(g, direction, element_size, residual) // g.groups
     return rows >= row["looped_rows"] * device.multiprocessors and at_work <= row["looped_share"] * device.cache
 
 
-def _chunk(row: dict[str, Any], g: Geometry, device: Device, direction: str, element_size: int) -> int:
+def _chunk(row: dict[str, Any], g: Geometry, device: Device, direction: str, element_size: int, residual: bool) -> int:
     """The samples of a chunk: all of them where they fit the cache together."""
-    sample = _bytes(g, direction, element_size)
+    sample = _bytes(g, direction, element_size, residual)
     share, at_work = int(row["cache_share"] * device.cache), 1 + steps_apart(g, direction == "backward")
     return g.batch if g.batch * sample <= share else max(1, share // (at_work * sample))
