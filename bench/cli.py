@@ -13,14 +13,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from . import family, models, overhead, properties, recurrent, targets
+from . import behind, family, models, overhead, properties, recurrent, targets
 from . import pages as tables
 from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, settings
 from .check.command import app as check
 from .inputs import image_cases, sample_cases, tensor_case
 from .machine import describe
 from .measure import Ended, copy_bandwidth
-from .options import GO_ON, chosen, command_line, device_named, width
+from .options import GO_ON, Device, Dtypes, Formats, Threads, chosen, command_line, device_named, width
 from .plots import plot_ratios, plot_windows
 from .report import print_headline, sweep_table, table
 from .results import headline, read
@@ -43,13 +43,7 @@ app = typer.Typer(
 app.add_typer(train, name="train")
 app.add_typer(check, name="gpu-check")
 app.command()(tune)
-
-
-# Options of several commands.
-Device = Annotated[str, typer.Option(help="Where to measure: cpu, cuda, or auto, a GPU if there is one.")]
-Dtypes = Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(DTYPES)}; may be repeated.")]
-Formats = Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FORMATS)}; may be repeated.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads torch and the kernels may use; default: torch's.")]
+app.command("behind")(behind.command)
 
 
 @app.command()

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import torch
 import typer
 
+from .cases import DTYPES, FORMATS
+
 DEVICES = ("auto", "cpu", "cuda")
+Device = Annotated[str, typer.Option(help="Where to measure: cpu, cuda, or auto, a GPU if there is one.")]
+Dtypes = Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(DTYPES)}; may be repeated.")]
+Formats = Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FORMATS)}; may be repeated.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads torch and the kernels may use; default: torch's.")]
 GO_ON = 75
 """The exit status of a command that another process is to go on with; the C library's name for it is EX_TEMPFAIL."""
 

@@ -1,6 +1,7 @@
 """The benchmark's small convolutional network, eager and under torch.compile."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from bench_command import run
 
 import divnorm_kernels as dk
-from bench import models, overhead
+from bench import behind, models, overhead
 
 pytestmark = pytest.mark.usefixtures("torchs_defaults")
 
@@ -61,3 +62,30 @@ def test_overhead(tmp_path, monkeypatch):
     overhead.write(tmp_path / "overhead.json", rows, {}, "command")
     assert json.loads((tmp_path / "overhead.json").read_text())["rows"] == rows
     assert overhead.table(rows).row_count == 3
+
+
+def test_behind(monkeypatch):
+    """Every option and layer is timed with all its gradients; what is slower than asked is said in words."""
+    seen = []
+    monkeypatch.setattr(
+        behind, "interleaved", lambda rounds, _: {k: Both(seen.append((k, sum(r())))) for k, r in rounds.items()}
+    )
+    rows = behind.measure((2, 8, 6, 6), "float32", "channels_last", "cpu", 0.01, compiled=False)
+    assert [row.subject for row in rows] == [behind.PLAIN, *behind.OPTIONS, *["ours", behind.SEPARATE] * 2]
+    assert all(seconds > 0 for _, seconds in seen)
+    assert behind.table(rows).row_count == 3
+    large = [replace(row, shape=(64, 64, 64, 64)) for row in rows]
+    slow = [replace(row, both=9.0) if row.subject in ("silu", "ours") else row for row in large]
+    words = behind.missed(slow)
+    assert words[0].startswith("silu, 64x64x64x64, float32, channels_last: 9.00 of the plain norm's time")
+    assert words[-1] == "separate calls take 0.11 of ours on average, 1.5 asked"
+    assert behind.missed(rows) == ["separate calls take 1.00 of ours on average, 1.5 asked"]
+
+
+class Both:
+    """Times of a subject."""
+
+    both = 1.0
+
+    def __init__(self, _):
+        pass
