@@ -53,12 +53,12 @@ def test_function_is_what_the_call_runs():
 
 
 DEPENDENT = {
-    "residual": lambda x: {"residual": x * 1.5, "activation": "silu"},
-    "residual, itself": lambda x: {"residual": x, "activation": "relu"},
-    "weight": lambda x: {"weight": x.mean((0, 2, 3))},
-    "bias": lambda x: {"bias": x.mean((0, 2, 3)), "activation": "gelu"},
-    "sigma": lambda x: {"sigma": x.square().mean()},
-    "threshold": lambda x: {"threshold": x.mean((0, 2, 3)), "activation": "tlu"},
+    "residual": lambda h: {"residual": h * 1.5, "activation": "silu"},
+    "residual, itself": lambda h: {"residual": h, "activation": "relu"},
+    "weight": lambda h: {"weight": h.mean((0, 2, 3))},
+    "bias": lambda h: {"bias": h.mean((0, 2, 3)), "activation": "gelu"},
+    "sigma": lambda h: {"sigma": h.square().mean()},
+    "threshold": lambda h: {"threshold": h.mean((0, 2, 3)), "activation": "tlu"},
 }
 
 
@@ -67,7 +67,8 @@ DEPENDENT = {
 def test_inputs_that_come_from_one_another(name, backend):
     """The gradient that can be differentiated is the plain one; gradgradcheck alone would not see another."""
     x = torch.randn(2, 4, 5, 3, dtype=torch.float64, requires_grad=True)
-    loss = divisive_norm(x * 1.25, window=3, backend=backend, **DEPENDENT[name](x)).square().sum()
+    h = x * 1.25
+    loss = divisive_norm(h, window=3, backend=backend, **DEPENDENT[name](h)).square().sum()
     (plain,) = torch.autograd.grad(loss, x, retain_graph=True)
     (again,) = torch.autograd.grad(loss, x, create_graph=True)
     torch.testing.assert_close(again, plain, rtol=1e-10, atol=1e-10)
