@@ -5,6 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
+# Random calls that `make test` makes under sanitizers.
+CPU_CALLS ?= 5000
+CUDA_CALLS ?= 500
+RACE_CALLS ?= 50
+
 .PHONY: bench test gpu-check native-test address-test race-test fuzz docs lint format clean
 
 bench: $(VENV)/.installed
@@ -14,9 +19,9 @@ test:
 	$(MAKE) --jobs 2 $(VENV)/.installed address-test
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 12
 	$(MAKE) race-test
-	$(MAKE) fuzz TARGET=cpu N=5000
-	$(MAKE) fuzz TARGET=cuda N=500
-	$(MAKE) fuzz TARGET=races N=50
+	$(MAKE) fuzz TARGET=cpu N=$(CPU_CALLS)
+	$(MAKE) fuzz TARGET=cuda N=$(CUDA_CALLS)
+	$(MAKE) fuzz TARGET=races N=$(RACE_CALLS)
 
 # On a machine with a GPU: tests, sanitizers and benchmark, with its own Python ($(PYTHON)) and no network. Eight minutes
 # of it; called again, it goes on.
