@@ -121,7 +121,7 @@ def test_a_named_backend_is_what_runs(backend, window, dynamic, monkeypatch):
 
     def spy(direction):
         function = getattr(kernels, direction)
-        monkeypatch.setattr(kernels, direction, lambda *a: (called.append(direction), function(*a))[1])
+        monkeypatch.setattr(kernels, direction, lambda *a, **k: (called.append(direction), function(*a, **k))[1])
 
     def call(x):
         return divisive_norm(x, window=window, backend=backend)

@@ -4,6 +4,7 @@ Skips where the module was built without CUDA. The disassembler is the one that 
 """
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -45,13 +46,13 @@ def archs(usage):
 
 
 def kernel_of(name):
-    """Kernel, dtype and layout of a mangled name, or None for the small one that finishes the sums."""
-    match = re.search(rf"\d+({'|'.join(KERNELS)})I({'|'.join(TYPES)})Lb([01])E", name)
+    """Kernel, dtype, layout and form of a mangled name, or None for the small one that finishes the sums."""
+    match = re.search(rf"\d+({'|'.join(KERNELS)})I({'|'.join(TYPES)})Lb([01])ELNS\w*4FormE([01])E", name)
     return match and match.groups()
 
 
 def test_every_kernel_for_every_architecture(usage):
-    wanted = {(kernel, dtype, layout) for kernel in KERNELS for dtype in TYPES for layout in "01"}
+    wanted = set(product(KERNELS, TYPES, "01", "01"))
     assert archs(usage) == set(native.module.cuda_archs.split())
     for arch in archs(usage):
         assert {kernel_of(name) for a, name in usage if a == arch} - {None} == wanted, arch
@@ -129,4 +130,4 @@ def test_errors_name_the_kernel_and_the_shape():
     with pytest.raises(
         RuntimeError, match=r"CUDA, single-block forward of \(2, 8, 5, 1, 6\): cudaGetDevice: cudaError"
     ):
-        native.module.CudaCalls(g, native.DTYPES[torch.float32], False, 0, HOPPER.facts(), *rows)
+        native.module.CudaCalls(g, native.DTYPES[torch.float32], False, False, 0, HOPPER.facts(), *rows)

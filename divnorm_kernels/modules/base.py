@@ -278,7 +278,7 @@ class NormalizationLayer(nn.Module):
         """`forward` by a prepared call; NotImplemented where it does not serve."""
         parameters = self._parameters  # a module's own look-up takes longer than a small kernel
         try:
-            weight, bias, threshold = parameters["weight"], parameters["bias"], parameters["threshold"]
+            weight, bias, threshold = parameters["weight"], parameters["bias"], parameters.get("threshold")
             sigma = parameters["sigma"] if self.learn_sigma else self.sigma
         except KeyError:  # parametrized, or in a replica
             return NotImplemented
