@@ -17,7 +17,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SMALL = {0: 60, 1: 60, 2: 12, 3: 5}
 """Extents that the interpreter gets through in a second or two."""
-EXAMPLES = settings(max_examples=15)
+EXAMPLES = settings(max_examples=max(5, settings.default.max_examples // 60))
+"""Of a profile's, for the interpreter takes a second for each."""
 
 
 def triton(*args, **kwargs):

@@ -20,7 +20,7 @@ from divnorm_kernels.norm import Norm
 from divnorm_kernels.reference import divisive_norm as reference
 
 SMALL = {0: 200, 1: 200, 2: 24, 3: 7}
-EXAMPLES = settings(max_examples=150)
+EXAMPLES = settings(max_examples=max(20, settings.default.max_examples // 6))
 
 
 def on_cuda(*args, **kwargs):
