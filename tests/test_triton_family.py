@@ -129,8 +129,9 @@ def test_some_gradients_alone_have_the_bits_that_they_have_together(name, cut):
             x, weight, bias, sigma, residual, threshold = tensors.values()
             behind = {"residual": residual, "threshold": threshold}
             y, l1 = triton(x, weight, bias, sigma=sigma, return_l1=True, **behind, **call.options)
-            outputs = [(out, d) for out, d in ((y, call.dy), (l1, l1.new_tensor(2.0))) if out.requires_grad]
-            found = torch.autograd.grad(*zip(*outputs, strict=True), [tensors[key] for key in wanted])
+            outputs = [(out, d) for out, d in ((y, call.dy), (l1, l1.new_tensor(call.dl1))) if out.requires_grad]
+            outs, upstream = zip(*outputs, strict=True)
+            found = torch.autograd.grad(outs, [tensors[key] for key in wanted], upstream)
             for key, t in zip(wanted, found, strict=True):
                 assert torch.equal(t, together[key]), key
 
