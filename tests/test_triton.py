@@ -20,6 +20,7 @@ from interpreted import (
     Traffic,
     laid_out,
     on_device,
+    some,
     table,
     triton,
 )
@@ -120,8 +121,9 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "memory_format"), LAYOUTS.values(), ids=LAYOUTS)
-def test_every_branch(name, memory_format):
+@pytest.mark.parametrize("layout", some(LAYOUTS))
+def test_every_branch(layout):
+    name, memory_format = LAYOUTS[layout]
     dtype = DTYPES[list(CASES).index(name) % len(DTYPES)]
     with table(**CASES[name][0]):
         got = check(triton, case(name, dtype, memory_format, sigmas=memory_format == torch.contiguous_format))
