@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from . import flops
 from .addresses import direct
 from .backends import name_of
 from .backends.native import module
 from .fields import Geometry
-from .ops import differentiable_gradients, unread_bias
+from .ops import differentiable_gradients, operators_gradients, unread_bias
 
 
 class DivisiveNormFunction(torch.autograd.Function):
@@ -76,13 +75,13 @@ def _gradients(
         dy = dy.to_dense()
     shape, parameters = x.shape, (weight, bias, threshold)
     if shape == g.input_shape and all(t is None or t.dim() == 1 for t in parameters):
-        return _operators_gradients(ctx, g, backend, dy, dl1, x, weight, bias, sigma, residual, threshold, maps)
+        return _gradients_in_form(ctx, g, backend, dy, dl1, x, weight, bias, sigma, residual, threshold, maps)
     # the saved ones' shapes; a bias whose values nothing reads has weight's
     shapes = [None if t is None else t.shape for t in parameters]
     shapes[1] = shapes[0] if shapes[1] is None else shapes[1]
     x, dy, residual = (None if t is None else t.reshape(g.input_shape) for t in (x, dy, residual))
     weight, bias, threshold = (None if t is None else t.flatten() for t in parameters)
-    dx, dweight, dbias, dsigma, dresidual, dthreshold = _operators_gradients(
+    dx, dweight, dbias, dsigma, dresidual, dthreshold = _gradients_in_form(
         ctx, g, backend, dy, dl1, x, weight, bias, sigma, residual, threshold, maps
     )
     dx, dresidual = (None if t is None else t.reshape(shape) for t in (dx, dresidual))
@@ -93,7 +92,7 @@ def _gradients(
     return dx, dweight, dbias, dsigma, dresidual, dthreshold
 
 
-def _operators_gradients(
+def _gradients_in_form(
     ctx: Any,
     g: Geometry,
     backend: ModuleType,
@@ -120,25 +119,9 @@ def _operators_gradients(
             bias = unread_bias(x, bias_dtype, g, weight)
         found = backend.backward(g, dy, dl1, x, maps, weight, bias, sigma, needs, residual, threshold)
     else:
-        flops.register()
-        given, value = (sigma, 0.0) if isinstance(sigma, Tensor) else (None, float(sigma))
-        found = torch.ops.divnorm_kernels.backward(
-            dy,
-            dl1,
-            x,
-            maps,
-            weight,
-            bias,
-            bias_dtype,
-            given,
-            value,
-            g.norm.text,
-            needs,
-            name_of(backend),
-            residual,
-            threshold,
-        )
-        found = tuple(t if need else None for t, need in zip(found, needs, strict=True))
+        tensor, value = (sigma, 0.0) if isinstance(sigma, Tensor) else (None, float(sigma))
+        given = x, maps, weight, bias, bias_dtype, tensor, value, g.norm.text
+        found = operators_gradients(dy, dl1, *given, needs, name_of(backend), residual, threshold)
     return found if added is None else (*found[:4], added, found[5])
 
 

@@ -75,6 +75,30 @@ def differentiable_gradients(
     return gradients(g, x, weight, bias, sigma, dy, dl1, needs, True, residual, threshold)
 
 
+def operators_gradients(
+    dy: Tensor | None,
+    dl1: Tensor | None,
+    x: Tensor,
+    maps: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    bias_dtype: torch.dtype | None,
+    sigma: Tensor | None,
+    sigma_value: float,
+    norm: str,
+    needs: tuple[bool, ...],
+    backend: str | None,
+    residual: Tensor | None,
+    threshold: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """What ``divnorm_kernels::backward`` gives, ``None`` where not needed."""
+    flops.register()
+    found = torch.ops.divnorm_kernels.backward(
+        dy, dl1, x, maps, weight, bias, bias_dtype, sigma, sigma_value, norm, needs, backend, residual, threshold
+    )
+    return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+
+
 def _geometry(x: Tensor, norm: str) -> Geometry:
     return geometry(parsed(norm), tuple(x.shape))
 
@@ -253,24 +277,8 @@ def _autograd(ctx: Any, dy: Tensor | None, dmaps: None, dl1: Tensor | None) -> t
         value = ctx.sigma_value if sigma is None else sigma
         found = differentiable_gradients(g, dy, dl1, x, weight, bias, ctx.bias_dtype, value, residual, threshold, needs)
     else:
-        flops.register()
-        found = torch.ops.divnorm_kernels.backward(
-            dy,
-            dl1,
-            x,
-            maps,
-            weight,
-            bias,
-            ctx.bias_dtype,
-            sigma,
-            ctx.sigma_value,
-            ctx.norm,
-            needs,
-            ctx.backend,
-            residual,
-            threshold,
-        )
-        found = tuple(t if need else None for t, need in zip(found, needs, strict=True))
+        given = x, maps, weight, bias, ctx.bias_dtype, sigma, ctx.sigma_value, ctx.norm
+        found = operators_gradients(dy, dl1, *given, needs, ctx.backend, residual, threshold)
     dresidual = found[4] if ctx.activates or not adds else dy
     return (*found[:4], *(None,) * 5, dresidual, found[5])
 
