@@ -1,5 +1,6 @@
 """What every test shares: seeds, poisoned memory and hypothesis profiles."""
 
+import importlib.util
 import os
 
 # Read when torch loads OpenMP. Tests run in several processes, whose threads would spin for each other's processors.
@@ -13,6 +14,10 @@ from torchvisions import define_operators
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the Triton backend is imported
+    if importlib.util.find_spec("triton"):
+        import interpreter
+
+        interpreter.quicken()
 
 settings.register_profile(
     "default",
