@@ -14,10 +14,11 @@
 
 #include <thread>
 #else
-#include <ucontext.h>
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
+
+#include "stacks.h"
 #endif
 
 namespace divnorm::cuda {
@@ -126,11 +127,7 @@ class Fibers {
       Fiber& fiber = *fibers_[i];
       fiber.thread = &threads[i];
       fiber.done = false;
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, &Fibers::enter, 0);
+      fiber.context.start(fiber.stack.get(), kStackBytes, &Fibers::enter);
     }
     for (size_t left = threads.size(); left > 0;)
       for (size_t i = 0; i < threads.size(); ++i) {
@@ -150,7 +147,7 @@ class Fibers {
  private:
   static constexpr size_t kStackBytes = 128 << 10;
   struct Fiber {
-    ucontext_t context;
+    Context context;
     std::unique_ptr<char[]> stack;
     Thread* thread = nullptr;
     void* fake = nullptr;
@@ -160,21 +157,21 @@ class Fibers {
   static void enter();
 
   // AddressSanitizer is told of every change of stacks.
-  void switch_to(ucontext_t& to, ucontext_t& from, const void* stack, size_t bytes, void** fake) {
+  void switch_to(Context& to, Context& from, const void* stack, size_t bytes, void** fake) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(fake, stack, bytes);
-    swapcontext(&from, &to);
+    to.switch_to(from);
     __sanitizer_finish_switch_fiber(*fake, nullptr, nullptr);
 #else
     static_cast<void>(stack), static_cast<void>(bytes), static_cast<void>(fake);
-    swapcontext(&from, &to);
+    to.switch_to(from);
 #endif
   }
 
   std::vector<std::unique_ptr<Fiber>> fibers_;
   const std::function<void()>* kernel_ = nullptr;
   Fiber* turn_ = nullptr;
-  ucontext_t home_;
+  Context home_;
   void* home_fake_ = nullptr;
   const void* home_stack_ = nullptr;
   size_t home_bytes_ = 0;
