@@ -1,7 +1,8 @@
 """Compiles the Triton kernels ahead of time for one architecture and reports what the compiler made of them.
 
-Run by the tests in a process of its own, without the interpreter: ``python compile_triton.py ARCH`` prints one JSON
-object a line and kernel. The launches are those of real calls, on tensors without memory.
+Run by the tests in processes of their own, without the interpreter: ``python compile_triton.py ARCH PART PARTS`` takes
+every so manyth specialization and prints one JSON object a line and kernel. The launches are those of real calls, on
+tensors without memory.
 """
 
 from __future__ import annotations
@@ -333,14 +334,15 @@ def amd_report(kernel: Any) -> dict[str, Any]:
     }
 
 
-def main(arch: str) -> None:
-    """Prints the reports."""
+def main(arch: str, part: int, parts: int) -> None:
+    """Prints the reports of a part."""
     report = nvidia_report
     if arch.startswith("gfx"):
         report = amd_report
         for module in (forward_kernel, forward_maps, backward_kernel, backward_maps):
             module.IN_FLIGHT = triton.language.constexpr(1)  # as in a torch for such GPUs
-    for call in SPECIALIZATIONS[:: 1 if arch in EVERYTHING else 3]:
+    taken = SPECIALIZATIONS[:: 1 if arch in EVERYTHING else 3]
+    for call in taken[part::parts]:
         layout = "channels_last" if call.channels_last else "contiguous"
         for kernel, options, arguments in compiled(arch, call):
             known = {"name": f"{call.name}, {NAMES[call.dtype]}, {layout}", "kernel": kernel.metadata.name}
@@ -352,4 +354,4 @@ def main(arch: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -21,10 +21,18 @@ ARCHS = os.environ.get("DIVNORM_TRITON_ARCHS", " ".join(SHARED_MEMORY)).split()
 """Those that are compiled for: all, unless the environment names some."""
 
 
+PARTS = 3
+"""Into so many the specializations are cut, for several processes."""
+SHARE = int(os.environ.get("DIVNORM_COMPILED", "1"))
+"""Of each part one in as many, where the environment says so."""
+
+
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("arch", ARCHS)
-def test_every_specialization_compiles_well(arch, tmp_path):
+def test_every_specialization_compiles_well(arch, part, tmp_path):
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
-    reports = [json.loads(line) for line in run_python("tests/compile_triton.py", arch, **environment).splitlines()]
+    printed = run_python("tests/compile_triton.py", arch, part, PARTS * SHARE, **environment)
+    reports = [json.loads(line) for line in printed.splitlines()]
     assert {report["kernel"] for report in reports} == {"forward_kernel", "backward_kernel"}
     strategies = {"SINGLE", "STAGED"} | (set() if arch.startswith("gfx") else {"LOOPED"})
     assert {report["strategy"] for report in reports} == strategies
