@@ -1,6 +1,7 @@
 """Instructions that the CUDA kernels take for a number, read from their machine code for sm_90.
 
-`instructions` compiles a dtype's kernels with line information, which leaves the code as it is, and disassembles them.
+`instructions` disassembles a dtype's kernels with line information, which leaves the code as it is: the installed
+module's if it has such (-DCMAKE_CUDA_FLAGS=-lineinfo), else they are compiled.
 A loop belongs to the function whose source line its instructions come from, and to a vector width by its accesses.
 What smooth activations take stands in the loops, behind a branch that other calls pass over, and is left out.
 """
@@ -17,8 +18,12 @@ from pathlib import Path
 
 from process import ROOT, run
 
+from divnorm_kernels.backends import native
+
 SOURCES = ROOT / "csrc" / "cuda"
 SIZES = {"bfloat16": 2, "float32": 4}
+_NAMES = {"bfloat16": b"resident_forwardINS0_8bfloat16E", "float32": b"resident_forwardIf"}
+"""A part of a kernel's name."""
 _LINE = re.compile(r'//## File "([^"]+)", line (\d+)')
 _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
 _ACCESS = re.compile(r"\b(LDGSTS|LDS|STS|LDG|STG)\b[^\[]*")
@@ -164,11 +169,7 @@ def instructions(dtype: str) -> dict[tuple[str, bool, str, int], float]:
     Of the loops of one part the shortest counts: the others have parameters by position, or take what unrolling leaves
     over. A ReLU's and l1's instructions are in them, whether they are wanted or not, those of smooth activations not.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernels.cubin"
-        source = SOURCES / f"kernels_{dtype}.cu"
-        run("nvcc", "-std=c++17", "-O3", "-lineinfo", "-arch=sm_90", "-cubin", "-I", ROOT / "csrc", source, "-o", cubin)
-        printed = run(_disassembler(), "-gi", cubin).stdout
+    printed = _installed(dtype) or _compiled(dtype)
     found: dict[tuple[str, bool, str, int], dict[int, float]] = defaultdict(dict)
     for name, code in re.findall(r"\n\.text\.(\S+):\n(.*?)(?=\n\.text\.|\Z)", printed, re.DOTALL):
         kernel = re.search(r"\d((?:resident|staged)_(?:forward|backward))I.*Lb([01])ELNS\w*4FormE0", name)
@@ -180,8 +181,32 @@ def instructions(dtype: str) -> dict[tuple[str, bool, str, int], float]:
     return {key: sum(parts.values()) for key, parts in found.items()}
 
 
-def _disassembler() -> Path:
+def _installed(dtype: str) -> str | None:
+    """The installed module's machine code, where it was built with line information."""
+    with tempfile.TemporaryDirectory() as folder:
+        if hasattr(native.module, "CudaCalls"):
+            run(_tool("cuobjdump"), "--extract-elf", "sm_90", native.module.__file__, cwd=folder)
+        for cubin in Path(folder).glob("*.cubin"):
+            if _NAMES[dtype] in cubin.read_bytes() and _LINE.search(printed := _disassembled(cubin)):
+                return printed
+    return None
+
+
+def _compiled(dtype: str) -> str:
+    """The machine code of the sources as they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        source = SOURCES / f"kernels_{dtype}.cu"
+        run("nvcc", "-std=c++17", "-O3", "-lineinfo", "-arch=sm_90", "-cubin", "-I", ROOT / "csrc", source, "-o", cubin)
+        return _disassembled(cubin)
+
+
+def _disassembled(cubin: Path) -> str:
+    return run(_tool("nvdisasm"), "-gi", cubin).stdout
+
+
+def _tool(name: str) -> Path:
     """That of Triton's package: a compiler need not have come with one."""
     import triton
 
-    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
