@@ -182,12 +182,12 @@ def instructions(dtype: str) -> dict[tuple[str, bool, str, int], float]:
 
 
 def _installed(dtype: str) -> str | None:
-    """The installed module's machine code, where it was built with line information."""
+    """The installed module's machine code, where it was built from these sources with line information."""
     with tempfile.TemporaryDirectory() as folder:
         if hasattr(native.module, "CudaCalls"):
             run(_tool("cuobjdump"), "--extract-elf", "sm_90", native.module.__file__, cwd=folder)
         for cubin in Path(folder).glob("*.cubin"):
-            if _NAMES[dtype] in cubin.read_bytes() and _LINE.search(printed := _disassembled(cubin)):
+            if _NAMES[dtype] in cubin.read_bytes() and f'File "{SOURCES}/' in (printed := _disassembled(cubin)):
                 return printed
     return None
 
