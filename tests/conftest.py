@@ -33,6 +33,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 torch.set_num_threads(2)
 define_operators()
 
+LONGEST = ("test_install.py", "test_triton_compile.py", "test_cuda_costs.py", "test_tuning.py", "test_cuda_sources.py")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest comes first: of several processes none is left with it at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 def pytest_configure(config):
     """Watches the processor, once for all processes of a run."""
