@@ -10,18 +10,19 @@ CPU_CALLS ?= 5000
 CUDA_CALLS ?= 500
 RACE_CALLS ?= 50
 
-.PHONY: bench test gpu-check native-test address-test race-test fuzz docs lint format clean
+.PHONY: bench test emulated gpu-check native-test address-test race-test fuzz fuzz-address fuzz-races docs lint format clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench run
 
 test:
-	$(MAKE) --jobs 2 $(VENV)/.installed address-test
+	$(MAKE) --jobs 3 emulated native-test
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 12
-	$(MAKE) race-test
-	$(MAKE) fuzz TARGET=cpu N=$(CPU_CALLS)
-	$(MAKE) fuzz TARGET=cuda N=$(CUDA_CALLS)
-	$(MAKE) fuzz TARGET=races N=$(RACE_CALLS)
+	$(MAKE) --jobs 2 fuzz-address fuzz-races
+
+# The CUDA kernels for the emulated device, which the tests else build when they come to them, and wait for each other.
+emulated: $(VENV)/.installed
+	cd tests && ../$(BIN)/python -c "import emulated; emulated.module(); emulated.counted()"
 
 # On a machine with a GPU: tests, sanitizers and benchmark, with its own Python ($(PYTHON)) and no network. Eight minutes
 # of it; called again, it goes on.
@@ -47,6 +48,13 @@ TARGET := cpu
 N := 5000
 fuzz: $(VENV)/.installed
 	cd tests && ../$(BIN)/python -m fuzz.run $(TARGET) $(N)
+
+fuzz-address:
+	$(MAKE) fuzz TARGET=cpu N=$(CPU_CALLS)
+	$(MAKE) fuzz TARGET=cuda N=$(CUDA_CALLS)
+
+fuzz-races:  # threads that wait for each other, most of the time
+	$(MAKE) fuzz TARGET=races N=$(RACE_CALLS)
 
 # The API reference and the recipes, as HTML in build/docs.
 docs: $(VENV)/.installed
