@@ -7,8 +7,8 @@
 #include <initializer_list>
 
 #include "box.h"
-#include "epilogue.h"
 #include "parameters.h"
+#include "smooth.h"
 #include "traversal.h"
 
 namespace divnorm::DIVNORM_ISA {
@@ -41,7 +41,9 @@ class BackwardPass {
   using A = Acc<T>;
 
   BackwardPass(const BackwardShared<T>& shared, int team, int thread)
-      : s_(shared), box_buffers_(shared.boxes.buffers(thread)) {
+      : s_(shared),
+        box_buffers_(shared.boxes.buffers(thread)),
+        smooth_room_(shared.problem, Layout::longest_row(shared.problem, shared.traversal)) {
     const Traversal& t = s_.traversal;
     A* scratch = s_.team_scratch + team * kBackwardMaps * t.scratch_row_numbers();
     for (SlidingMap<A>* map : {&t_, &d_, &a_, &e_}) {
@@ -77,10 +79,10 @@ class BackwardPass {
     double* sigma = s_.sigma_partials + (block_ * s_.traversal.reduce_tiles + index) * p.groups + unit_.group;
     A* dthreshold = s_.dthreshold_partials == nullptr ? nullptr : s_.dthreshold_partials + row * p.affine_size();
     if (fresh_) clear_partials(tile, {dweight, dbias, dthreshold}, sigma);
-    with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+    with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks, auto sloped) {
       // e is free until its rows are filtered: it carries the signs to the end of this function
       Layout::template gradient_sums<kinks.value>(
-          p, unit_, static_cast<const T*>(s_.tensors.x), static_cast<const T*>(s_.tensors.dy), tile, mean_, offset_,
+          p, unit_, static_cast<const T*>(s_.tensors.x), gradients<sloped.value>(Look::first), tile, mean_, offset_,
           rstd_, s_.weight, s_.bias, epilogue, d_, t_, a_, e_, dweight, dbias, dthreshold);
     });
     for (int64_t group = 0; group < unit_.groups; ++group) {
@@ -129,12 +131,12 @@ class BackwardPass {
     const Map<const A> e = s_.problem.summation.present ? Map<const A>(e_) : zero;
     T* dx = static_cast<T*>(s_.tensors.dx);
     const bool stream = s_.stream && Layout::streamable(s_.problem, unit_, dx, tile);
-    with_kinks<T>(s_.problem, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+    with_kinks<T>(s_.problem, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks, auto sloped) {
       with_exponent<kinks.value>(s_.problem, [&](auto exponent) {
         const auto run = [&](auto stream) {
           Layout::template gradient_input<stream.value, kinks.value, exponent.value>(
-              s_.problem, unit_, static_cast<const T*>(s_.tensors.x), static_cast<const T*>(s_.tensors.dy), tile, mean_,
-              offset_, rstd_, a, e, s_.weight, s_.bias, epilogue, s_.l1_scale, dx);
+              s_.problem, unit_, static_cast<const T*>(s_.tensors.x), gradients<sloped.value>(Look::second), tile,
+              mean_, offset_, rstd_, a, e, s_.weight, s_.bias, epilogue, s_.l1_scale, dx);
         };
         specialize(run, stream);
       });
@@ -143,6 +145,11 @@ class BackwardPass {
   }
 
  private:
+  template <bool Sloped>
+  Gradients<T, typename Layout::Wide, Sloped> gradients(Look look) {
+    return {s_.problem, s_.beside, smooth_room_, static_cast<const T*>(s_.tensors.dy), look};
+  }
+
   // This tile's share: all the unit's channels, or in the (N, F) form the tile's own positions.
   void clear_partials(Tile tile, std::initializer_list<A*> partials, double* sigma) const {
     const Problem& p = s_.problem;
@@ -186,6 +193,7 @@ class BackwardPass {
 
   const BackwardShared<T>& s_;
   BoxBuffers<A> box_buffers_;
+  SmoothRoom<A> smooth_room_;
   Unit unit_;
   int64_t block_ = 0;
   bool fresh_ = false;

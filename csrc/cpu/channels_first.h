@@ -3,7 +3,7 @@
 #pragma once
 
 #include "channels_first_sums.h"
-#include "epilogue.h"
+#include "smooth.h"
 
 namespace divnorm::DIVNORM_ISA {
 
@@ -19,6 +19,8 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
   using typename Sums::Wide;
 
   static int64_t parameter_place(const Problem&, int64_t i) { return i; }
+  // Of numbers that SmoothRows makes.
+  static int64_t longest_row(const Problem&, const Traversal& t) { return t.tile; }
 
   // Whether out's rows of the tile may be written with streaming stores.
   static bool streamable(const Problem& problem, const Unit& unit, const T* out, Tile tile) {
@@ -52,29 +54,57 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
           V centre[S], scale[S];
           load_slots(offset_row + at, centre);
           load_slots(rstd_row + at, scale);
-          V together[R * S];
-          const auto each = [&](auto&& body) {
-            for (int r = 0; r < R; ++r)
-              for (int s = 0; s < S; ++s) body(r, s, from + s * kWidth<V>, together[r * S + s]);
-          };
-          each([&](int r, int s, int64_t i, V& kept) {
-            const V number = load<V>(block + r * stride + i), below = centre[s] - number;
-            const V result = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
-            if constexpr (Epilogue::kTogether)
-              kept = behind.to(result, r, i);
-            else
+          for (int r = 0; r < R; ++r)
+            for (int s = 0; s < S; ++s) {
+              const int64_t i = from + s * kWidth<V>;
+              const V number = load<V>(block + r * stride + i), below = centre[s] - number;
+              const V result = b.template at<V>(r, i) - below * scale[s] * w.template at<V>(r, i);
               write<Stream>(out + r * stride + i, behind.template value<V>(result, r, i));
-            if constexpr (L1)
-              absolutes.add(0, only_new(absolute(load<V>(mean_row + at + s * kWidth<V>) - number), again));
-          });
-          if constexpr (Epilogue::kTogether) {
-            behind.values(together);
-            each([&](int r, int, int64_t i, const V& value) { write<Stream>(out + r * stride + i, value); });
-          }
+              if constexpr (L1)
+                absolutes.add(0, only_new(absolute(load<V>(mean_row + at + s * kWidth<V>) - number), again));
+            }
         };
-        for_slots_writing<Widest, Stream, kSeveral<Epilogue>>(out, tile.size(), body);
+        for_slots_writing<Widest, Stream>(out, tile.size(), body);
         if constexpr (L1) l1 += absolutes.value(0);
       });
+    });
+    return l1;
+  }
+
+  // The same where the epilogue is a smooth activation.
+  template <bool Stream, bool L1>
+  [[gnu::flatten]] static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile,
+                                           Map<const A> mean, Map<const A> offset, Map<const A> rstd, const A* weight,
+                                           const A* bias, SmoothRows<T, Wide> behind, T* y) {
+    const int64_t stride = problem.positions(), count = tile.size();
+    const int64_t first = unit.group * problem.group_channels(), end = first + problem.group_channels();
+    const int64_t width = behind.width(count);
+    double l1 = 0;
+    with_widest<Wide, Stream>(count, [&](auto widest) {
+      using V = decltype(widest);
+      const InSlots<V, Stream, A> offsets(offset.at(0, tile.begin), count), scales(rstd.at(0, tile.begin), count);
+      const InSlotsIf<L1, V, Stream, A> means(mean.at(0, tile.begin), count);
+      const A* mean_row = means.data();
+      for (int64_t sample = unit.sample; sample < unit.sample + unit.samples; ++sample)
+        for (int64_t c = first, rows; c < end; c += rows) {
+          rows = behind.room(count, end - c);
+          const int64_t at = Sums::offset(problem, sample, c, tile.begin);
+          const auto each = row_places<V, Stream>(y + at, stride, count);
+          const A* values =
+              behind.values(at, rows, stride, count, each,
+                            normal_rows(x + at, stride, offsets.data(), scales.data(), weight, bias, c, tile));
+          Totals<A, 1> absolutes;
+          for (int64_t r = 0; r < rows; ++r)
+            each(r, [=, &absolutes](auto lane, int64_t place, int64_t from, auto again) {
+              using V = decltype(lane);
+              write<Stream>(y + at + r * stride + from, load<V>(values + r * width + place));
+              if constexpr (L1) {
+                const V number = load<V>(x + at + r * stride + from);
+                absolutes.add(0, only_new(absolute(load<V>(mean_row + place) - number), again));
+              }
+            });
+          if constexpr (L1) l1 += absolutes.value(0);
+        }
     });
     return l1;
   }
@@ -83,17 +113,19 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
   // samples and channels, with v = x - mean and g = weight * dy; dweight, dbias and where the epilogue stops dy
   // dthreshold receive this tile's share. Kinks: there are signs to look at, an activation, through which dy has to go,
   // or an offset that is not the mean. x is subtracted from the mean, an instruction less than the other way round.
-  template <bool Kinks, class Epilogue>
-  [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
-                                             Tile tile, Map<const A> mean, Map<const A> offset, Map<const A> rstd,
-                                             const A* weight, const A* bias, Epilogue epilogue, Map<A> p1, Map<A> p2,
-                                             Map<A> v, Map<A> signs, A* dweight, A* dbias, A* dthreshold) {
+  template <bool Kinks, class Epilogue, bool Sloped>
+  [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x,
+                                             Gradients<T, Wide, Sloped> dy, Tile tile, Map<const A> mean,
+                                             Map<const A> offset, Map<const A> rstd, const A* weight, const A* bias,
+                                             Epilogue epilogue, Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs,
+                                             A* dweight, A* dbias, A* dthreshold) {
     const int64_t stride = problem.positions();
     with_widest<Wide>(tile.size(), [&](auto widest) {
       using V = decltype(widest);
       const InSlots<V, false, A> means(mean.at(0, tile.begin), tile.size());
       const InSlots<V, false, A> scales(rstd.at(0, tile.begin), tile.size());
-      const InSlotsIf<Kinks, V, false, A> offsets(offset.at(0, tile.begin), tile.size());
+      const int64_t offset_count = Kinks || dy.smooth() ? tile.size() : 0;
+      const InSlotsIf<Kinks || Sloped, V, false, A> offsets(offset.at(0, tile.begin), offset_count);
       const A *mean_row = means.data(), *rstd_row = scales.data(), *offset_row = offsets.data();
       alignas(kVectorBytes) A copies[Kinks ? 4 : 3][kCopyNumbers<A>];
       // A single row needs no copies where its slots are those of the maps.
@@ -110,27 +142,25 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
         constexpr int R = rows.value;
         const Affine<R> weights(weight, channel, tile), biases(bias, channel, tile);
         const auto behind = behind_rows<R>(epilogue, block - x, stride, channel, tile);
-        const T* dy_block = dy + (block - x);
+        const auto grads = dy.template rows<false>(
+            block - x, R, R, stride, tile.size(), row_places<V, false>(block, stride, tile.size()),
+            normal_rows(block, stride, offset_row, rstd_row, weight, bias, channel, tile));
         // Whole planes lie one after the other: the next rows come as one run.
         const int64_t next = tile.size() == stride ? R * stride : 0, pace = tile.size() == stride ? R : 1;
         RowSum<V> for_weight[R] = {}, for_bias[R] = {}, for_threshold[R] = {};
         for_paired_slots<V>(tile.size(), [&](auto first, int64_t at, int64_t from, auto again) {
           if constexpr (first.value && !PerPosition)
-            for (const T* rows_ahead : {block + next, dy_block + next})
+            for (const T* rows_ahead : {block + next, dy.given() + (block - x) + next})
               prefetch_lines<2 * R * kWidth<V> * sizeof(T)>(rows_ahead + pace * from);
           const V average = load<V>(mean_row + at), scale = load<V>(rstd_row + at);
           V sum_g = load<V>(sums_g + at), sum_gv = load<V>(sums_gv + at), sum_v = load<V>(sums_v + at);
-          V sum_sign = splat<V>(0), slopes[R];
+          V sum_sign = splat<V>(0);
           const auto normal = [&](int r) {
             const V top = load<V>(offset_row + at) - load<V>(block + r * stride + from);
             return biases.template at<V>(r, from) - top * scale * weights.template at<V>(r, from);
           };
-          if constexpr (Epilogue::kTogether) {
-            for (int r = 0; r < R; ++r) slopes[r] = behind.to(normal(r), r, from);
-            behind.slopes(slopes);
-          }
           for (int r = 0; r < R; ++r) {
-            V grad = load<V>(dy_block + r * stride + from);
+            V grad = load<V>(grads.row(r) + grads.place(at, from));
             const V number = load<V>(block + r * stride + from), w = weights.template at<V>(r, from);
             const V below = average - number;
             V top = below;  // the numerator's, of which dy's gradients are made
@@ -143,10 +173,7 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
                 else if (dthreshold != nullptr)
                   add_at<V>(dthreshold + tile.begin + from, only_new(rest, again));
               }
-              if constexpr (Epilogue::kTogether)
-                grad = grad * slopes[r];
-              else
-                grad = behind.template gradient<V>(grad, normal(r), r, from);
+              grad = behind.template gradient<V>(grad, normal(r), r, from);
             }
             const V product = grad * top;
             sum_g += w * grad;
@@ -187,11 +214,11 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
 
   // dx = g * rstd - a * v - e (+ l1_scale * sign(v) with Kinks), for P = 1 with sign(v) in place of v. P = 0: rstd is 1
   // and a is 0 whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, int P, class Epilogue>
-  [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
-                                              Tile tile, Map<const A> mean, Map<const A> offset, Map<const A> rstd,
-                                              Map<const A> a, Map<const A> e, const A* weight, const A* bias,
-                                              Epilogue epilogue, A l1_scale, T* dx) {
+  template <bool Stream, bool Kinks, int P, class Epilogue, bool Sloped>
+  [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x,
+                                              Gradients<T, Wide, Sloped> dy, Tile tile, Map<const A> mean,
+                                              Map<const A> offset, Map<const A> rstd, Map<const A> a, Map<const A> e,
+                                              const A* weight, const A* bias, Epilogue epilogue, A l1_scale, T* dx) {
     const int64_t stride = problem.positions();
     with_widest<Wide, Stream>(tile.size(), [&](auto widest) {
       using Widest = decltype(widest);
@@ -199,15 +226,18 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
       const InSlots<Widest, Stream, A> scales(rstd.at(0, tile.begin), tile.size());
       const InSlots<Widest, Stream, A> slopes(a.at(0, tile.begin), tile.size());
       const InSlots<Widest, Stream, A> shifts(e.at(0, tile.begin), tile.size());
-      const InSlotsIf<Kinks, Widest, Stream, A> offsets(offset.at(0, tile.begin), tile.size());
+      const int64_t offset_count = Kinks || dy.smooth() ? tile.size() : 0;
+      const InSlotsIf<Kinks || Sloped, Widest, Stream, A> offsets(offset.at(0, tile.begin), offset_count);
       const A *mean_row = means.data(), *rstd_row = scales.data(), *a_row = slopes.data(), *e_row = shifts.data();
       const A* offset_row = offsets.data();
       each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
         constexpr int R = rows.value;
         const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
         const auto behind = behind_rows<R>(epilogue, block - x, stride, channel, tile);
-        const T* dy_block = dy + (block - x);
         T* out = dx + (block - x);
+        const auto grads = dy.template rows<Stream>(
+            block - x, R, R, stride, tile.size(), row_places<Widest, Stream>(out, stride, tile.size()),
+            normal_rows(block, stride, offset_row, rstd_row, weight, bias, channel, tile));
         const auto body = [=](auto lane, auto slots, int64_t at, int64_t from, auto) {
           using V = decltype(lane);
           constexpr int S = slots.value;
@@ -220,25 +250,13 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
             const V top = load<V>(offset_row + at + s * kWidth<V>) - load<V>(block + r * stride + i);
             return b.template at<V>(r, i) - top * scale[s] * w.template at<V>(r, i);
           };
-          V slopes[R * S];
-          if constexpr (Epilogue::kTogether) {
-            for (int r = 0; r < R; ++r)
-              for (int s = 0; s < S; ++s) {
-                const int64_t i = from + s * kWidth<V>;
-                slopes[r * S + s] = behind.to(normal(r, s, i), r, i);
-              }
-            behind.slopes(slopes);
-          }
           for (int r = 0; r < R; ++r)
             for (int s = 0; s < S; ++s) {
               const int64_t i = from + s * kWidth<V>;
               const V number = load<V>(block + r * stride + i), below = average[s] - number;
-              V grad = load<V>(dy_block + r * stride + i);
+              V grad = load<V>(grads.row(r) + grads.place(at, from) + s * kWidth<V>);
               if constexpr (Kinks) {
-                if constexpr (Epilogue::kTogether)
-                  grad = grad * slopes[r * S + s];
-                else
-                  grad = behind.template gradient<V>(grad, normal(r, s, i), r, i);
+                grad = behind.template gradient<V>(grad, normal(r, s, i), r, i);
                 behind.template keep<Stream>(grad, r, i);
               }
               V result = w.template at<V>(r, i) * grad * scale[s] - shift[s];
@@ -248,7 +266,7 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
               write<Stream>(out + r * stride + i, result);
             }
         };
-        for_slots_writing<Widest, Stream, kSeveral<Epilogue>>(out, tile.size(), body);
+        for_slots_writing<Widest, Stream>(out, tile.size(), body);
       });
     });
   }
@@ -274,6 +292,31 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
     const A* along_;
     A rows_[R];
   };
+
+  // each(r, body) over rows of `count` numbers that are written to `out`, as smooth.h has it.
+  template <class V, bool Stream>
+  static auto row_places(const T* out, int64_t stride, int64_t count) {
+    return [=](int64_t r, auto&& body) {
+      if constexpr (Stream)
+        for_lanes_writing<V, true>(out + r * stride, count,
+                                   [&](auto lane, int64_t i) { body(lane, i, i, NoneAgain{}); });
+      else
+        for_each_slot<V>(count, [&](int64_t at, int64_t from, auto again) { body(V{}, at, from, again); });
+    };
+  }
+
+  // The numbers that an epilogue is given of rows from `block` on, whose first one is of `channel`.
+  static auto normal_rows(const T* block, int64_t stride, const A* offsets, const A* scales, const A* weight,
+                          const A* bias, int64_t channel, Tile tile) {
+    return [=](auto lane, int64_t r, int64_t at, int64_t from, auto) {
+      using V = decltype(lane);
+      const auto of = [=](const A* parameter) {
+        return PerPosition ? load<V>(parameter + tile.begin + from) : splat<V>(parameter[channel + r]);
+      };
+      const V below = load<V>(offsets + at) - load<V>(block + r * stride + from);
+      return V(of(bias) - below * load<V>(scales + at) * of(weight));
+    };
+  }
 
   template <class V>
   static void add_at(A* p, V v) {

@@ -3,7 +3,7 @@
 // cache lines.
 #pragma once
 
-#include "lanes.h"
+#include "smooth.h"
 
 namespace divnorm::DIVNORM_ISA {
 
@@ -23,6 +23,9 @@ struct ChannelsLast {
     const int64_t n = problem.group_channels();
     return channel / n * n + lane_place<Wide>(channel % n, n);
   }
+
+  // Of numbers that SmoothRows makes.
+  static int64_t longest_row(const Problem& problem, const Traversal&) { return problem.group_channels(); }
 
   static bool streamable(const Problem& problem, const Unit&, const T* out, Tile) {
     const int64_t group_bytes = problem.group_channels() * sizeof(T);
@@ -109,48 +112,67 @@ struct ChannelsLast {
       const auto behind = epilogue.template rows<R, true>(in - x, stride, at.channel);
       T* out = y + (in - x);
       Totals<A, 1> absolutes;
-      for_several_writing<Wide, Stream, kAlong<Stream, Epilogue>>(
-          out, n, [=, &absolutes](auto lane, auto several, int64_t first) {
-            using V = decltype(lane);
-            constexpr int S = several.value;
-            V together[S * R];
-            for (int k = 0; k < S; ++k) {
-              const int64_t i = first + k * kWidth<V>;
-              const V weights = load<V>(w + i), biases = load<V>(b + i);
-              for (int r = 0; r < R; ++r) {
-                const V number = load<V>(in + r * stride + i), top = number - splat<V>(centre[r]);
-                const V z = top * splat<V>(scale[r]) * weights + biases;
-                if constexpr (Epilogue::kTogether)
-                  together[k * R + r] = behind.to(z, r, i);
-                else
-                  write<Stream>(out + r * stride + i, behind.template value<V>(z, r, i));
-                if constexpr (L1) absolutes.add(0, absolute(number - splat<V>(average[r])));
-              }
-            }
-            if constexpr (Epilogue::kTogether) {
-              behind.values(together);
-              for (int k = 0; k < S; ++k)
-                for (int r = 0; r < R; ++r)
-                  write<Stream>(out + r * stride + first + k * kWidth<V>, together[k * R + r]);
-            }
-          });
+      for_lanes_writing<Wide, Stream>(out, n, [=, &absolutes](auto lane, int64_t i) {
+        using V = decltype(lane);
+        const V weights = load<V>(w + i), biases = load<V>(b + i);
+        for (int r = 0; r < R; ++r) {
+          const V number = load<V>(in + r * stride + i), top = number - splat<V>(centre[r]);
+          const V z = top * splat<V>(scale[r]) * weights + biases;
+          write<Stream>(out + r * stride + i, behind.template value<V>(z, r, i));
+          if constexpr (L1) absolutes.add(0, absolute(number - splat<V>(average[r])));
+        }
+      });
       if constexpr (L1) l1 += absolutes.value(0);
     });
     return l1;
   }
 
-  template <bool Kinks, class Epilogue>
-  [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x, const T* dy,
-                                             Tile tile, Map<const A> mean, Map<const A> offset, Map<const A> rstd,
-                                             const A* weight, const A* bias, Epilogue epilogue, Map<A> p1, Map<A> p2,
-                                             Map<A> v, Map<A> signs, A* dweight, A* dbias, A* dthreshold) {
+  // The same where the epilogue is a smooth activation.
+  template <bool Stream, bool L1>
+  [[gnu::flatten]] static double normalize(const Problem& problem, const Unit& unit, const T* x, Tile tile,
+                                           Map<const A> mean, Map<const A> offset, Map<const A> rstd, const A* weight,
+                                           const A* bias, SmoothRows<T, Wide> behind, T* y) {
+    const int64_t n = problem.group_channels(), stride = problem.channels;
+    double l1 = 0;
+    for (int64_t seen = 0; seen < unit.samples; ++seen)
+      for (int64_t position = tile.begin, rows; position < tile.end; position += rows) {
+        rows = behind.room(n, tile.end - position);
+        for (int64_t group = 0; group < problem.groups; ++group) {
+          const int64_t c = group * n, at = ChannelsLast::offset(problem, unit.sample + seen, c, position);
+          const auto each = row_places<Stream>(y + at, stride, n);
+          const A* values = behind.values(
+              at, rows, stride, n, each,
+              normal_rows(x + at, stride, offset.at(group, position), rstd.at(group, position), weight + c, bias + c));
+          const A* average = mean.at(group, position);
+          Totals<A, 1> absolutes;
+          for (int64_t r = 0; r < rows; ++r)
+            each(r, [=, &absolutes](auto lane, int64_t place, int64_t i, auto) {
+              using V = decltype(lane);
+              write<Stream>(y + at + r * stride + i, load<V>(values + r * behind.width(n) + place));
+              if constexpr (L1) absolutes.add(0, absolute(load<V>(x + at + r * stride + i) - splat<V>(average[r])));
+            });
+          if constexpr (L1) l1 += absolutes.value(0);
+        }
+      }
+    return l1;
+  }
+
+  template <bool Kinks, class Epilogue, bool Sloped>
+  [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x,
+                                             Gradients<T, Wide, Sloped> dy, Tile tile, Map<const A> mean,
+                                             Map<const A> offset, Map<const A> rstd, const A* weight, const A* bias,
+                                             Epilogue epilogue, Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs,
+                                             A* dweight, A* dbias, A* dthreshold) {
     const int64_t n = problem.group_channels(), stride = problem.channels;
     each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       const Copy<R> average(mean, at, position), scale(rstd, at, position);
       const Copy<R> centre(Kinks ? offset : mean, at, position);
-      const T* grads = dy + (in - x);
       const A *w = weight + at.channel, *b = bias + at.channel;
+      const auto grads = dy.template rows<false>(
+          in - x, R, problem.groups == 1 ? tile.end - position : R, stride, n, row_places<false>(in, stride, n),
+          normal_rows(in, stride, offset.at(at.group, position), rstd.at(at.group, position), w, b));
+      const T* given = dy.given() + (in - x);
       const auto behind = epilogue.template rows<R, true>(in - x, stride, at.channel);
       A *dw = dweight + at.channel, *db = dbias + at.channel;
       A* dt = dthreshold == nullptr ? nullptr : dthreshold + at.channel;
@@ -158,25 +180,15 @@ struct ChannelsLast {
       for_lanes<Wide>(n, [=, &sum_g, &sum_gu, &sum_v, &sum_sign](auto lane, int64_t i) {
         using V = decltype(lane);
         prefetch_next<R>(in + i, stride);
-        prefetch_next<R>(grads + i, stride);
+        prefetch_next<R>(given + i, stride);
         const V weights = load<V>(w + i);
         V for_weight = load<V>(dw + i), for_bias = load<V>(db + i), for_threshold = splat<V>(0);
         if (Epilogue::kStops && dt != nullptr) for_threshold = load<V>(dt + i);
-        V slopes[R];
-        if constexpr (Epilogue::kTogether) {
-          for (int r = 0; r < R; ++r) {
-            const V top = load<V>(in + r * stride + i) - splat<V>(centre[r]);
-            slopes[r] = behind.to(top * splat<V>(scale[r]) * weights + load<V>(b + i), r, i);
-          }
-          behind.slopes(slopes);
-        }
         for (int r = 0; r < R; ++r) {
-          V grad = load<V>(grads + r * stride + i);
+          V grad = load<V>(grads.row(r) + i);
           const V number = load<V>(in + r * stride + i), centred = number - splat<V>(average[r]);
           const V normed = (Kinks ? number - splat<V>(centre[r]) : centred) * splat<V>(scale[r]);
-          if constexpr (Epilogue::kTogether) {
-            grad = grad * slopes[r];
-          } else if constexpr (Kinks) {
+          if constexpr (Kinks) {
             const V z = normed * weights + load<V>(b + i);
             if constexpr (Epilogue::kStops) for_threshold += behind.template stopped<V>(grad, z, r, i);
             grad = behind.template gradient<V>(grad, z, r, i);
@@ -200,59 +212,66 @@ struct ChannelsLast {
     });
   }
 
-  template <bool Stream, bool Kinks, int P, class Epilogue>
-  [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x, const T* dy,
-                                              Tile tile, Map<const A> mean, Map<const A> offset, Map<const A> rstd,
-                                              Map<const A> a, Map<const A> e, const A* weight, const A* bias,
-                                              Epilogue epilogue, A l1_scale, T* dx) {
+  template <bool Stream, bool Kinks, int P, class Epilogue, bool Sloped>
+  [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x,
+                                              Gradients<T, Wide, Sloped> dy, Tile tile, Map<const A> mean,
+                                              Map<const A> offset, Map<const A> rstd, Map<const A> a, Map<const A> e,
+                                              const A* weight, const A* bias, Epilogue epilogue, A l1_scale, T* dx) {
     const int64_t n = problem.group_channels(), stride = problem.channels;
     each_written_block<Stream>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       const Copy<R> average(mean, at, position), scale(rstd, at, position);
       const Copy<R> slope(a, at, position), shift(e, at, position), centre(Kinks ? offset : mean, at, position);
-      const T* grads = dy + (in - x);
       const A *w = weight + at.channel, *b = bias + at.channel;
       const auto behind = epilogue.template rows<R, true>(in - x, stride, at.channel);
       T* out = dx + (in - x);
-      for_several_writing<Wide, Stream, kAlong<Stream, Epilogue>>(out, n, [=](auto lane, auto several, int64_t first) {
+      const auto grads = dy.template rows<Stream>(
+          in - x, R, problem.groups == 1 ? tile.end - position : R, stride, n, row_places<Stream>(out, stride, n),
+          normal_rows(in, stride, offset.at(at.group, position), rstd.at(at.group, position), w, b));
+      for_lanes_writing<Wide, Stream>(out, n, [=](auto lane, int64_t i) {
         using V = decltype(lane);
         const auto normal = [=](int r, int64_t i) {
           const V top = load<V>(in + r * stride + i) - splat<V>(centre[r]);
           return top * splat<V>(scale[r]) * load<V>(w + i) + load<V>(b + i);
         };
-        constexpr int S = several.value;
-        V slopes[S * R];
-        if constexpr (Epilogue::kTogether) {
-          for (int k = 0; k < S; ++k)
-            for (int r = 0; r < R; ++r) {
-              const int64_t i = first + k * kWidth<V>;
-              slopes[k * R + r] = behind.to(normal(r, i), r, i);
-            }
-          behind.slopes(slopes);
-        }
-        for (int k = 0; k < S; ++k) {
-          const int64_t i = first + k * kWidth<V>;
-          const V weights = load<V>(w + i);
-          for (int r = 0; r < R; ++r) {
-            const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
-            V grad = load<V>(grads + r * stride + i);
-            if constexpr (Epilogue::kTogether)
-              grad = grad * slopes[k * R + r];
-            else if constexpr (Kinks)
-              grad = behind.template gradient<V>(grad, normal(r, i), r, i);
-            if constexpr (Kinks) behind.template keep<Stream>(grad, r, i);
-            V result = weights * grad * splat<V>(scale[r]);
-            if constexpr (P == 2) result -= splat<V>(slope[r]) * centred;
-            result -= splat<V>(shift[r]);
-            if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope[r] : l1_scale) * sign(centred);
-            write<Stream>(out + r * stride + i, result);
+        const V weights = load<V>(w + i);
+        for (int r = 0; r < R; ++r) {
+          const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
+          V grad = load<V>(grads.row(r) + i);
+          if constexpr (Kinks) {
+            grad = behind.template gradient<V>(grad, normal(r, i), r, i);
+            behind.template keep<Stream>(grad, r, i);
           }
+          V result = weights * grad * splat<V>(scale[r]);
+          if constexpr (P == 2) result -= splat<V>(slope[r]) * centred;
+          result -= splat<V>(shift[r]);
+          if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope[r] : l1_scale) * sign(centred);
+          write<Stream>(out + r * stride + i, result);
         }
       });
     });
   }
 
  private:
+  // each(r, body) over rows of n numbers that are written to `out`, as smooth.h has it.
+  template <bool Stream>
+  static auto row_places(const T* out, int64_t stride, int64_t n) {
+    return [=](int64_t r, auto&& body) {
+      for_lanes_writing<Wide, Stream>(out + r * stride, n,
+                                      [&](auto lane, int64_t i) { body(lane, i, i, NoneAgain{}); });
+    };
+  }
+
+  // The numbers that an epilogue is given of a group's channels, of pixels from `in` on.
+  static auto normal_rows(const T* in, int64_t stride, const A* centre, const A* scale, const A* weight,
+                          const A* bias) {
+    return [=](auto lane, int64_t r, int64_t, int64_t i, auto) {
+      using V = decltype(lane);
+      const V top = load<V>(in + r * stride + i) - splat<V>(centre[r]);
+      return V(top * splat<V>(scale[r]) * load<V>(weight + i) + load<V>(bias + i));
+    };
+  }
+
   // Where in its pixels a block is: its group, that group's first channel, and how many samples came before.
   struct Segment {
     int64_t group, channel, seen;

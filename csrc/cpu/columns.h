@@ -1,6 +1,7 @@
 // How channels that lie side by side are cut for reductions: tiles of pixels, and sums of them channel by channel.
 #pragma once
 
+#include "smooth.h"
 #include "whole.h"
 
 namespace divnorm::DIVNORM_ISA {
@@ -50,30 +51,46 @@ class Columns {
   // rows[kind][c] += what add(sums of kinds, pixel, c) adds, over the pixels of a tile.
   template <int Kinds, int Tensors, class Add>
   void sum_pixels(int64_t pixels, const T* const (&read)[Tensors], A* const (&rows)[Kinds], Add&& add) const {
-    sum_pixels_behind<Kinds, Tensors>(
-        pixels, read, rows, [](auto&, int64_t, int64_t) {},
-        [&](auto& sums, int64_t pixel, int64_t c, auto) { add(sums, pixel, c); });
+    sum_pixels_of<Kinds, Tensors>(
+        pixels, read, rows, [](auto, int64_t) { return nullptr; },
+        [&](auto& sums, int64_t pixel, int64_t c, auto, int64_t) { add(sums, pixel, c); });
   }
 
-  // The same by add(sums of kinds, pixel, c, value), where prepare(values, first, c) makes those of some pixels at
-  // once.
+  // The same by add(sums of kinds, pixel, c, block, which of it), where prepare(pixels, first) makes a block's.
   template <int Kinds, int Tensors, class Prepare, class Add>
-  void sum_pixels_behind(int64_t pixels, const T* const (&read)[Tensors], A* const (&rows)[Kinds], Prepare&& prepare,
-                         Add&& add) const {
+  void sum_pixels_of(int64_t pixels, const T* const (&read)[Tensors], A* const (&rows)[Kinds], Prepare&& prepare,
+                     Add&& add) const {
     for (A* row : rows) __builtin_memset(row, 0, channels_ * sizeof(A));
     each_block<kPixelsAtOnce>(pixels, [&](auto block, int64_t first) {
       constexpr int R = block.value;
+      const auto prepared = prepare(block, first);
       for_lanes<Wide>(channels_, [&](auto lane, int64_t c) {
         using V = decltype(lane);
         for (const T* from : read) prefetch_next<R>(from + first * channels_ + c, channels_);
         V sums[Kinds];
         for (int k = 0; k < Kinds; ++k) sums[k] = load<V>(rows[k] + c);
-        V ahead[R] = {};
-        prepare(ahead, first, c);
-        for (int r = 0; r < R; ++r) add(sums, first + r, c, ahead[r]);
+        for (int r = 0; r < R; ++r) add(sums, first + r, c, prepared, r);
         for (int k = 0; k < Kinds; ++k) store(rows[k] + c, sums[k]);
       });
     });
+  }
+
+  // each(r, body) over pixels that are written to `out`, as smooth.h has it.
+  template <bool Stream>
+  static auto row_places(const T* out, int64_t channels) {
+    return [=](int64_t r, auto&& body) {
+      for_lanes_writing<Wide, Stream>(out + r * channels, channels,
+                                      [&](auto lane, int64_t c) { body(lane, c, c, NoneAgain{}); });
+    };
+  }
+
+  // The numbers that an epilogue is given of pixels from `in` on.
+  static auto normal_rows(const T* in, int64_t channels, const A* offset, const A* scale, const A* bias) {
+    return [=](auto lane, int64_t r, int64_t, int64_t c, auto) {
+      using V = decltype(lane);
+      const V top = load<V>(in + r * channels + c) - load<V>(offset + c);
+      return V(top * load<V>(scale + c) + load<V>(bias + c));
+    };
   }
 
  private:

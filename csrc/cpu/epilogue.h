@@ -4,8 +4,7 @@
 // the tensors and the next ones `stride` further on. Their parameters are at `place`: one for each row, or Along one
 // for each number of a row. Of number i of row r, value<V>(z, r, i) is what becomes of z, gradient<V>(grad, z, r, i)
 // what of its gradient reaches z, stopped<V> the rest; keep<Stream>(grad, r, i) writes the former down as the
-// residual's. One that is kTogether takes several numbers at once, to which `to` has added the residual: values(z),
-// slopes(z).
+// residual's. Smooth activations are not among them: see smooth.h.
 #pragma once
 
 #include <limits>
@@ -16,13 +15,7 @@
 
 namespace divnorm::DIVNORM_ISA {
 
-// The smooth activations and their slopes, in place, of vectors or single numbers; compiled in activations.cpp. As code
-// of their own they stand in no kernel, and several at once a call is short beside what they do. `rounded`: a half type
-// will show half of the digits.
-template <class V>
-void smooth_values(V* z, int count, Activation activation, bool rounded);
-template <class V>
-void smooth_slopes(V* z, int count, Activation activation);
+inline bool is_smooth(const Problem& problem) { return problem.activation >= Activation::silu; }
 
 // What an epilogue reads beside z, and what it writes beside the kernel: absent, or tensors of x's layout and, where
 // the kernels have their parameters, the threshold.
@@ -38,7 +31,6 @@ template <class T>
 class Clamped {
  public:
   static constexpr bool kStops = false;  // whether what stops is a parameter's gradient
-  static constexpr bool kTogether = false;
 
   explicit Clamped(const Problem& problem) : floor_(problem.template floor<Acc<T>>()) {}
 
@@ -90,7 +82,6 @@ template <class T>
 class Thresholded {
  public:
   static constexpr bool kStops = true;
-  static constexpr bool kTogether = false;
 
   explicit Thresholded(const Beside<T>& beside) : beside_(beside) {}
 
@@ -136,62 +127,6 @@ class Thresholded {
   Beside<T> beside_;
 };
 
-template <class T>
-class Smooth {
- public:
-  static constexpr bool kStops = false;
-  static constexpr bool kTogether = true;
-
-  Smooth(const Problem& problem, const Beside<T>& beside) : activation_(problem.activation), beside_(beside) {}
-
-  class Rows : public Added<T> {
-   public:
-    Rows(Activation activation, const Beside<T>& beside, int64_t at, int64_t stride)
-        : Added<T>(beside, at, stride), activation_(activation) {}
-    template <class V, int N>
-    void values(V (&z)[N]) const {
-      smooth_values(vectors_of(z), kVectors<V> * N, activation_, !std::is_same_v<T, Acc<T>>);
-    }
-    template <class V, int N>
-    void slopes(V (&z)[N]) const {
-      smooth_slopes(vectors_of(z), kVectors<V> * N, activation_);
-    }
-
-   private:
-    template <class V>
-    static constexpr int kVectors = is_pair<V> ? 2 : 1;
-
-    template <class V>
-    static auto vectors_of(V* z) {
-      if constexpr (is_pair<V>)
-        return &z->even;
-      else
-        return z;
-    }
-
-    Activation activation_;
-  };
-
-  template <int R, bool Along>
-  Rows rows(int64_t at, int64_t stride, int64_t) const {
-    return {activation_, beside_, at, stride};
-  }
-
- private:
-  Activation activation_;
-  Beside<T> beside_;
-};
-
-// Values that an epilogue is given at once where nothing else says how many.
-template <class Epilogue>
-constexpr int kSeveral = Epilogue::kTogether ? 4 : 1;
-
-// The same along the channels, where streaming stores take one pixel at a time and others some.
-template <bool Stream, class Epilogue>
-constexpr int kAlong = Stream ? kSeveral<Epilogue> : 1;
-
-inline bool is_smooth(const Problem& problem) { return problem.activation >= Activation::silu; }
-
 // Whether the epilogue is Thresholded.
 inline bool has_thresholds(const Problem& problem) {
   return !is_smooth(problem) && (problem.residual || problem.activation == Activation::tlu);
@@ -213,24 +148,28 @@ Beside<T> beside(const BackwardTensors& tensors, const Acc<T>* threshold) {
   return {static_cast<const T*>(tensors.residual), threshold, static_cast<T*>(tensors.dresidual)};
 }
 
-// body(epilogue)
+// body(epilogue), of an activation that is not smooth.
 template <class T, class Body>
 inline auto with_epilogue(const Problem& problem, const Beside<T>& beside, Body&& body) {
-  if (is_smooth(problem)) return body(Smooth<T>(problem, beside));
   return has_thresholds(problem) ? body(Thresholded<T>(beside)) : body(Clamped<T>(problem));
 }
 
 // Whether backward has to look at the signs of v, or at more than v.
 inline bool needs_more_than_v(const Problem& problem, bool l1) { return l1 || problem.p == 1 || problem.keeps_mean(); }
 
-// body(epilogue, whether backward has more to look at than v and dy: an activation, or what `needs_more_than_v` says)
+// body(epilogue, whether backward has more to look at than v and the gradients, whether these are a smooth
+// activation's): what there is to look at is signs, an activation that is not smooth, or what `needs_more_than_v` says.
 template <class T, class Body>
 inline auto with_kinks(const Problem& problem, const Beside<T>& beside, bool l1, Body&& body) {
-  if (is_smooth(problem)) return body(Smooth<T>(problem, beside), std::true_type{});
-  if (has_thresholds(problem)) return body(Thresholded<T>(beside), std::true_type{});
+  constexpr std::bool_constant<std::is_same_v<T, Acc<T>>> either{};  // one type serves both
+  if (has_thresholds(problem)) return body(Thresholded<T>(beside), std::true_type{}, either);
   const Clamped<T> clamped(problem);
-  return needs_more_than_v(problem, l1) || problem.activation != Activation::none ? body(clamped, std::true_type{})
-                                                                                  : body(clamped, std::false_type{});
+  const bool kinks = needs_more_than_v(problem, l1) || problem.activation == Activation::relu;
+  if constexpr (!either)
+    if (is_smooth(problem))
+      return kinks ? body(clamped, std::true_type{}, std::true_type{})
+                   : body(clamped, std::false_type{}, std::true_type{});
+  return kinks ? body(clamped, std::true_type{}, either) : body(clamped, std::false_type{}, either);
 }
 
 // body(the exponent of s, or 0 where nothing is divided). Kinks: as with_kinks() has them, which 1 asks for.

@@ -6,8 +6,8 @@
 #include <initializer_list>
 
 #include "box.h"
-#include "epilogue.h"
 #include "parameters.h"
+#include "smooth.h"
 #include "traversal.h"
 
 namespace divnorm::DIVNORM_ISA {
@@ -36,7 +36,9 @@ class ForwardPass {
   using A = Acc<T>;
 
   ForwardPass(const ForwardShared<T>& shared, int team, int thread)
-      : s_(shared), box_buffers_(shared.boxes.buffers(thread)) {
+      : s_(shared),
+        box_buffers_(shared.boxes.buffers(thread)),
+        smooth_room_(shared.problem, Layout::longest_row(shared.problem, shared.traversal)) {
     const Traversal& t = s_.traversal;
     A* scratch = s_.team_scratch + team * kForwardMaps * t.scratch_row_numbers();
     m_ = {scratch, t.line, t.capacity_rows};
@@ -119,14 +121,16 @@ class ForwardPass {
     const Map<const A> mean = s_.problem.summation.present ? Map<const A>(mean_) : neutral(s_.zeros);
     const Map<const A> offset = s_.problem.subtract_mean ? mean : neutral(s_.zeros);
     const Map<const A> rstd = s_.problem.suppression.present ? Map<const A>(rstd_) : neutral(s_.ones);
-    const double l1 = with_epilogue<T>(s_.problem, s_.beside, [&](auto epilogue) {
-      const auto run = [&](auto stream, auto l1) -> double {
-        return Layout::template normalize<stream.value, l1.value>(s_.problem, unit_,
-                                                                  static_cast<const T*>(s_.tensors.x), tile, mean,
-                                                                  offset, rstd, s_.weight, s_.bias, epilogue, y);
+    const T* x = static_cast<const T*>(s_.tensors.x);
+    const auto run = [&](auto epilogue) {
+      const auto normalize = [&](auto stream, auto l1) -> double {
+        return Layout::template normalize<stream.value, l1.value>(s_.problem, unit_, x, tile, mean, offset, rstd,
+                                                                  s_.weight, s_.bias, epilogue, y);
       };
-      return specialize(run, stream, s_.l1_partials != nullptr);
-    });
+      return specialize(normalize, stream, s_.l1_partials != nullptr);
+    };
+    const SmoothRows<T, typename Layout::Wide> smooth(s_.problem, s_.beside, smooth_room_);
+    const double l1 = is_smooth(s_.problem) ? run(smooth) : with_epilogue<T>(s_.problem, s_.beside, run);
     if (s_.l1_partials != nullptr) l1_[index] += l1;
     if (stream) stream_fence();
   }
@@ -160,6 +164,7 @@ class ForwardPass {
 
   const ForwardShared<T>& s_;
   BoxBuffers<A> box_buffers_;
+  SmoothRoom<A> smooth_room_;
   Unit unit_;
   SlidingMap<A> m_, z_;  // z holds M2 until a row of it is filtered
   Map<A> mean_, rstd_;

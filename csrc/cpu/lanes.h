@@ -43,22 +43,6 @@ inline void for_lanes_writing(const T* out, int64_t count, Body&& body) {
   for_lanes<V>(count, body, i);
 }
 
-// The same by several values at once: body(V{}, how many, i).
-template <class V, int Several, class Body>
-inline void for_several(int64_t count, Body&& body, int64_t i = 0) {
-  for (; i + Several * kWidth<V> <= count; i += Several * kWidth<V>)
-    body(V{}, std::integral_constant<int, Several>{}, i);
-  for_lanes<V>(count, [&](auto lane, int64_t j) { body(lane, std::integral_constant<int, 1>{}, j); }, i);
-}
-template <class V, bool Stream, int Several, class T, class Body>
-inline void for_several_writing(const T* out, int64_t count, Body&& body) {
-  int64_t i = 0;
-  if constexpr (Stream && !is_pair<V>)
-    for (; i < count && reinterpret_cast<uintptr_t>(out + i) % (kWidth<V> * sizeof(T)) != 0; ++i)
-      body(typename Lane<V>::type{}, std::integral_constant<int, 1>{}, i);
-  for_several<V, Several>(count, body, i);
-}
-
 // Where values of type V have number i of `count`: a Pair the numbers of even places of each run first.
 template <class V>
 inline int64_t lane_place(int64_t i, int64_t count) {

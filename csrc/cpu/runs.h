@@ -3,10 +3,12 @@
 // run along them. Chunks for reductions, pieces for a pass.
 #pragma once
 
-#include "lanes.h"
+#include "smooth.h"
 #include "whole.h"
 
 namespace divnorm::DIVNORM_ISA {
+
+constexpr int64_t kSmoothRun = 2048;  // numbers that a smooth activation is made of at once
 
 template <class T, bool AlongRow>
 class Runs {
@@ -82,6 +84,30 @@ class Runs {
       return centred * splat<V>(rstd) * load<V>(weight + i) + load<V>(biases + i);
     else
       return centred * splat<V>(scale) + splat<V>(bias);
+  }
+
+  // body(first, size) for ranges of a piece: where there is a smooth activation, those it is made of at once.
+  template <class Body>
+  static void each_part(const Piece& piece, bool smooth, Body&& body) {
+    const int64_t most = smooth ? kSmoothRun : larger(1, piece.size);
+    for (int64_t i = 0; i < piece.size; i += most) body(i, smaller(most, piece.size - i));
+  }
+
+  // each(r, body) over the one row of a part that is written to `out`, as smooth.h has it.
+  template <bool Stream>
+  static auto row_places(const T* out, int64_t size) {
+    return [=](int64_t, auto&& body) {
+      for_lanes_writing<Wide, Stream>(out, size, [&](auto lane, int64_t i) { body(lane, i, i, NoneAgain{}); });
+    };
+  }
+
+  // The numbers that an epilogue is given of a part.
+  static auto normal_rows(const T* x, A offset, A rstd, A scale, const A* weights, const A* biases) {
+    return [=](auto lane, int64_t, int64_t, int64_t i, auto) {
+      using V = decltype(lane);
+      const V top = load<V>(x + i) - splat<V>(offset);
+      return V(affine<V>(top, rstd, scale, weights, AlongRow ? A(0) : *biases, biases, i));
+    };
   }
 
  private:

@@ -278,8 +278,24 @@ inline void prefetch_lines(const T* p) {
 }
 
 template <class V>
+struct BitsOf {
+  typedef uint64_t Wide __attribute__((vector_size(kVectorBytes)));
+  using type = std::conditional_t<std::is_same_v<typename Lane<V>::type, double>, Wide, Word>;
+};
+template <>
+struct BitsOf<float> {
+  using type = uint32_t;
+};
+template <>
+struct BitsOf<double> {
+  using type = uint64_t;
+};
+template <class V>
+using Bits = typename BitsOf<V>::type;
+
+template <class V>
 inline V absolute(V v) {
-  return v < splat<V>(0) ? -v : v;
+  return bit_cast<V>(bit_cast<Bits<V>>(v) & ~bit_cast<Bits<V>>(splat<V>(-0.0)));
 }
 
 // Of a NaN it is zero, as torch's.

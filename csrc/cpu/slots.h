@@ -88,12 +88,12 @@ inline void for_paired_slots(int64_t count, Body&& body) {
 }
 
 // for_slots() for a row that is written to `out`: body(V{}, ...). Streaming stores write nothing twice: what they reach
-// goes as for_several_writing has it, and its places are the row's own.
-template <class V, bool Stream, int Several, class T, class Body>
+// goes as for_lanes_writing has it, and its places are the row's own.
+template <class V, bool Stream, class T, class Body>
 inline void for_slots_writing(const T* out, int64_t count, Body&& body) {
   if constexpr (Stream)
-    for_several_writing<V, true, Several>(
-        out, count, [&](auto lane, auto several, int64_t i) { body(lane, several, i, i, NoneAgain{}); });
+    for_lanes_writing<V, true>(
+        out, count, [&](auto lane, int64_t i) { body(lane, std::integral_constant<int, 1>{}, i, i, NoneAgain{}); });
   else
     for_slots<V>(count, [&](auto slots, int64_t at, int64_t from, auto again) { body(V{}, slots, at, from, again); });
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "columns.h"
-#include "epilogue.h"
 
 namespace divnorm::DIVNORM_ISA {
 
@@ -26,7 +25,9 @@ class BackwardColumns {
     A* scratch;  // (teams, 4 tiles + 6, channels): the tiles' sums; means, offsets, rstds, scales, slopes, shifts
   };
 
-  BackwardColumns(const Shared& shared, const Member& member) : s_(shared) {
+  BackwardColumns(const Shared& shared, const Member& member)
+      : s_(shared),
+        smooth_room_(shared.problem, shared.layout.channels(), shared.layout.pixels() * shared.layout.channels()) {
     const int64_t channels = s_.layout.channels(), tiles = s_.layout.tiles();
     A* next = s_.scratch + member.team * (4 * tiles + 6) * channels;
     for (A** rows : {&g_, &gv_, &sign_, &stopped_}) {
@@ -42,7 +43,7 @@ class BackwardColumns {
   void work(const WholeUnit& unit, const Member& member) {
     const Problem& p = s_.problem;
     const int64_t tiles = s_.layout.tiles();
-    const T *x = static_cast<const T*>(s_.tensors.x), *dy = static_cast<const T*>(s_.tensors.dy);
+    const T* x = static_cast<const T*>(s_.tensors.x);
     const bool l1 = s_.l1_scale != 0;
     member.sync();
     member.share(0, p.groups, [&](int64_t from, int64_t to) {
@@ -57,11 +58,12 @@ class BackwardColumns {
       }
     });
     member.sync();
+    smooth_room_.first_look();
     member.share(0, tiles, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int64_t offset = s_.layout.offset(unit.rows, i);
-        with_kinks<T>(p, s_.beside, l1, [&](auto epilogue, auto kinks) {
-          tile_sums<kinks.value>(i, offset, x + offset, dy + offset, epilogue);
+        with_kinks<T>(p, s_.beside, l1, [&](auto epilogue, auto kinks, auto sloped) {
+          tile_sums<kinks.value>(i, offset, x + offset, gradients<sloped.value>(Look::first), epilogue);
         });
       }
     });
@@ -72,16 +74,18 @@ class BackwardColumns {
       for (int64_t group = from; group < to; ++group) join_channels(unit, group);
     });
     member.sync();
+    smooth_room_.second_look();
     member.share(0, tiles, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int64_t offset = s_.layout.offset(unit.rows, i);
         T* dx = static_cast<T*>(s_.tensors.dx) + offset;
         const uintptr_t bits = reinterpret_cast<uintptr_t>(dx) | (s_.layout.channels() * sizeof(T));
         const bool stream = s_.stream && (!is_pair<Wide> || bits % kVectorBytes == 0);
-        with_kinks<T>(p, s_.beside, l1, [&](auto epilogue, auto kinks) {
+        with_kinks<T>(p, s_.beside, l1, [&](auto epilogue, auto kinks, auto sloped) {
           with_exponent<kinks.value>(p, [&](auto exponent) {
             const auto run = [&](auto stream) {
-              gradient<stream.value, kinks.value, exponent.value>(i, offset, x + offset, dy + offset, epilogue, dx);
+              gradient<stream.value, kinks.value, exponent.value>(i, offset, x + offset,
+                                                                  gradients<sloped.value>(Look::second), epilogue, dx);
             };
             specialize(run, stream);
           });
@@ -92,6 +96,11 @@ class BackwardColumns {
   }
 
  private:
+  template <bool Sloped>
+  Gradients<T, Wide, Sloped> gradients(Look look) {
+    return {s_.problem, s_.beside, smooth_room_, static_cast<const T*>(s_.tensors.dy), look};
+  }
+
   RowScale<A> scale_of(const WholeUnit& unit, int64_t group) const {
     const Problem& p = s_.problem;
     const int64_t row = unit.row(p) + group;
@@ -102,33 +111,27 @@ class BackwardColumns {
   }
 
   // Sums without the weight.
-  template <bool Kinks, class Epilogue>
-  [[gnu::flatten]] void tile_sums(int64_t tile, int64_t first, const T* x, const T* dy, Epilogue epilogue) const {
+  template <bool Kinks, class Epilogue, bool Sloped>
+  [[gnu::flatten]] void tile_sums(int64_t tile, int64_t first, const T* x, Gradients<T, Wide, Sloped> dy,
+                                  Epilogue epilogue) const {
     const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
     A *g = g_ + tile * channels, *gv = gv_ + tile * channels, *signs = sign_ + tile * channels;
     A* rest = stopped_ + tile * channels;
+    const T* given = dy.given() + first;
     const A *mean = mean_, *offset = offset_, *scale = scale_, *bias = s_.bias;
     const auto behind = epilogue.template rows<1, true>(first, channels, 0);
-    const auto slopes = [=](auto& ahead, int64_t first, int64_t c) {
-      if constexpr (Epilogue::kTogether) {
-        using V = value_of<decltype(ahead)>;
-        for (size_t r = 0; r < std::extent_v<std::remove_reference_t<decltype(ahead)>>; ++r) {
-          const int64_t pixel = first + static_cast<int64_t>(r);
-          const V top = load<V>(x + pixel * channels + c) - load<V>(offset + c);
-          ahead[r] = behind.to(top * load<V>(scale + c) + load<V>(bias + c), pixel, c);
-        }
-        behind.slopes(ahead);
-      }
+    const auto gradients = [&](auto block, int64_t pixel) {
+      const T* in = x + pixel * channels;
+      return dy.template rows<false>(first + pixel * channels, block.value, pixels - pixel, channels, channels,
+                                     Layout::template row_places<false>(in, channels),
+                                     Layout::normal_rows(in, channels, offset, scale, bias));
     };
-    const auto add = [=](auto& sums, int64_t pixel, int64_t c, auto slope) {
+    const auto add = [=](auto& sums, int64_t pixel, int64_t c, const auto& gradients, int64_t r) {
       using V = value_of<decltype(sums)>;
       const int64_t at = pixel * channels + c;
       const V number = load<V>(x + at), top = number - load<V>(offset + c);
-      V grad = load<V>(dy + at);
-      if constexpr (Epilogue::kTogether) {
-        grad = grad * slope;
-        sums[2] += sign(number - load<V>(mean + c));
-      } else if constexpr (Kinks) {
+      V grad = load<V>(gradients.row(r) + c);
+      if constexpr (Kinks) {
         const V z = top * load<V>(scale + c) + load<V>(bias + c);
         if constexpr (Epilogue::kStops) sums[3] += behind.template stopped<V>(grad, z, pixel, c);
         grad = behind.template gradient<V>(grad, z, pixel, c);
@@ -138,11 +141,11 @@ class BackwardColumns {
       sums[1] += grad * top;
     };
     if constexpr (Epilogue::kStops)
-      s_.layout.template sum_pixels_behind<4, 2>(pixels, {x, dy}, {g, gv, signs, rest}, slopes, add);
+      s_.layout.template sum_pixels_of<4, 2>(pixels, {x, given}, {g, gv, signs, rest}, gradients, add);
     else if constexpr (Kinks)
-      s_.layout.template sum_pixels_behind<3, 2>(pixels, {x, dy}, {g, gv, signs}, slopes, add);
+      s_.layout.template sum_pixels_of<3, 2>(pixels, {x, given}, {g, gv, signs}, gradients, add);
     else
-      s_.layout.template sum_pixels_behind<2, 2>(pixels, {x, dy}, {g, gv}, slopes, add);
+      s_.layout.template sum_pixels_of<2, 2>(pixels, {x, given}, {g, gv}, gradients, add);
   }
 
   void join_tiles(int64_t from, int64_t to) const {
@@ -180,64 +183,54 @@ class BackwardColumns {
   }
 
   // P: the exponent, or 0: rstd is 1 and the slope 0 whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, int P, class Epilogue>
-  [[gnu::flatten]] void gradient(int64_t tile, int64_t at, const T* x, const T* dy, Epilogue epilogue, T* dx) const {
+  template <bool Stream, bool Kinks, int P, class Epilogue, bool Sloped>
+  [[gnu::flatten]] void gradient(int64_t tile, int64_t at, const T* x, Gradients<T, Wide, Sloped> dy, Epilogue epilogue,
+                                 T* dx) const {
     const int64_t channels = s_.layout.channels();
     const A *mean = mean_, *offset = offset_, *rstd = rstd_, *scale = scale_, *slope = slope_, *shift = shift_;
     const A *weight = s_.weight, *bias = s_.bias;
     const A l1_scale = s_.l1_scale;
-    Layout::template each_block<Stream ? 1 : kPixelsAtOnce>(s_.layout.pixels_of(tile), [&](auto block, int64_t first) {
+    const int64_t pixels = s_.layout.pixels_of(tile);
+    Layout::template each_block<Stream ? 1 : kPixelsAtOnce>(pixels, [&](auto block, int64_t first) {
       constexpr int R = block.value;
-      const T *in = x + first * channels, *grads = dy + first * channels;
+      const T *in = x + first * channels, *given = dy.given() + at + first * channels;
       T* out = dx + first * channels;
       const auto behind = epilogue.template rows<R, true>(at + first * channels, channels, 0);
-      for_several_writing<Wide, Stream, kAlong<Stream, Epilogue>>(
-          out, channels, [=](auto lane, auto several, int64_t start) {
-            using V = decltype(lane);
-            const auto normal = [=](int r, int64_t c) {
-              const V top = load<V>(in + r * channels + c) - load<V>(offset + c);
-              return top * load<V>(scale + c) + load<V>(bias + c);
-            };
-            constexpr int S = several.value;
-            V slopes[S * R];
-            if constexpr (Epilogue::kTogether) {
-              for (int k = 0; k < S; ++k)
-                for (int r = 0; r < R; ++r) {
-                  const int64_t c = start + k * kWidth<V>;
-                  slopes[k * R + r] = behind.to(normal(r, c), r, c);
-                }
-              behind.slopes(slopes);
-            }
-            for (int k = 0; k < S; ++k) {
-              const int64_t c = start + k * kWidth<V>;
-              if constexpr (!Stream) {
-                prefetch_next<R>(in + c, channels);
-                prefetch_next<R>(grads + c, channels);
-              }
-              const V average = load<V>(mean + c), factor = load<V>(weight + c), inverse = load<V>(rstd + c);
-              const V falling = load<V>(slope + c), constant = load<V>(shift + c);
-              for (int r = 0; r < R; ++r) {
-                const V centred = load<V>(in + r * channels + c) - average;
-                V grad = load<V>(grads + r * channels + c);
-                if constexpr (Epilogue::kTogether)
-                  grad = grad * slopes[k * R + r];
-                else if constexpr (Kinks)
-                  grad = behind.template gradient<V>(grad, normal(r, c), r, c);
-                if constexpr (Kinks) behind.template keep<Stream>(grad, r, c);
-                V result = grad * factor;
-                if constexpr (P == 2) result = (result - falling * centred) * inverse;
-                if constexpr (P == 1) result = result * inverse;
-                result -= constant;
-                if constexpr (Kinks)
-                  result += (P == 1 ? splat<V>(l1_scale) - falling : splat<V>(l1_scale)) * sign(centred);
-                write<Stream>(out + r * channels + c, result);
-              }
-            }
-          });
+      const auto grads = dy.template rows<Stream>(at + first * channels, R, pixels - first, channels, channels,
+                                                  Layout::template row_places<Stream>(out, channels),
+                                                  Layout::normal_rows(in, channels, offset, scale, bias));
+      for_lanes_writing<Wide, Stream>(out, channels, [=](auto lane, int64_t c) {
+        using V = decltype(lane);
+        const auto normal = [=](int r) {
+          const V top = load<V>(in + r * channels + c) - load<V>(offset + c);
+          return top * load<V>(scale + c) + load<V>(bias + c);
+        };
+        if constexpr (!Stream) {
+          prefetch_next<R>(in + c, channels);
+          prefetch_next<R>(given + c, channels);
+        }
+        const V average = load<V>(mean + c), factor = load<V>(weight + c), inverse = load<V>(rstd + c);
+        const V falling = load<V>(slope + c), constant = load<V>(shift + c);
+        for (int r = 0; r < R; ++r) {
+          const V centred = load<V>(in + r * channels + c) - average;
+          V grad = load<V>(grads.row(r) + c);
+          if constexpr (Kinks) {
+            grad = behind.template gradient<V>(grad, normal(r), r, c);
+            behind.template keep<Stream>(grad, r, c);
+          }
+          V result = grad * factor;
+          if constexpr (P == 2) result = (result - falling * centred) * inverse;
+          if constexpr (P == 1) result = result * inverse;
+          result -= constant;
+          if constexpr (Kinks) result += (P == 1 ? splat<V>(l1_scale) - falling : splat<V>(l1_scale)) * sign(centred);
+          write<Stream>(out + r * channels + c, result);
+        }
+      });
     });
   }
 
   const Shared& s_;
+  SmoothRoom<A> smooth_room_;
   A *g_, *gv_, *sign_, *stopped_, *mean_, *offset_, *rstd_, *scale_, *slope_, *shift_;
 };
 

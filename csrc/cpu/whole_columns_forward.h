@@ -3,7 +3,6 @@
 #pragma once
 
 #include "columns.h"
-#include "epilogue.h"
 
 namespace divnorm::DIVNORM_ISA {
 
@@ -27,7 +26,8 @@ class ForwardColumns {
     double* l1;         // (samples, tiles), or null
   };
 
-  ForwardColumns(const Shared& shared, const Member& member) : s_(shared) {
+  ForwardColumns(const Shared& shared, const Member& member)
+      : s_(shared), smooth_room_(shared.problem, shared.layout.channels()) {
     const int64_t channels = s_.layout.channels(), tiles = s_.layout.tiles();
     means_ = s_.scratch + member.team * (2 * tiles + 3) * channels;
     powers_ = means_ + tiles * channels;
@@ -72,12 +72,14 @@ class ForwardColumns {
         const int64_t offset = s_.layout.offset(unit.rows, i);
         T* y = static_cast<T*>(s_.tensors.y) + offset;
         const bool stream = s_.stream && streamable(y);
-        const double sum = with_epilogue<T>(s_.problem, s_.beside, [&](auto epilogue) {
-          const auto run = [&](auto stream, auto l1) {
+        const auto run = [&](auto epilogue) {
+          const auto write = [&](auto stream, auto l1) {
             return normalize<stream.value, l1.value>(i, offset, x + offset, epilogue, y);
           };
-          return specialize(run, stream, l1 != nullptr);
-        });
+          return specialize(write, stream, l1 != nullptr);
+        };
+        const SmoothRows<T, Wide> smooth(p, s_.beside, smooth_room_);
+        const double sum = is_smooth(p) ? run(smooth) : with_epilogue<T>(p, s_.beside, run);
         if (l1 != nullptr) *l1 = sum;
       }
     });
@@ -196,37 +198,46 @@ class ForwardColumns {
       T* out = y + first * channels;
       const auto behind = epilogue.template rows<R, true>(at + first * channels, channels, 0);
       Totals<A, 1> absolutes;
-      for_several_writing<Wide, Stream, kAlong<Stream, Epilogue>>(
-          out, channels, [=, &absolutes](auto lane, auto several, int64_t first) {
-            using V = decltype(lane);
-            constexpr int S = several.value;
-            V together[S * R];
-            for (int k = 0; k < S; ++k) {
-              const int64_t c = first + k * kWidth<V>;
-              if constexpr (!Stream) prefetch_next<R>(in + c, channels);
-              const V centre = load<V>(offset + c), factor = load<V>(scale + c), shift = load<V>(bias + c);
-              for (int r = 0; r < R; ++r) {
-                const V number = load<V>(in + r * channels + c), top = number - centre;
-                if constexpr (Epilogue::kTogether)
-                  together[k * R + r] = behind.to(top * factor + shift, r, c);
-                else
-                  write<Stream>(out + r * channels + c, behind.template value<V>(top * factor + shift, r, c));
-                if constexpr (L1) absolutes.add(0, absolute(number - load<V>(mean + c)));
-              }
-            }
-            if constexpr (Epilogue::kTogether) {
-              behind.values(together);
-              for (int k = 0; k < S; ++k)
-                for (int r = 0; r < R; ++r)
-                  write<Stream>(out + r * channels + first + k * kWidth<V>, together[k * R + r]);
-            }
-          });
+      for_lanes_writing<Wide, Stream>(out, channels, [=, &absolutes](auto lane, int64_t c) {
+        using V = decltype(lane);
+        if constexpr (!Stream) prefetch_next<R>(in + c, channels);
+        const V centre = load<V>(offset + c), factor = load<V>(scale + c), shift = load<V>(bias + c);
+        for (int r = 0; r < R; ++r) {
+          const V number = load<V>(in + r * channels + c), top = number - centre;
+          write<Stream>(out + r * channels + c, behind.template value<V>(top * factor + shift, r, c));
+          if constexpr (L1) absolutes.add(0, absolute(number - load<V>(mean + c)));
+        }
+      });
       if constexpr (L1) l1 += absolutes.value(0);
     });
     return l1;
   }
 
+  // The same where the epilogue is a smooth activation.
+  template <bool Stream, bool L1>
+  [[gnu::flatten]] double normalize(int64_t tile, int64_t at, const T* x, SmoothRows<T, Wide> behind, T* y) const {
+    const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
+    const A* mean = mean_;
+    Totals<A, 1> absolutes;
+    for (int64_t first = 0, rows; first < pixels; first += rows) {
+      rows = behind.room(channels, pixels - first);
+      const T* in = x + first * channels;
+      T* out = y + first * channels;
+      const auto each = Layout::template row_places<Stream>(out, channels);
+      const A* values = behind.values(at + first * channels, rows, channels, channels, each,
+                                      Layout::normal_rows(in, channels, offset_, scale_, s_.bias));
+      for (int64_t r = 0; r < rows; ++r)
+        each(r, [=, &absolutes](auto lane, int64_t place, int64_t c, auto) {
+          using V = decltype(lane);
+          write<Stream>(out + r * channels + c, load<V>(values + r * behind.width(channels) + place));
+          if constexpr (L1) absolutes.add(0, absolute(load<V>(in + r * channels + c) - load<V>(mean + c)));
+        });
+    }
+    return absolutes.value(0);
+  }
+
   const Shared& s_;
+  SmoothRoom<A> smooth_room_;
   A *means_, *powers_, *mean_, *offset_, *scale_, *own_;
 };
 

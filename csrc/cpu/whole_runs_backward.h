@@ -1,7 +1,6 @@
 // The same, backward.
 #pragma once
 
-#include "epilogue.h"
 #include "runs.h"
 
 namespace divnorm::DIVNORM_ISA {
@@ -29,12 +28,15 @@ class BackwardRuns {
   };
 
   BackwardRuns(const Shared& shared, const Member& member)
-      : s_(shared), sums_(shared.sums + member.team * shared.pieces) {}
+      : s_(shared),
+        smooth_room_(shared.problem, kSmoothRun,
+                     shared.layout.run() * (shared.problem.over_batch ? shared.problem.batch : 1)),
+        sums_(shared.sums + member.team * shared.pieces) {}
 
   void work(const WholeUnit& unit, const Member& member) {
     const Problem& p = s_.problem;
     const Layout& layout = s_.layout;
-    const T *x = static_cast<const T*>(s_.tensors.x), *dy = static_cast<const T*>(s_.tensors.dy);
+    const T* x = static_cast<const T*>(s_.tensors.x);
     T* dx = static_cast<T*>(s_.tensors.dx);
     const int64_t row = unit.row(p), pieces = layout.pieces(unit.rows);
     RowScale<A> scale;
@@ -44,15 +46,17 @@ class BackwardRuns {
     A* dbias = s_.dbias + unit.block * p.affine_size();
     A* dthreshold = s_.dthreshold == nullptr ? nullptr : s_.dthreshold + unit.block * p.affine_size();
     member.sync();
+    smooth_room_.first_look();
     member.share(0, pieces, [&](int64_t from, int64_t to) {
       layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
-        const T *in = x + piece.offset, *grads = dy + piece.offset;
+        const T* in = x + piece.offset;
         A *for_weight = dweight + piece.channel, *for_bias = dbias + piece.channel;
         A* for_threshold = dthreshold == nullptr ? nullptr : dthreshold + piece.channel;
         for (A* sums : {for_weight, for_bias, for_threshold})
           if (AlongRow && unit.fresh && sums != nullptr) __builtin_memset(sums, 0, piece.size * sizeof(A));
-        sums_[i] = with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
-          return piece_sums<kinks.value>(piece, in, grads, scale, epilogue, for_weight, for_bias, for_threshold);
+        sums_[i] = with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks, auto sloped) {
+          return piece_sums<kinks.value>(piece, in, gradients<sloped.value>(Look::first), scale, epilogue, for_weight,
+                                         for_bias, for_threshold);
         });
       });
     });
@@ -70,15 +74,17 @@ class BackwardRuns {
       s_.for_sigma[row] = slopes.for_sigma;
       if constexpr (!AlongRow) add_planes(unit, scale.rstd, dweight, dbias, dthreshold);
     }
+    smooth_room_.second_look();
     member.share(0, pieces, [&](int64_t from, int64_t to) {
       layout.each_piece(unit.rows, from, to, [&](int64_t, const Piece& piece) {
-        const T *in = x + piece.offset, *grads = dy + piece.offset;
+        const T* in = x + piece.offset;
         T* out = dx + piece.offset;
         const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0);
-        with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks) {
+        with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks, auto sloped) {
           with_exponent<kinks.value>(p, [&](auto exponent) {
             const auto run = [&](auto stream) {
-              gradient<stream.value, kinks.value, exponent.value>(piece, in, grads, scale, slopes, epilogue, out);
+              gradient<stream.value, kinks.value, exponent.value>(piece, in, gradients<sloped.value>(Look::second),
+                                                                  scale, slopes, epilogue, out);
             };
             specialize(run, stream);
           });
@@ -89,6 +95,11 @@ class BackwardRuns {
   }
 
  private:
+  template <bool Sloped>
+  Gradients<T, Wide, Sloped> gradients(Look look) {
+    return {s_.problem, s_.beside, smooth_room_, static_cast<const T*>(s_.tensors.dy), look};
+  }
+
   // Adds the planes' sums to those of their channels.
   void add_planes(const WholeUnit& unit, A rstd, A* dweight, A* dbias, A* dthreshold) const {
     const int64_t per_sample = s_.layout.pieces_of_sample(), pieces = s_.layout.pieces(unit.rows);
@@ -112,60 +123,60 @@ class BackwardRuns {
     });
   }
 
+  // Of numbers first..first+size of a piece.
+  template <bool Stream, bool Sloped>
+  GradientRows<typename Gradients<T, Wide, Sloped>::G> part_gradients(const Piece& piece, int64_t first, int64_t size,
+                                                                      const T* x, const T* out, RowScale<A> row,
+                                                                      Gradients<T, Wide, Sloped>& dy) const {
+    const int64_t place = piece.channel + (AlongRow ? first : 0);
+    const A *weights = s_.weight + place, *biases = s_.bias + place;
+    return dy.template rows<Stream>(
+        piece.offset + first, 1, 1, 0, size, Layout::template row_places<Stream>(out, size),
+        Layout::normal_rows(x, row.offset(s_.problem), row.rstd, row.rstd * *weights, weights, biases));
+  }
+
   // For a plane without its weight.
-  template <bool Kinks, class Epilogue>
-  [[gnu::flatten]] GradientSums piece_sums(const Piece& piece, const T* x, const T* dy, RowScale<A> row,
-                                           Epilogue epilogue, A* dweight, A* dbias, A* dthreshold) const {
+  template <bool Kinks, class Epilogue, bool Sloped>
+  [[gnu::flatten]] GradientSums piece_sums(const Piece& piece, const T* x, Gradients<T, Wide, Sloped> dy,
+                                           RowScale<A> row, Epilogue epilogue, A* dweight, A* dbias,
+                                           A* dthreshold) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
     const A scale = row.rstd * *weights, bias = *biases, offset = row.offset(s_.problem);
     const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
     constexpr int chains = Kinks ? 1 : 2;
     Sums<A, Kinks ? 4 : 2, chains> sums;
-    const auto add = [=, &sums](auto lane, int64_t i, int chain, auto activation_slope) {
-      using V = decltype(lane);
-      const V number = load<V>(x + i), top = number - splat<V>(offset);
-      V grad = load<V>(dy + i);
-      if constexpr (Epilogue::kTogether) {
-        grad = grad * activation_slope;
-        sums.add(2, chain, sign(number - splat<V>(row.mean)));
-      } else if constexpr (Kinks) {
-        const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
-        if constexpr (Epilogue::kStops) {
-          const V rest = behind.template stopped<V>(grad, z, 0, i);
-          if constexpr (!AlongRow)
-            sums.add(3, chain, rest);
-          else if (dthreshold != nullptr)
-            store(dthreshold + i, load<V>(dthreshold + i) + rest);
-        }
-        grad = behind.template gradient<V>(grad, z, 0, i);
-        sums.add(2, chain, sign(number - splat<V>(row.mean)));
-      }
-      if constexpr (AlongRow) {
-        const V product = grad * top, weight = load<V>(weights + i);
-        sums.add(0, chain, grad * weight);
-        sums.add(1, chain, product * weight);
-        store(dweight + i, load<V>(dweight + i) + product * splat<V>(row.rstd));
-        store(dbias + i, load<V>(dbias + i) + grad);
-      } else {
-        sums.add(0, chain, grad);
-        sums.add(1, chain, grad * top);
-      }
-    };
-    if constexpr (Epilogue::kTogether)
-      for_several<Wide, kSeveral<Epilogue>>(piece.size, [&](auto lane, auto several, int64_t first) {
+    Layout::each_part(piece, dy.smooth(), [&](int64_t first, int64_t size) {
+      const auto* grads = part_gradients<false>(piece, first, size, x + first, x + first, row, dy).row(0);
+      const auto add = [=, &sums](auto lane, int64_t part, int chain) {
         using V = decltype(lane);
-        constexpr int S = several.value;
-        V slopes[S];
-        for (int k = 0; k < S; ++k) {
-          const int64_t i = first + k * kWidth<V>;
-          const V top = load<V>(x + i) - splat<V>(offset);
-          slopes[k] = behind.to(Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i), 0, i);
+        const int64_t i = first + part;
+        const V number = load<V>(x + i), top = number - splat<V>(offset);
+        V grad = load<V>(grads + part);
+        if constexpr (Kinks) {
+          const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
+          if constexpr (Epilogue::kStops) {
+            const V rest = behind.template stopped<V>(grad, z, 0, i);
+            if constexpr (!AlongRow)
+              sums.add(3, chain, rest);
+            else if (dthreshold != nullptr)
+              store(dthreshold + i, load<V>(dthreshold + i) + rest);
+          }
+          grad = behind.template gradient<V>(grad, z, 0, i);
+          sums.add(2, chain, sign(number - splat<V>(row.mean)));
         }
-        behind.slopes(slopes);
-        for (int k = 0; k < S; ++k) add(lane, first + k * kWidth<V>, 0, slopes[k]);
-      });
-    else
-      for_chains<Wide, chains>(piece.size, [&](auto lane, int64_t i, int chain) { add(lane, i, chain, 0); });
+        if constexpr (AlongRow) {
+          const V product = grad * top, weight = load<V>(weights + i);
+          sums.add(0, chain, grad * weight);
+          sums.add(1, chain, product * weight);
+          store(dweight + i, load<V>(dweight + i) + product * splat<V>(row.rstd));
+          store(dbias + i, load<V>(dbias + i) + grad);
+        } else {
+          sums.add(0, chain, grad);
+          sums.add(1, chain, grad * top);
+        }
+      };
+      for_chains<Wide, chains>(size, add);
+    });
     GradientSums found{sums.value(0), sums.value(1), 0, 0};
     if constexpr (Kinks) found.sign = sums.value(2);
     if constexpr (Epilogue::kStops && !AlongRow) found.stopped = sums.value(3);
@@ -173,37 +184,26 @@ class BackwardRuns {
   }
 
   // P: the exponent, or 0: rstd is 1 and the slope 0 whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, int P, class Epilogue>
-  [[gnu::flatten]] void gradient(const Piece& piece, const T* x, const T* dy, RowScale<A> row, RowSlopes<A> slopes,
-                                 Epilogue epilogue, T* dx) const {
+  template <bool Stream, bool Kinks, int P, class Epilogue, bool Sloped>
+  [[gnu::flatten]] void gradient(const Piece& piece, const T* x, Gradients<T, Wide, Sloped> dy, RowScale<A> row,
+                                 RowSlopes<A> slopes, Epilogue epilogue, T* dx) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
     const A weight = *weights, scale = row.rstd * weight, bias = *biases;
     const A l1_scale = s_.l1_scale, slope = slopes.slope, shift = slopes.shift, offset = row.offset(s_.problem);
     const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
-    for_several_writing<Wide, Stream, kSeveral<Epilogue>>(dx, piece.size, [=](auto lane, auto several, int64_t first) {
-      using V = decltype(lane);
-      const auto normal = [=](int64_t i) {
-        const V top = load<V>(x + i) - splat<V>(offset);
-        return Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
-      };
-      constexpr int S = several.value;
-      V together[S];
-      if constexpr (Epilogue::kTogether) {
-        for (int k = 0; k < S; ++k) {
-          const int64_t i = first + k * kWidth<V>;
-          together[k] = behind.to(normal(i), 0, i);
+    Layout::each_part(piece, dy.smooth(), [&](int64_t first, int64_t size) {
+      const auto* grads = part_gradients<Stream>(piece, first, size, x + first, dx + first, row, dy).row(0);
+      for_lanes_writing<Wide, Stream>(dx + first, size, [=](auto lane, int64_t part) {
+        using V = decltype(lane);
+        const int64_t i = first + part;
+        const V number = load<V>(x + i), centred = number - splat<V>(row.mean);
+        V grad = load<V>(grads + part);
+        if constexpr (Kinks) {
+          const V top = number - splat<V>(offset);
+          const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
+          grad = behind.template gradient<V>(grad, z, 0, i);
+          behind.template keep<Stream>(grad, 0, i);
         }
-        behind.slopes(together);
-      }
-      for (int k = 0; k < S; ++k) {
-        const int64_t i = first + k * kWidth<V>;
-        const V centred = load<V>(x + i) - splat<V>(row.mean);
-        V grad = load<V>(dy + i);
-        if constexpr (Epilogue::kTogether)
-          grad = grad * together[k];
-        else if constexpr (Kinks)
-          grad = behind.template gradient<V>(grad, normal(i), 0, i);
-        if constexpr (Kinks) behind.template keep<Stream>(grad, 0, i);
         V result;
         if constexpr (AlongRow)
           result = grad * load<V>(weights + i);
@@ -214,11 +214,12 @@ class BackwardRuns {
         result -= splat<V>(shift);
         if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope : l1_scale) * sign(centred);
         write<Stream>(dx + i, result);
-      }
+      });
     });
   }
 
   const Shared& s_;
+  SmoothRoom<A> smooth_room_;
   GradientSums* sums_;
 };
 

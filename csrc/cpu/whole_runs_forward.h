@@ -1,7 +1,6 @@
 // Whole fields where a row lies in runs of contiguous numbers: their statistics, and y.
 #pragma once
 
-#include "epilogue.h"
 #include "runs.h"
 
 namespace divnorm::DIVNORM_ISA {
@@ -28,7 +27,7 @@ class ForwardRuns {
   };
 
   ForwardRuns(const Shared& shared, const Member& member)
-      : s_(shared), moments_(shared.moments + member.team * shared.chunks) {}
+      : s_(shared), smooth_room_(shared.problem, kSmoothRun), moments_(shared.moments + member.team * shared.chunks) {}
 
   void work(const WholeUnit& unit, const Member& member) {
     const Problem& p = s_.problem;
@@ -125,12 +124,14 @@ class ForwardRuns {
   void write_piece(const Piece& piece, const T* x, RowScale<A> scale, double* l1) const {
     T* y = static_cast<T*>(s_.tensors.y) + piece.offset;
     const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(y) % kVectorBytes == 0);
-    const double sum = with_epilogue<T>(s_.problem, s_.beside, [&](auto epilogue) {
-      const auto run = [&](auto stream, auto l1) {
+    const auto run = [&](auto epilogue) {
+      const auto write = [&](auto stream, auto l1) {
         return normalize<stream.value, l1.value>(piece, x + piece.offset, scale, epilogue, y);
       };
-      return specialize(run, stream, l1 != nullptr);
-    });
+      return specialize(write, stream, l1 != nullptr);
+    };
+    const SmoothRows<T, Wide> smooth(s_.problem, s_.beside, smooth_room_);
+    const double sum = is_smooth(s_.problem) ? run(smooth) : with_epilogue<T>(s_.problem, s_.beside, run);
     if (l1 != nullptr) *l1 = sum;
   }
 
@@ -140,30 +141,39 @@ class ForwardRuns {
     const A scale = row.rstd * *weights, bias = *biases, offset = row.offset(s_.problem);
     const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
     Sums<A, 1, 1> absolutes;
-    for_several_writing<Wide, Stream, kSeveral<Epilogue>>(
-        y, piece.size, [=, &absolutes](auto lane, auto several, int64_t first) {
-          using V = decltype(lane);
-          constexpr int S = several.value;
-          V together[S];
-          for (int k = 0; k < S; ++k) {
-            const int64_t i = first + k * kWidth<V>;
-            const V number = load<V>(x + i), top = number - splat<V>(offset);
-            const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
-            if constexpr (Epilogue::kTogether)
-              together[k] = behind.to(z, 0, i);
-            else
-              write<Stream>(y + i, behind.template value<V>(z, 0, i));
-            if constexpr (L1) absolutes.add(0, 0, absolute(number - splat<V>(row.mean)));
-          }
-          if constexpr (Epilogue::kTogether) {
-            behind.values(together);
-            for (int k = 0; k < S; ++k) write<Stream>(y + first + k * kWidth<V>, together[k]);
-          }
-        });
+    for_lanes_writing<Wide, Stream>(y, piece.size, [=, &absolutes](auto lane, int64_t i) {
+      using V = decltype(lane);
+      const V number = load<V>(x + i), top = number - splat<V>(offset);
+      const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
+      write<Stream>(y + i, behind.template value<V>(z, 0, i));
+      if constexpr (L1) absolutes.add(0, 0, absolute(number - splat<V>(row.mean)));
+    });
+    return absolutes.value(0);
+  }
+
+  // The same where the epilogue is a smooth activation.
+  template <bool Stream, bool L1>
+  [[gnu::flatten]] double normalize(const Piece& piece, const T* x, RowScale<A> row, SmoothRows<T, Wide> behind,
+                                    T* y) const {
+    const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
+    Sums<A, 1, 1> absolutes;
+    Layout::each_part(piece, true, [&](int64_t first, int64_t size) {
+      const int64_t along = AlongRow ? first : 0;
+      const auto each = Layout::template row_places<Stream>(y + first, size);
+      const A* values = behind.values(piece.offset + first, 1, 0, size, each,
+                                      Layout::normal_rows(x + first, row.offset(s_.problem), row.rstd,
+                                                          row.rstd * *weights, weights + along, biases + along));
+      each(0, [=, &absolutes](auto lane, int64_t place, int64_t i, auto) {
+        using V = decltype(lane);
+        write<Stream>(y + first + i, load<V>(values + place));
+        if constexpr (L1) absolutes.add(0, 0, absolute(load<V>(x + first + i) - splat<V>(row.mean)));
+      });
+    });
     return absolutes.value(0);
   }
 
   const Shared& s_;
+  SmoothRoom<A> smooth_room_;
   Moments* moments_;
 };
 
