@@ -90,7 +90,7 @@ LIMITS = {
     ("baseline", "gelu"): 3.5,
     ("baseline", "gelu_tanh"): 150,
 }
-"""The table in csrc/cpu/activations.cpp, with some room: without fused multiplication and addition digits are lost."""
+"""What is promised, and of the baseline the table in csrc/cpu/activations.cpp, with some room."""
 
 
 def with_mpmath(z, activation):

@@ -10,8 +10,12 @@ CASES = {
     "planes in parts, of which some are kept": ((1, 6, 150, 151), {"window": "all", "groups": 2}),
     "over the batch": ((3, 4, 90, 91), {"window": "all", "groups": 4, "over_batch": True}),
     "parameters along the row": ((3, 9001), {"window": "all"}),
-    "more channels than a copy has numbers": ((1, 4500, 3, 3), {"window": 3}),
-    "those, of whole fields": ((2, 4500, 3, 3), {"window": "all"}),
+    "more channels than a copy has numbers": ((1, 4501, 3, 3), {"window": 3}),
+    "those, of whole fields": ((2, 4501, 3, 3), {"window": "all"}),
+    "an odd number of channels, of which much is kept": ((2, 1001, 3, 3), {"window": "all"}),
+    "small planes": ((5, 12, 7, 7), {"window": "all", "groups": 3}),
+    "those, over the batch": ((40, 5, 7, 7), {"window": "all", "groups": 5, "over_batch": True}),
+    "small planes of many samples over the batch": ((40, 12, 5, 5), {"window": "all", "groups": 3, "over_batch": True}),
     "tiles of several rows": ((2, 9, 70, 33), {"window": 5}),
     "groups side by side": ((2, 12, 40, 33), {"window": 3, "groups": 3}),
     "features": ((700, 37), {"window": 4}),
@@ -24,11 +28,8 @@ def cpu(*args, **kwargs):
     return divisive_norm(*args, backend="cpu", **kwargs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
-@pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients(name, activation, dtype):
-    shape, options = CASES[name]
+def check_case(shape, options, dtype):
+    """In every layout: the activation alone, and with numbers that are far, a penalty and a residual."""
     generator = torch.Generator().manual_seed(0)
     for layout in (torch.contiguous_format, torch.channels_last) if len(shape) == 4 else (torch.contiguous_format,):
         for size, dl1, residual in ((NEAR, 0.0, False), (FAR, 2.0, True)):
@@ -38,6 +39,20 @@ def test_values_and_gradients(name, activation, dtype):
             parameters = torch.float64 if dtype == torch.float64 else torch.float32
             weight, bias = (torch.randn(shape[1], generator=generator).to(parameters) * s for s in (1, size))
             sigma = torch.tensor(0.8, dtype=parameters)
-            call = Call(x, weight, bias, sigma, dy, dl1, options | {"activation": activation})
-            call.residual = added if residual else None
-            check(cpu, call)
+            check(cpu, Call(x, weight, bias, sigma, dy, dl1, options, added if residual else None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients(name, activation, dtype):
+    shape, options = CASES[name]
+    check_case(shape, options | {"activation": activation}, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{"window": "all", "groups": 10}, {"window": 3}], ids=["whole", "windows"])
+def test_written_past_the_cache(options, dtype):
+    """8 MiB and more are, in rows that are whole lines of the cache and in rows that are not."""
+    for shape in ((2, 40, 240, 240), (2, 40, 240, 241)):
+        check_case(shape, options | {"activation": "silu"}, dtype)

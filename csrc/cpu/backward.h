@@ -23,6 +23,7 @@ struct BackwardShared {
   const Traversal& traversal;
   const A *weight, *bias;
   const Beside<T> beside;
+  const SmoothRooms<A>& smooth;
   const A *zeros, *ones;  // neutral rows of one tile
   const Divisors<A>&summation, &suppression;
   bool stream;
@@ -41,9 +42,7 @@ class BackwardPass {
   using A = Acc<T>;
 
   BackwardPass(const BackwardShared<T>& shared, int team, int thread)
-      : s_(shared),
-        box_buffers_(shared.boxes.buffers(thread)),
-        smooth_room_(shared.problem, Layout::longest_row(shared.problem, shared.traversal)) {
+      : s_(shared), box_buffers_(shared.boxes.buffers(thread)), smooth_room_(shared.smooth.of(thread)) {
     const Traversal& t = s_.traversal;
     A* scratch = s_.team_scratch + team * kBackwardMaps * t.scratch_row_numbers();
     for (SlidingMap<A>* map : {&t_, &d_, &a_, &e_}) {
@@ -138,7 +137,7 @@ class BackwardPass {
               s_.problem, unit_, static_cast<const T*>(s_.tensors.x), gradients<sloped.value>(Look::second), tile,
               mean_, offset_, rstd_, a, e, s_.weight, s_.bias, epilogue, s_.l1_scale, dx);
         };
-        specialize(run, stream);
+        specialize_if<Layout::kMayStream>(run, stream);
       });
     });
     if (stream) stream_fence();

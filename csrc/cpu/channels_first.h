@@ -18,6 +18,8 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
   using typename Sums::A;
   using typename Sums::Wide;
 
+  static constexpr bool kMayStream = kStreams<T> && !PerPosition;
+
   static int64_t parameter_place(const Problem&, int64_t i) { return i; }
   // Of numbers that SmoothRows makes.
   static int64_t longest_row(const Problem&, const Traversal& t) { return t.tile; }
@@ -111,32 +113,31 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
 
   // p1 = sum of g, p2 = sum of g * (x - offset) * rstd, v = sum of v (and signs = sum of sign(v)) over the unit's
   // samples and channels, with v = x - mean and g = weight * dy; dweight, dbias and where the epilogue stops dy
-  // dthreshold receive this tile's share. Kinks: there are signs to look at, an activation, through which dy has to go,
-  // or an offset that is not the mean. x is subtracted from the mean, an instruction less than the other way round.
-  template <bool Kinks, class Epilogue, bool Sloped>
+  // dthreshold receive this tile's share. x is subtracted from the mean, an instruction less than the other way round.
+  template <Kinks K, class Epilogue, bool Sloped>
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x,
                                              Gradients<T, Wide, Sloped> dy, Tile tile, Map<const A> mean,
                                              Map<const A> offset, Map<const A> rstd, const A* weight, const A* bias,
                                              Epilogue epilogue, Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs,
                                              A* dweight, A* dbias, A* dthreshold) {
+    constexpr bool kSigns = K == Kinks::signs;
     const int64_t stride = problem.positions();
     with_widest<Wide>(tile.size(), [&](auto widest) {
       using V = decltype(widest);
       const InSlots<V, false, A> means(mean.at(0, tile.begin), tile.size());
       const InSlots<V, false, A> scales(rstd.at(0, tile.begin), tile.size());
-      const int64_t offset_count = Kinks || dy.smooth() ? tile.size() : 0;
-      const InSlotsIf<Kinks || Sloped, V, false, A> offsets(offset.at(0, tile.begin), offset_count);
-      const A *mean_row = means.data(), *rstd_row = scales.data(), *offset_row = offsets.data();
-      alignas(kVectorBytes) A copies[Kinks ? 4 : 3][kCopyNumbers<A>];
+      const InSlotsIf<kSigns, V, false, A> offsets(offset.at(0, tile.begin), tile.size());
+      const A *mean_row = means.data(), *rstd_row = scales.data(), *offset_row = kSigns ? offsets.data() : mean_row;
+      alignas(kVectorBytes) A copies[kSigns ? 4 : 3][kCopyNumbers<A>];
       // A single row needs no copies where its slots are those of the maps.
       const bool copied = !PerPosition || tile.size() % kWidth<V> != 0;
       A* sums_g = copied ? copies[0] : p1.at(0, tile.begin);
       A* sums_gv = copied ? copies[1] : p2.at(0, tile.begin);
       A* sums_v = copied ? copies[2] : v.at(0, tile.begin);
-      A* sums_sign = !Kinks ? nullptr : copied ? copies[Kinks ? 3 : 0] : signs.at(0, tile.begin);
+      A* sums_sign = !kSigns ? nullptr : copied ? copies[kSigns ? 3 : 0] : signs.at(0, tile.begin);
       for_each_slot<V>(tile.size(), [&](int64_t at, int64_t, auto) {
         for (A* row : {sums_g, sums_gv, sums_v}) store(row + at, splat<V>(0));
-        if constexpr (Kinks) store(sums_sign + at, splat<V>(0));
+        if constexpr (kSigns) store(sums_sign + at, splat<V>(0));
       });
       each_block<kRows>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
         constexpr int R = rows.value;
@@ -164,8 +165,8 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
             const V number = load<V>(block + r * stride + from), w = weights.template at<V>(r, from);
             const V below = average - number;
             V top = below;  // the numerator's, of which dy's gradients are made
-            if constexpr (Kinks) {
-              top = load<V>(offset_row + at) - number;
+            if constexpr (kSigns) top = load<V>(offset_row + at) - number;
+            if constexpr (K != Kinks::none) {
               if constexpr (Epilogue::kStops) {
                 const V rest = behind.template stopped<V>(grad, normal(r), r, from);
                 if constexpr (!PerPosition)
@@ -179,7 +180,7 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
             sum_g += w * grad;
             sum_gv -= w * product;
             sum_v -= below;
-            if constexpr (Kinks) sum_sign -= sign(below);
+            if constexpr (kSigns) sum_sign -= sign(below);
             if constexpr (PerPosition) {
               const int64_t place = tile.begin + from;
               store(dweight + place, load<V>(dweight + place) - only_new(V(product * scale), again));
@@ -192,7 +193,7 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
           store(sums_g + at, sum_g);
           store(sums_gv + at, sum_gv);
           store(sums_v + at, sum_v);
-          if constexpr (Kinks) store(sums_sign + at, load<V>(sums_sign + at) + sum_sign);
+          if constexpr (kSigns) store(sums_sign + at, load<V>(sums_sign + at) + sum_sign);
         });
         if constexpr (!PerPosition) {
           add_row_sums(for_weight, dweight + channel);
@@ -208,17 +209,18 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
       put_slots<V>(sums_g, tile.size(), p1.at(0, tile.begin));
       put_slots<V>(sums_gv, tile.size(), p2.at(0, tile.begin));
       put_slots<V>(sums_v, tile.size(), v.at(0, tile.begin));
-      if constexpr (Kinks) put_slots<V>(sums_sign, tile.size(), signs.at(0, tile.begin));
+      if constexpr (kSigns) put_slots<V>(sums_sign, tile.size(), signs.at(0, tile.begin));
     });
   }
 
-  // dx = g * rstd - a * v - e (+ l1_scale * sign(v) with Kinks), for P = 1 with sign(v) in place of v. P = 0: rstd is 1
+  // dx = g * rstd - a * v - e (+ l1_scale * sign(v) with signs), for P = 1 with sign(v) in place of v. P = 0: rstd is 1
   // and a is 0 whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, int P, class Epilogue, bool Sloped>
+  template <bool Stream, Kinks K, int P, class Epilogue, bool Sloped>
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x,
                                               Gradients<T, Wide, Sloped> dy, Tile tile, Map<const A> mean,
                                               Map<const A> offset, Map<const A> rstd, Map<const A> a, Map<const A> e,
                                               const A* weight, const A* bias, Epilogue epilogue, A l1_scale, T* dx) {
+    constexpr bool kSigns = K == Kinks::signs;
     const int64_t stride = problem.positions();
     with_widest<Wide, Stream>(tile.size(), [&](auto widest) {
       using Widest = decltype(widest);
@@ -226,10 +228,9 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
       const InSlots<Widest, Stream, A> scales(rstd.at(0, tile.begin), tile.size());
       const InSlots<Widest, Stream, A> slopes(a.at(0, tile.begin), tile.size());
       const InSlots<Widest, Stream, A> shifts(e.at(0, tile.begin), tile.size());
-      const int64_t offset_count = Kinks || dy.smooth() ? tile.size() : 0;
-      const InSlotsIf<Kinks || Sloped, Widest, Stream, A> offsets(offset.at(0, tile.begin), offset_count);
+      const InSlotsIf<kSigns, Widest, Stream, A> offsets(offset.at(0, tile.begin), tile.size());
       const A *mean_row = means.data(), *rstd_row = scales.data(), *a_row = slopes.data(), *e_row = shifts.data();
-      const A* offset_row = offsets.data();
+      const A* offset_row = kSigns ? offsets.data() : mean_row;
       each_written_block<Stream>(problem, unit, x, tile, [&](auto rows, const T* block, int64_t channel) {
         constexpr int R = rows.value;
         const Affine<R> w(weight, channel, tile), b(bias, channel, tile);
@@ -255,13 +256,13 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
               const int64_t i = from + s * kWidth<V>;
               const V number = load<V>(block + r * stride + i), below = average[s] - number;
               V grad = load<V>(grads.row(r) + grads.place(at, from) + s * kWidth<V>);
-              if constexpr (Kinks) {
+              if constexpr (K != Kinks::none) {
                 grad = behind.template gradient<V>(grad, normal(r, s, i), r, i);
                 behind.template keep<Stream>(grad, r, i);
               }
               V result = w.template at<V>(r, i) * grad * scale[s] - shift[s];
               if constexpr (P == 2) result += slope[s] * below;
-              if constexpr (Kinks)
+              if constexpr (kSigns)
                 result += (P == 1 ? slope[s] - splat<V>(l1_scale) : splat<V>(-l1_scale)) * sign(below);
               write<Stream>(out + r * stride + i, result);
             }
@@ -293,16 +294,15 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
     A rows_[R];
   };
 
-  // each(r, body) over rows of `count` numbers that are written to `out`, as smooth.h has it.
+  // The places of rows that are written to `out`.
   template <class V, bool Stream>
   static auto row_places(const T* out, int64_t stride, int64_t count) {
-    return [=](int64_t r, auto&& body) {
-      if constexpr (Stream)
-        for_lanes_writing<V, true>(out + r * stride, count,
-                                   [&](auto lane, int64_t i) { body(lane, i, i, NoneAgain{}); });
-      else
+    if constexpr (Stream)
+      return lane_places<V, true>(out, stride, count);
+    else
+      return [=](int64_t, auto&& body) {
         for_each_slot<V>(count, [&](int64_t at, int64_t from, auto again) { body(V{}, at, from, again); });
-    };
+      };
   }
 
   // The numbers that an epilogue is given of rows from `block` on, whose first one is of `channel`.

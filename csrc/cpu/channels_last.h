@@ -14,6 +14,8 @@ struct ChannelsLast {
   using A = Acc<T>;
   using Wide = std::conditional_t<std::is_same_v<T, BFloat16>, Pair, Vec<A>>;
 
+  static constexpr bool kMayStream = kStreams<T>;
+
   static int64_t offset(const Problem& problem, int64_t sample, int64_t channel, int64_t position) {
     return (sample * problem.positions() + position) * problem.channels + channel;
   }
@@ -139,7 +141,7 @@ struct ChannelsLast {
         rows = behind.room(n, tile.end - position);
         for (int64_t group = 0; group < problem.groups; ++group) {
           const int64_t c = group * n, at = ChannelsLast::offset(problem, unit.sample + seen, c, position);
-          const auto each = row_places<Stream>(y + at, stride, n);
+          const auto each = lane_places<Wide, Stream>(y + at, stride, n);
           const A* values = behind.values(
               at, rows, stride, n, each,
               normal_rows(x + at, stride, offset.at(group, position), rstd.at(group, position), weight + c, bias + c));
@@ -157,20 +159,21 @@ struct ChannelsLast {
     return l1;
   }
 
-  template <bool Kinks, class Epilogue, bool Sloped>
+  template <Kinks K, class Epilogue, bool Sloped>
   [[gnu::flatten]] static void gradient_sums(const Problem& problem, const Unit& unit, const T* x,
                                              Gradients<T, Wide, Sloped> dy, Tile tile, Map<const A> mean,
                                              Map<const A> offset, Map<const A> rstd, const A* weight, const A* bias,
                                              Epilogue epilogue, Map<A> p1, Map<A> p2, Map<A> v, Map<A> signs,
                                              A* dweight, A* dbias, A* dthreshold) {
+    constexpr bool kSigns = K == Kinks::signs;
     const int64_t n = problem.group_channels(), stride = problem.channels;
     each_block<kPixels>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       const Copy<R> average(mean, at, position), scale(rstd, at, position);
-      const Copy<R> centre(Kinks ? offset : mean, at, position);
+      const Copy<R> centre(kSigns ? offset : mean, at, position);
       const A *w = weight + at.channel, *b = bias + at.channel;
       const auto grads = dy.template rows<false>(
-          in - x, R, problem.groups == 1 ? tile.end - position : R, stride, n, row_places<false>(in, stride, n),
+          in - x, R, problem.groups == 1 ? tile.end - position : R, stride, n, lane_places<Wide, false>(in, stride, n),
           normal_rows(in, stride, offset.at(at.group, position), rstd.at(at.group, position), w, b));
       const T* given = dy.given() + (in - x);
       const auto behind = epilogue.template rows<R, true>(in - x, stride, at.channel);
@@ -187,8 +190,8 @@ struct ChannelsLast {
         for (int r = 0; r < R; ++r) {
           V grad = load<V>(grads.row(r) + i);
           const V number = load<V>(in + r * stride + i), centred = number - splat<V>(average[r]);
-          const V normed = (Kinks ? number - splat<V>(centre[r]) : centred) * splat<V>(scale[r]);
-          if constexpr (Kinks) {
+          const V normed = (kSigns ? number - splat<V>(centre[r]) : centred) * splat<V>(scale[r]);
+          if constexpr (K != Kinks::none) {
             const V z = normed * weights + load<V>(b + i);
             if constexpr (Epilogue::kStops) for_threshold += behind.template stopped<V>(grad, z, r, i);
             grad = behind.template gradient<V>(grad, z, r, i);
@@ -197,7 +200,7 @@ struct ChannelsLast {
           sum_g.add(r, weights * grad);
           sum_gu.add(r, weights * product);
           sum_v.add(r, centred);
-          if constexpr (Kinks) sum_sign.add(r, sign(centred));
+          if constexpr (kSigns) sum_sign.add(r, sign(centred));
           for_weight += product;
           for_bias += grad;
         }
@@ -208,25 +211,27 @@ struct ChannelsLast {
       accumulate(sum_g, at, p1, position);
       accumulate(sum_gu, at, p2, position);
       accumulate(sum_v, at, v, position);
-      if constexpr (Kinks) accumulate(sum_sign, at, signs, position);
+      if constexpr (kSigns) accumulate(sum_sign, at, signs, position);
     });
   }
 
-  template <bool Stream, bool Kinks, int P, class Epilogue, bool Sloped>
+  template <bool Stream, Kinks K, int P, class Epilogue, bool Sloped>
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x,
                                               Gradients<T, Wide, Sloped> dy, Tile tile, Map<const A> mean,
                                               Map<const A> offset, Map<const A> rstd, Map<const A> a, Map<const A> e,
                                               const A* weight, const A* bias, Epilogue epilogue, A l1_scale, T* dx) {
+    constexpr bool kSigns = K == Kinks::signs;
     const int64_t n = problem.group_channels(), stride = problem.channels;
     each_written_block<Stream>(problem, unit, x, tile, [&](auto pixels, const T* in, int64_t position, Segment at) {
       constexpr int R = pixels.value;
       const Copy<R> average(mean, at, position), scale(rstd, at, position);
-      const Copy<R> slope(a, at, position), shift(e, at, position), centre(Kinks ? offset : mean, at, position);
+      const Copy<R> slope(a, at, position), shift(e, at, position), centre(kSigns ? offset : mean, at, position);
       const A *w = weight + at.channel, *b = bias + at.channel;
       const auto behind = epilogue.template rows<R, true>(in - x, stride, at.channel);
       T* out = dx + (in - x);
       const auto grads = dy.template rows<Stream>(
-          in - x, R, problem.groups == 1 ? tile.end - position : R, stride, n, row_places<Stream>(out, stride, n),
+          in - x, R, problem.groups == 1 ? tile.end - position : R, stride, n,
+          lane_places<Wide, Stream>(out, stride, n),
           normal_rows(in, stride, offset.at(at.group, position), rstd.at(at.group, position), w, b));
       for_lanes_writing<Wide, Stream>(out, n, [=](auto lane, int64_t i) {
         using V = decltype(lane);
@@ -238,14 +243,14 @@ struct ChannelsLast {
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * stride + i) - splat<V>(average[r]);
           V grad = load<V>(grads.row(r) + i);
-          if constexpr (Kinks) {
+          if constexpr (K != Kinks::none) {
             grad = behind.template gradient<V>(grad, normal(r, i), r, i);
             behind.template keep<Stream>(grad, r, i);
           }
           V result = weights * grad * splat<V>(scale[r]);
           if constexpr (P == 2) result -= splat<V>(slope[r]) * centred;
           result -= splat<V>(shift[r]);
-          if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope[r] : l1_scale) * sign(centred);
+          if constexpr (kSigns) result += splat<V>(P == 1 ? l1_scale - slope[r] : l1_scale) * sign(centred);
           write<Stream>(out + r * stride + i, result);
         }
       });
@@ -253,15 +258,6 @@ struct ChannelsLast {
   }
 
  private:
-  // each(r, body) over rows of n numbers that are written to `out`, as smooth.h has it.
-  template <bool Stream>
-  static auto row_places(const T* out, int64_t stride, int64_t n) {
-    return [=](int64_t r, auto&& body) {
-      for_lanes_writing<Wide, Stream>(out + r * stride, n,
-                                      [&](auto lane, int64_t i) { body(lane, i, i, NoneAgain{}); });
-    };
-  }
-
   // The numbers that an epilogue is given of a group's channels, of pixels from `in` on.
   static auto normal_rows(const T* in, int64_t stride, const A* centre, const A* scale, const A* weight,
                           const A* bias) {

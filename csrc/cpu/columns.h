@@ -75,15 +75,6 @@ class Columns {
     });
   }
 
-  // each(r, body) over pixels that are written to `out`, as smooth.h has it.
-  template <bool Stream>
-  static auto row_places(const T* out, int64_t channels) {
-    return [=](int64_t r, auto&& body) {
-      for_lanes_writing<Wide, Stream>(out + r * channels, channels,
-                                      [&](auto lane, int64_t c) { body(lane, c, c, NoneAgain{}); });
-    };
-  }
-
   // The numbers that an epilogue is given of pixels from `in` on.
   static auto normal_rows(const T* in, int64_t channels, const A* offset, const A* scale, const A* bias) {
     return [=](auto lane, int64_t r, int64_t, int64_t c, auto) {

@@ -85,19 +85,6 @@ struct Exact {
   V sum, lost;
 };
 
-template <class V>
-inline Exact<V> exact_sum(V a, V b) {
-  const V sum = a + b, second = sum - a;
-  return {sum, (a - (sum - second)) + (b - second)};
-}
-
-// The same with a b whose size is at most 1.
-template <class V>
-inline Exact<V> one_and(V b) {
-  const V one = splat<V>(1), sum = one + b;
-  return {sum, b - (sum - one)};
-}
-
 // Every Step-th coefficient's, from First on, by x to that power.
 template <int First, int Step, class V, class A, int Count>
 inline V every(const A (&coefficients)[Count], V x) {
@@ -114,46 +101,8 @@ inline V polynomial(const A (&coefficients)[Count], V x) {
   return every<0, 2>(coefficients, square) + x * every<1, 2>(coefficients, square);
 }
 
-// |z|, but `end` where it is larger or z is a NaN.
-template <class V, class A>
-inline V size_within(V z, A end) {
-  const V size = absolute(z);
-  return size < splat<V>(end) ? size : splat<V>(end);
-}
-
-// exp(x + rest) = mantissa * first * second. What multiplies the mantissa first rounds once also where the product with
-// both powers of two is subnormal.
-template <class V>
-struct Exponential {
-  V mantissa, first, second;
-
-  V value() const { return mantissa * first * second; }
-  V times(V v) const { return v * first * second; }
-};
-
-// x is at most 0 and far from the smallest exponent's square, `rest` is small beside it.
-template <class V>
-inline Exponential<V> exponential(V x, V rest) {
-  using S = Series<typename Lane<V>::type>;
-  using U = Bits<V>;
-  const V round = splat<V>(S::kRound), shifted = (x + rest) * splat<V>(S::kLog2e) + round;
-  const V power = shifted - round;
-  const V r = ((x - power * splat<V>(S::kLn2Head)) - power * splat<V>(S::kLn2Rest)) + rest;
-  const U exponent = bit_cast<U>(shifted) - bit_cast<U>(round) + 2 * S::kBias, half = exponent >> 1;
-  return {splat<V>(1) + (r + r * r * polynomial<V>(S::exponential, r)), bit_cast<V>(half << S::kMantissa),
-          bit_cast<V>((exponent - half) << S::kMantissa)};
-}
-
-// z, but `end` beyond it on either side, and where z is a NaN.
-template <class V, class A>
-inline V within(V z, A end) {
-  const V below = z < splat<V>(end) ? z : splat<V>(end);
-  return below > splat<V>(-end) ? below : splat<V>(-end);
-}
-
 constexpr long double kLinear = 1.59576912160573071175978423973752L;  // 2 sqrt(2 / pi)
 constexpr long double kCubic = 0.0713548162726002487763387522799L;    // 0.044715 times it
-constexpr long double kDensity = 0.398942280401432677939946059934L;   // 1 / sqrt(2 pi)
 
 // A constant and what its rounding lost.
 template <class V>

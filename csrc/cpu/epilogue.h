@@ -157,26 +157,37 @@ inline auto with_epilogue(const Problem& problem, const Beside<T>& beside, Body&
 // Whether backward has to look at the signs of v, or at more than v.
 inline bool needs_more_than_v(const Problem& problem, bool l1) { return l1 || problem.p == 1 || problem.keeps_mean(); }
 
-// body(epilogue, whether backward has more to look at than v and the gradients, whether these are a smooth
-// activation's): what there is to look at is signs, an activation that is not smooth, or what `needs_more_than_v` says.
+// What backward has to look at beside v and the gradients: nothing; y, which stopped some of them; or that and signs of
+// v, or a numerator other than v.
+enum class Kinks { none, epilogue, signs };
+template <Kinks K>
+using KinksConstant = std::integral_constant<Kinks, K>;
+
+// body(epilogue, kinks, whether the gradients are a smooth activation's)
 template <class T, class Body>
 inline auto with_kinks(const Problem& problem, const Beside<T>& beside, bool l1, Body&& body) {
   constexpr std::bool_constant<std::is_same_v<T, Acc<T>>> either{};  // one type serves both
-  if (has_thresholds(problem)) return body(Thresholded<T>(beside), std::true_type{}, either);
+  constexpr KinksConstant<Kinks::none> none{};
+  constexpr KinksConstant<Kinks::epilogue> epilogue{};
+  constexpr KinksConstant<Kinks::signs> signs{};
+  const bool with_signs = needs_more_than_v(problem, l1);
+  if (has_thresholds(problem)) {
+    const Thresholded<T> thresholded(beside);
+    return with_signs ? body(thresholded, signs, either) : body(thresholded, epilogue, either);
+  }
   const Clamped<T> clamped(problem);
-  const bool kinks = needs_more_than_v(problem, l1) || problem.activation == Activation::relu;
   if constexpr (!either)
     if (is_smooth(problem))
-      return kinks ? body(clamped, std::true_type{}, std::true_type{})
-                   : body(clamped, std::false_type{}, std::true_type{});
-  return kinks ? body(clamped, std::true_type{}, either) : body(clamped, std::false_type{}, either);
+      return with_signs ? body(clamped, signs, std::true_type{}) : body(clamped, none, std::true_type{});
+  if (with_signs) return body(clamped, signs, either);
+  return problem.activation == Activation::relu ? body(clamped, epilogue, either) : body(clamped, none, either);
 }
 
-// body(the exponent of s, or 0 where nothing is divided). Kinks: as with_kinks() has them, which 1 asks for.
-template <bool Kinks, class Body>
+// body(the exponent of s, or 0 where nothing is divided)
+template <Kinks K, class Body>
 inline void with_exponent(const Problem& problem, Body&& body) {
   if (!problem.suppression.present) return body(std::integral_constant<int, 0>{});
-  if constexpr (Kinks)
+  if constexpr (K == Kinks::signs)
     if (problem.p == 1) return body(std::integral_constant<int, 1>{});
   body(std::integral_constant<int, 2>{});
 }

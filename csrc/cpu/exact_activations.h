@@ -5,9 +5,61 @@
 
 namespace divnorm::DIVNORM_ISA::exact {
 
+constexpr long double kDensity = 0.398942280401432677939946059934L;  // 1 / sqrt(2 pi)
+
+template <class V>
+inline Exact<V> exact_sum(V a, V b) {
+  const V sum = a + b, second = sum - a;
+  return {sum, (a - (sum - second)) + (b - second)};
+}
+
+// The same with a b whose size is at most 1.
+template <class V>
+inline Exact<V> one_and(V b) {
+  const V one = splat<V>(1), sum = one + b;
+  return {sum, b - (sum - one)};
+}
+
+// |z|, but `end` where it is larger or z is a NaN.
+template <class V, class A>
+inline V size_within(V z, A end) {
+  const V size = absolute(z);
+  return size < splat<V>(end) ? size : splat<V>(end);
+}
+
+// exp(x + rest) = mantissa * first * second. What multiplies the mantissa first rounds once also where the product with
+// both powers of two is subnormal.
+template <class V>
+struct Exponential {
+  V mantissa, first, second;
+
+  V value() const { return mantissa * first * second; }
+  V times(V v) const { return v * first * second; }
+};
+
+// x is at most 0 and far from the smallest exponent's square, `rest` is small beside it.
+template <class V>
+inline Exponential<V> exponential(V x, V rest) {
+  using S = Series<typename Lane<V>::type>;
+  using U = Bits<V>;
+  const V round = splat<V>(S::kRound), shifted = (x + rest) * splat<V>(S::kLog2e) + round;
+  const V power = shifted - round;
+  const V r = ((x - power * splat<V>(S::kLn2Head)) - power * splat<V>(S::kLn2Rest)) + rest;
+  const U exponent = bit_cast<U>(shifted) - bit_cast<U>(round) + 2 * S::kBias, half = exponent >> 1;
+  return {splat<V>(1) + (r + r * r * polynomial<V>(S::exponential, r)), bit_cast<V>(half << S::kMantissa),
+          bit_cast<V>((exponent - half) << S::kMantissa)};
+}
+
+// z, but `end` beyond it on either side, and where z is a NaN.
+template <class V, class A>
+inline V within(V z, A end) {
+  const V below = z < splat<V>(end) ? z : splat<V>(end);
+  return below > splat<V>(-end) ? below : splat<V>(-end);
+}
+
 // exp(x) for x between -kExponentEnd and kExponentEnd, to a few ulp.
 template <class V>
-inline V quick_exponential(V x) {
+inline V bounded_exponential(V x) {
   using S = Series<typename Lane<V>::type>;
   using U = Bits<V>;
   const V round = splat<V>(S::kRound), shifted = x * splat<V>(S::kLog2e) + round, power = shifted - round;
@@ -22,7 +74,7 @@ struct Shares {
   V share, other;
 
   explicit Shares(V u) {
-    const V e = quick_exponential<V>(-within(u, Series<typename Lane<V>::type>::kExponentEnd));
+    const V e = bounded_exponential<V>(-within(u, Series<typename Lane<V>::type>::kExponentEnd));
     share = splat<V>(1) / (splat<V>(1) + e);
     other = e * share;
   }

@@ -22,6 +22,7 @@ struct ForwardShared {
   const Traversal& traversal;
   const A *weight, *bias, *sigma;  // sigma: one per group
   const Beside<T> beside;
+  const SmoothRooms<A>& smooth;
   const A *zeros, *ones;                      // neutral rows of one tile
   const Divisors<A>&summation, &suppression;  // those of the suppression are inverse
   bool stream;
@@ -36,9 +37,7 @@ class ForwardPass {
   using A = Acc<T>;
 
   ForwardPass(const ForwardShared<T>& shared, int team, int thread)
-      : s_(shared),
-        box_buffers_(shared.boxes.buffers(thread)),
-        smooth_room_(shared.problem, Layout::longest_row(shared.problem, shared.traversal)) {
+      : s_(shared), box_buffers_(shared.boxes.buffers(thread)), smooth_room_(shared.smooth.of(thread)) {
     const Traversal& t = s_.traversal;
     A* scratch = s_.team_scratch + team * kForwardMaps * t.scratch_row_numbers();
     m_ = {scratch, t.line, t.capacity_rows};
@@ -127,7 +126,7 @@ class ForwardPass {
         return Layout::template normalize<stream.value, l1.value>(s_.problem, unit_, x, tile, mean, offset, rstd,
                                                                   s_.weight, s_.bias, epilogue, y);
       };
-      return specialize(normalize, stream, s_.l1_partials != nullptr);
+      return specialize_if<Layout::kMayStream>(normalize, stream, s_.l1_partials != nullptr);
     };
     const SmoothRows<T, typename Layout::Wide> smooth(s_.problem, s_.beside, smooth_room_);
     const double l1 = is_smooth(s_.problem) ? run(smooth) : with_epilogue<T>(s_.problem, s_.beside, run);

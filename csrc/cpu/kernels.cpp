@@ -60,6 +60,7 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
   const Values<A> bias(tensors.bias, problem.affine_size(), 0, place);
   const Values<A> sigma(tensors.sigma, problem.groups, 0);
   const Values<A> threshold = thresholds<A>(problem, tensors, place);
+  const SmoothRooms<A> smooth(problem, team.count(), Layout::longest_row(problem, t));
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : t.jobs() * t.finish_tiles;
   const Buffer<double> l1(l1_count, true);
   const Buffer<A> team_scratch(team.teams() * kForwardMaps * t.scratch_row_numbers());
@@ -71,11 +72,12 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
                                 bias.data(),
                                 sigma.data(),
                                 beside<T>(tensors, threshold.data()),
+                                smooth,
                                 constants.zeros.data(),
                                 constants.ones.data(),
                                 summation,
                                 suppression,
-                                streams<T>(problem),
+                                Layout::kMayStream && streams<T>(problem),
                                 tensors.l1 == nullptr ? nullptr : l1.data(),
                                 team_scratch.data(),
                                 boxes};
@@ -97,6 +99,7 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
   const Values<A> weight(tensors.weight, problem.affine_size(), 1, place);
   const Values<A> bias(tensors.bias, problem.affine_size(), 0, place);
   const Values<A> threshold = thresholds<A>(problem, tensors, place);
+  const SmoothRooms<A> smooth(problem, team.count(), Layout::longest_row(problem, t));
   const int64_t rows = t.partial_rows();
   const Buffer<A> dweight(rows * problem.affine_size()), dbias(rows * problem.affine_size());
   const bool learns = learns_thresholds(problem, tensors);
@@ -111,11 +114,12 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
                                  weight.data(),
                                  bias.data(),
                                  beside<T>(tensors, threshold.data()),
+                                 smooth,
                                  constants.zeros.data(),
                                  constants.ones.data(),
                                  summation,
                                  suppression,
-                                 streams<T>(problem) && stream_alike(tensors),
+                                 Layout::kMayStream && streams<T>(problem) && stream_alike(tensors),
                                  quiet<A>(tensors.dl1 / problem.numel()),
                                  dweight.data(),
                                  dbias.data(),

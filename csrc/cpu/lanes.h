@@ -19,6 +19,20 @@ inline auto specialize(Body&& body, bool flag, Flags... flags) {
   return flag ? given(std::true_type{}) : given(std::false_type{});
 }
 
+// The same, the first flag taken for false unless Both.
+template <bool Both, class Body, class... Flags>
+inline auto specialize_if(Body&& body, [[maybe_unused]] bool flag, Flags... flags) {
+  if constexpr (Both)
+    return specialize(body, flag, flags...);
+  else
+    return specialize([&](auto... rest) { return body(std::false_type{}, rest...); }, flags...);
+}
+
+// Whether outputs of a type may bypass the cache. Those of float64, which is for checks, may not: it is compiled
+// sooner.
+template <class T>
+constexpr bool kStreams = !std::is_same_v<T, double>;
+
 // Calls body(V{}, i) over 0..count while whole values of type V fit, then with narrower ones down to single numbers.
 template <class V, class Body>
 inline void for_lanes(int64_t count, Body&& body, int64_t i = 0) {

@@ -89,7 +89,7 @@ inline V gelu_tanh_slope(V z) {
   return logistic_slope<V>(z, z * (linear + bent), fused(splat<V>(3), bent, linear));
 }
 
-// exp(-a^2 / 2) / (density sqrt(2 pi) Phi(-a)) is 2 + kSteep a less a * numerator / denominator, which is small beside
+// exp(-a^2 / 2) / Phi(-a) is 2 + kSteep a less a * numerator / denominator, which is small beside
 // it where its own error would show most; to 2^-27 for a up to 9, by weighted least squares.
 constexpr float kSteep = 2.0625f;
 constexpr float kBend[] = {4.667306542e-01f, 1.217684522e-01f, -2.255126461e-02f, -1.852928661e-02f, -3.183127381e-03f};

@@ -86,27 +86,39 @@ class Runs {
       return centred * splat<V>(scale) + splat<V>(bias);
   }
 
-  // body(first, size) for ranges of a piece: where there is a smooth activation, those it is made of at once.
+  // Rows that begin with piece i of a unit and lie evenly.
+  struct Rows {
+    int64_t count, stride;
+    bool own_channels;  // or one for all
+  };
+
+  // Those before piece `to` of which copies are made at once; one that is alone where a row is long, or where its place
+  // in memory does not tell that of the next one (`aligned`, as streaming Pairs have to be).
+  Rows rows_from(int64_t i, int64_t to, bool aligned) const {
+    if (AlongRow || length_ > kSmoothRun || (aligned && is_pair<Wide> && length_ * sizeof(T) % kVectorBytes != 0))
+      return {1, 0, false};
+    if (n_ == 1) return {to - i, channels_ * plane_, false};
+    return {smaller(to - i, n_ - i % n_), plane_, true};
+  }
+
+  // body(first, size) for the parts of a piece of which copies are made at once; without copies it is one part.
   template <class Body>
-  static void each_part(const Piece& piece, bool smooth, Body&& body) {
-    const int64_t most = smooth ? kSmoothRun : larger(1, piece.size);
+  static void each_part(const Piece& piece, bool copied, Body&& body) {
+    const int64_t most = copied ? kSmoothRun : piece.size;
     for (int64_t i = 0; i < piece.size; i += most) body(i, smaller(most, piece.size - i));
   }
 
-  // each(r, body) over the one row of a part that is written to `out`, as smooth.h has it.
-  template <bool Stream>
-  static auto row_places(const T* out, int64_t size) {
-    return [=](int64_t, auto&& body) {
-      for_lanes_writing<Wide, Stream>(out, size, [&](auto lane, int64_t i) { body(lane, i, i, NoneAgain{}); });
-    };
-  }
+  // How many such parts a unit has.
+  int64_t parts(const Unit& unit) const { return unit.samples * planes() * divide_up(length_, kSmoothRun); }
+  int64_t longest_part() const { return smaller(length_, kSmoothRun); }
 
-  // The numbers that an epilogue is given of a part.
-  static auto normal_rows(const T* x, A offset, A rstd, A scale, const A* weights, const A* biases) {
-    return [=](auto lane, int64_t, int64_t, int64_t i, auto) {
+  // The numbers that an epilogue is given of rows from x on, whose parameters begin with those given.
+  static auto normal_rows(const T* x, const Rows& rows, A offset, A rstd, const A* weights, const A* biases) {
+    return [=, stride = rows.stride, own = rows.own_channels](auto lane, int64_t r, int64_t, int64_t i, auto) {
       using V = decltype(lane);
-      const V top = load<V>(x + i) - splat<V>(offset);
-      return V(affine<V>(top, rstd, scale, weights, AlongRow ? A(0) : *biases, biases, i));
+      const A *w = weights + (own ? r : 0), *b = biases + (own ? r : 0);
+      const V top = load<V>(x + r * stride + i) - splat<V>(offset);
+      return V(affine<V>(top, rstd, rstd * *w, w, *b, b, i));
     };
   }
 

@@ -41,10 +41,6 @@ template <class V, int Slots, class A>
 inline void load_slots(const A* copy, V (&values)[Slots]) {
   for (int s = 0; s < Slots; ++s) values[s] = load<V>(copy + s * kWidth<V>);
 }
-template <class V, int Slots, class A>
-inline void store_slots(const V (&values)[Slots], A* copy) {
-  for (int s = 0; s < Slots; ++s) store(copy + s * kWidth<V>, values[s]);
-}
 
 // body(slots at once, place in copies, place in the row, how many again) for every slot of `count` numbers; these fill
 // one V or more.

@@ -5,6 +5,8 @@
 // the row, and `again` as slots.h has it. z(V{}, r, at, from, again) is that value before the residual is added.
 #pragma once
 
+#include <optional>
+
 #include "epilogue.h"
 #include "slots.h"
 
@@ -16,20 +18,16 @@ void smooth_values(V* z, int64_t count, Activation activation);
 template <class V>
 void smooth_slopes(V* z, int64_t count, Activation activation);
 
-// Room for the copies of a thread, where there is a smooth activation: for four rows of `longest` numbers at least, and
-// for as many of a unit's gradients as stay in a near cache from the look that makes them to the one that uses them.
-// Both looks ask for the same copies in the same order.
+// A thread's room for copies: of some rows, and of as many of a unit's gradients as stay in a near cache from the look
+// that makes them to the one that uses them. Both looks ask for the same copies in the same order.
 template <class A>
 class SmoothRoom {
  public:
-  // unit: numbers of one, where there are two such looks.
-  SmoothRoom(const Problem& problem, int64_t longest, int64_t unit = 0)
-      : size_(is_smooth(problem) ? larger(kFewest, 4 * (longest + kMore)) : 0),
-        most_kept_(is_smooth(problem) ? smaller(unit + unit / 4, kKeptBytes / sizeof(A)) : 0),
-        numbers_(size_ + most_kept_) {}
+  SmoothRoom(A* rows, int64_t size, A* kept, int64_t most_kept)
+      : rows_(rows), kept_numbers_(kept), size_(size), most_kept_(most_kept) {}
 
+  A* rows() const { return rows_; }
   int64_t size() const { return size_; }
-  A* data() const { return numbers_.data(); }
 
   void first_look() { used_ = kept_ = 0; }
   void second_look() { used_ = 0; }
@@ -44,22 +42,60 @@ class SmoothRoom {
     return next(count);
   }
 
-  // Where that copy is, or null.
-  const A* kept(int64_t count) { return used_ + count > kept_ ? nullptr : next(count); }
+  // Where that copy is, or null from the first one that is not all there.
+  const A* kept(int64_t count) {
+    if (used_ + count <= kept_) return next(count);
+    used_ = most_kept_ + 1;
+    return nullptr;
+  }
 
  private:
-  static constexpr int64_t kFewest = 4096, kMore = 3 * 64 / sizeof(A);  // what a copy's width is beside its numbers
-  static constexpr int64_t kKeptBytes = 256 * 1024;
-
   A* next(int64_t count) {
-    A* found = numbers_.data() + size_ + used_;
+    A* found = kept_numbers_ + used_;
     used_ += count;
     return found;
   }
 
+  A *rows_, *kept_numbers_;
   int64_t size_, most_kept_, used_ = 0, kept_ = 0;
-  Buffer<A> numbers_;
 };
+
+// That of every thread of a call, where there is a smooth activation.
+template <class A>
+class SmoothRooms {
+ public:
+  // For four rows of `longest` numbers at least; of a unit are `rows` such rows where there are two looks at it.
+  SmoothRooms(const Problem& problem, int threads, int64_t longest, int64_t rows = 0) {
+    if (!is_smooth(problem)) return;
+    size_ = larger(kFewest, whole_lines(4 * (longest + kMore)));
+    most_kept_ = smaller(whole_lines(rows * (longest + kMore)), kKeptBytes / sizeof(A));
+    rows_.emplace(threads * size_);
+    kept_.emplace(threads * most_kept_);
+  }
+
+  SmoothRoom<A> of(int thread) const {
+    if (!rows_) return {nullptr, 0, nullptr, 0};
+    return {rows_->data() + thread * size_, size_, kept_->data() + thread * most_kept_, most_kept_};
+  }
+
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(A);
+  static constexpr int64_t kFewest = 4096, kMore = 3 * kLine;  // what a copy's width is beside its numbers
+  static constexpr int64_t kKeptBytes = 256 * 1024;
+
+  static int64_t whole_lines(int64_t count) { return divide_up(count, kLine) * kLine; }
+
+  int64_t size_ = 0, most_kept_ = 0;
+  std::optional<Buffer<A>> rows_, kept_;
+};
+
+// each(r, body) over rows of `count` numbers that lie `stride` apart and are written to `out`.
+template <class V, bool Stream, class T>
+inline auto lane_places(const T* out, int64_t stride, int64_t count) {
+  return [=](int64_t r, auto&& body) {
+    for_lanes_writing<V, Stream>(out + r * stride, count, [&](auto lane, int64_t i) { body(lane, i, i, NoneAgain{}); });
+  };
+}
 
 // What is made of rows of numbers that lie `stride` apart.
 template <class T, class Wide>
@@ -68,7 +104,7 @@ class SmoothRows {
   using A = Acc<T>;
 
   SmoothRows(const Problem& problem, const Beside<T>& beside, const SmoothRoom<A>& room)
-      : activation_(problem.activation), residual_(beside.residual), size_(room.size()), numbers_(room.data()) {}
+      : activation_(problem.activation), residual_(beside.residual), size_(room.size()), numbers_(room.rows()) {}
 
   // How many rows of `count` numbers there is room for: whole blocks, where not all of `left`.
   int64_t room(int64_t count, int64_t left) const {
@@ -78,7 +114,7 @@ class SmoothRows {
 
   // From one copied row to the next: whole vectors, and long rows not on the same lines of the cache.
   static int64_t width(int64_t count) {
-    const int64_t whole = divide_up(count, kWidth<Wide>) * kWidth<Wide>;
+    const int64_t lanes = count < kWidth<Wide> ? kLanes<A> : kWidth<Wide>, whole = divide_up(count, lanes) * lanes;
     return whole % (32 * kLine) == 0 ? whole + kLine : whole;
   }
 
@@ -116,7 +152,7 @@ class SmoothRows {
     const int64_t end = width(count);
     for (int64_t r = 0; r < rows; ++r) {
       A* copy = copies + r * end;
-      for (int64_t i = count / kWidth<Wide> * kWidth<Wide>; i < end; ++i) copy[i] = 0;  // calculated with too
+      for (int64_t i = count / kLanes<A> * kLanes<A>; i < end; ++i) copy[i] = 0;  // calculated with too
       const T* added = residual_ == nullptr ? nullptr : residual_ + at + r * stride;
       each(r, [&](auto lane, int64_t at, int64_t from, auto again) {
         using V = decltype(lane);

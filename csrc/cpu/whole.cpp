@@ -24,7 +24,7 @@ int64_t apart(int64_t count) { return divide_up(count, 64) * 64; }
 
 template <class T>
 bool streams(const Problem& p) {
-  return p.numel() * int64_t{sizeof(T)} >= kStreamBytes;
+  return kStreams<T> && p.numel() * int64_t{sizeof(T)} >= kStreamBytes;
 }
 
 template <class T, bool AlongRow>
@@ -40,6 +40,7 @@ void forward_runs(const Problem& p, const ForwardTensors& tensors, int threads) 
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
   const Values<double> sigma(tensors.sigma, p.groups, 0);
   const Values<A> threshold = thresholds<A>(p, tensors, place);
+  const SmoothRooms<A> smooth(p, team.count(), kSmoothRun);
   const Buffer<Moments> moments(team.teams() * chunks);
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : p.map_rows() * pieces;
   const Buffer<double> l1(l1_count);
@@ -49,6 +50,7 @@ void forward_runs(const Problem& p, const ForwardTensors& tensors, int threads) 
                                      weight.data(),
                                      bias.data(),
                                      beside<T>(tensors, threshold.data()),
+                                     smooth,
                                      sigma.data(),
                                      streams<T>(p),
                                      moments.data(),
@@ -70,6 +72,7 @@ void forward_columns(const Problem& p, const ForwardTensors& tensors, int thread
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
   const Values<double> sigma(tensors.sigma, p.groups, 0);
   const Values<A> threshold = thresholds<A>(p, tensors, place);
+  const SmoothRooms<A> smooth(p, team.count(), layout.channels());
   const Buffer<A> scratch(team.teams() * (2 * layout.tiles() + 3) * layout.channels()),
       thread_scratch(team.count() * layout.channels());
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : p.map_batch() * layout.tiles();
@@ -80,6 +83,7 @@ void forward_columns(const Problem& p, const ForwardTensors& tensors, int thread
                                      weight.data(),
                                      bias.data(),
                                      beside<T>(tensors, threshold.data()),
+                                     smooth,
                                      sigma.data(),
                                      streams<T>(p),
                                      scratch.data(),
@@ -131,11 +135,13 @@ void backward_runs(const Problem& p, const BackwardTensors& tensors, int threads
   using A = typename Pass::A;
   const typename Pass::Layout layout(p);
   const WholeJobs jobs(p, false, AlongRow);
-  const int64_t parts = layout.pieces(Unit{0, jobs.unit_samples, 0, 1}), pieces = apart(parts);
-  Threads team = threads_for(p, jobs, parts, threads);
+  const Unit unit{0, jobs.unit_samples, 0, 1};
+  const int64_t pieces = apart(layout.pieces(unit));
+  Threads team = threads_for(p, jobs, layout.pieces(unit), threads);
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
   const Values<A> threshold = thresholds<A>(p, tensors, place);
+  const SmoothRooms<A> smooth(p, team.count(), layout.longest_part(), layout.parts(unit));
   const Partials<T> partials(p, tensors, jobs.blocks);
   const Buffer<GradientSums> sums(team.teams() * pieces);
   const typename Pass::Shared shared{p,
@@ -144,6 +150,7 @@ void backward_runs(const Problem& p, const BackwardTensors& tensors, int threads
                                      weight.data(),
                                      bias.data(),
                                      beside<T>(tensors, threshold.data()),
+                                     smooth,
                                      streams<T>(p) && stream_alike(tensors),
                                      quiet<A>(tensors.dl1 / p.numel()),
                                      partials.dweight(),
@@ -166,6 +173,7 @@ void backward_columns(const Problem& p, const BackwardTensors& tensors, int thre
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
   const Values<A> threshold = thresholds<A>(p, tensors, place);
+  const SmoothRooms<A> smooth(p, team.count(), layout.channels(), layout.pixels());
   const Partials<T> partials(p, tensors, jobs.blocks);
   const Buffer<A> scratch(team.teams() * (4 * layout.tiles() + 6) * layout.channels());
   const typename Pass::Shared shared{p,
@@ -174,6 +182,7 @@ void backward_columns(const Problem& p, const BackwardTensors& tensors, int thre
                                      weight.data(),
                                      bias.data(),
                                      beside<T>(tensors, threshold.data()),
+                                     smooth,
                                      streams<T>(p) && stream_alike(tensors),
                                      quiet<A>(tensors.dl1 / p.numel()),
                                      partials.dweight(),

@@ -18,6 +18,7 @@ class BackwardColumns {
     Layout layout;
     const A *weight, *bias;
     const Beside<T> beside;
+    const SmoothRooms<A>& smooth;
     bool stream;
     A l1_scale;
     A *dweight, *dbias, *dthreshold;  // partial sums: (blocks, channels); the last may be null
@@ -26,8 +27,7 @@ class BackwardColumns {
   };
 
   BackwardColumns(const Shared& shared, const Member& member)
-      : s_(shared),
-        smooth_room_(shared.problem, shared.layout.channels(), shared.layout.pixels() * shared.layout.channels()) {
+      : s_(shared), smooth_room_(shared.smooth.of(member.thread)) {
     const int64_t channels = s_.layout.channels(), tiles = s_.layout.tiles();
     A* next = s_.scratch + member.team * (4 * tiles + 6) * channels;
     for (A** rows : {&g_, &gv_, &sign_, &stopped_}) {
@@ -87,7 +87,7 @@ class BackwardColumns {
               gradient<stream.value, kinks.value, exponent.value>(i, offset, x + offset,
                                                                   gradients<sloped.value>(Look::second), epilogue, dx);
             };
-            specialize(run, stream);
+            specialize_if<kStreams<T>>(run, stream);
           });
         });
       }
@@ -111,9 +111,10 @@ class BackwardColumns {
   }
 
   // Sums without the weight.
-  template <bool Kinks, class Epilogue, bool Sloped>
+  template <Kinks K, class Epilogue, bool Sloped>
   [[gnu::flatten]] void tile_sums(int64_t tile, int64_t first, const T* x, Gradients<T, Wide, Sloped> dy,
                                   Epilogue epilogue) const {
+    constexpr bool kSigns = K == Kinks::signs;
     const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
     A *g = g_ + tile * channels, *gv = gv_ + tile * channels, *signs = sign_ + tile * channels;
     A* rest = stopped_ + tile * channels;
@@ -123,7 +124,7 @@ class BackwardColumns {
     const auto gradients = [&](auto block, int64_t pixel) {
       const T* in = x + pixel * channels;
       return dy.template rows<false>(first + pixel * channels, block.value, pixels - pixel, channels, channels,
-                                     Layout::template row_places<false>(in, channels),
+                                     lane_places<Wide, false>(in, channels, channels),
                                      Layout::normal_rows(in, channels, offset, scale, bias));
     };
     const auto add = [=](auto& sums, int64_t pixel, int64_t c, const auto& gradients, int64_t r) {
@@ -131,18 +132,20 @@ class BackwardColumns {
       const int64_t at = pixel * channels + c;
       const V number = load<V>(x + at), top = number - load<V>(offset + c);
       V grad = load<V>(gradients.row(r) + c);
-      if constexpr (Kinks) {
+      if constexpr (K != Kinks::none) {
         const V z = top * load<V>(scale + c) + load<V>(bias + c);
-        if constexpr (Epilogue::kStops) sums[3] += behind.template stopped<V>(grad, z, pixel, c);
+        if constexpr (Epilogue::kStops) sums[kSigns ? 3 : 2] += behind.template stopped<V>(grad, z, pixel, c);
         grad = behind.template gradient<V>(grad, z, pixel, c);
-        sums[2] += sign(number - load<V>(mean + c));
       }
+      if constexpr (kSigns) sums[2] += sign(number - load<V>(mean + c));
       sums[0] += grad;
       sums[1] += grad * top;
     };
-    if constexpr (Epilogue::kStops)
+    if constexpr (kSigns && Epilogue::kStops)
       s_.layout.template sum_pixels_of<4, 2>(pixels, {x, given}, {g, gv, signs, rest}, gradients, add);
-    else if constexpr (Kinks)
+    else if constexpr (Epilogue::kStops)
+      s_.layout.template sum_pixels_of<3, 2>(pixels, {x, given}, {g, gv, rest}, gradients, add);
+    else if constexpr (kSigns)
       s_.layout.template sum_pixels_of<3, 2>(pixels, {x, given}, {g, gv, signs}, gradients, add);
     else
       s_.layout.template sum_pixels_of<2, 2>(pixels, {x, given}, {g, gv}, gradients, add);
@@ -183,9 +186,10 @@ class BackwardColumns {
   }
 
   // P: the exponent, or 0: rstd is 1 and the slope 0 whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, int P, class Epilogue, bool Sloped>
+  template <bool Stream, Kinks K, int P, class Epilogue, bool Sloped>
   [[gnu::flatten]] void gradient(int64_t tile, int64_t at, const T* x, Gradients<T, Wide, Sloped> dy, Epilogue epilogue,
                                  T* dx) const {
+    constexpr bool kSigns = K == Kinks::signs;
     const int64_t channels = s_.layout.channels();
     const A *mean = mean_, *offset = offset_, *rstd = rstd_, *scale = scale_, *slope = slope_, *shift = shift_;
     const A *weight = s_.weight, *bias = s_.bias;
@@ -197,7 +201,7 @@ class BackwardColumns {
       T* out = dx + first * channels;
       const auto behind = epilogue.template rows<R, true>(at + first * channels, channels, 0);
       const auto grads = dy.template rows<Stream>(at + first * channels, R, pixels - first, channels, channels,
-                                                  Layout::template row_places<Stream>(out, channels),
+                                                  lane_places<Wide, Stream>(out, channels, channels),
                                                   Layout::normal_rows(in, channels, offset, scale, bias));
       for_lanes_writing<Wide, Stream>(out, channels, [=](auto lane, int64_t c) {
         using V = decltype(lane);
@@ -214,7 +218,7 @@ class BackwardColumns {
         for (int r = 0; r < R; ++r) {
           const V centred = load<V>(in + r * channels + c) - average;
           V grad = load<V>(grads.row(r) + c);
-          if constexpr (Kinks) {
+          if constexpr (K != Kinks::none) {
             grad = behind.template gradient<V>(grad, normal(r), r, c);
             behind.template keep<Stream>(grad, r, c);
           }
@@ -222,7 +226,7 @@ class BackwardColumns {
           if constexpr (P == 2) result = (result - falling * centred) * inverse;
           if constexpr (P == 1) result = result * inverse;
           result -= constant;
-          if constexpr (Kinks) result += (P == 1 ? splat<V>(l1_scale) - falling : splat<V>(l1_scale)) * sign(centred);
+          if constexpr (kSigns) result += (P == 1 ? splat<V>(l1_scale) - falling : splat<V>(l1_scale)) * sign(centred);
           write<Stream>(out + r * channels + c, result);
         }
       });

@@ -19,6 +19,7 @@ class ForwardColumns {
     Layout layout;
     const A *weight, *bias;
     const Beside<T> beside;
+    const SmoothRooms<A>& smooth;
     const double* sigma;
     bool stream;
     A* scratch;  // (teams, 2 tiles + 3, channels): the tiles' means and powers, the channels' means, offsets, scales
@@ -27,7 +28,7 @@ class ForwardColumns {
   };
 
   ForwardColumns(const Shared& shared, const Member& member)
-      : s_(shared), smooth_room_(shared.problem, shared.layout.channels()) {
+      : s_(shared), smooth_room_(shared.smooth.of(member.thread)) {
     const int64_t channels = s_.layout.channels(), tiles = s_.layout.tiles();
     means_ = s_.scratch + member.team * (2 * tiles + 3) * channels;
     powers_ = means_ + tiles * channels;
@@ -76,7 +77,7 @@ class ForwardColumns {
           const auto write = [&](auto stream, auto l1) {
             return normalize<stream.value, l1.value>(i, offset, x + offset, epilogue, y);
           };
-          return specialize(write, stream, l1 != nullptr);
+          return specialize_if<kStreams<T>>(write, stream, l1 != nullptr);
         };
         const SmoothRows<T, Wide> smooth(p, s_.beside, smooth_room_);
         const double sum = is_smooth(p) ? run(smooth) : with_epilogue<T>(p, s_.beside, run);
@@ -218,12 +219,13 @@ class ForwardColumns {
   [[gnu::flatten]] double normalize(int64_t tile, int64_t at, const T* x, SmoothRows<T, Wide> behind, T* y) const {
     const int64_t channels = s_.layout.channels(), pixels = s_.layout.pixels_of(tile);
     const A* mean = mean_;
-    Totals<A, 1> absolutes;
+    double l1 = 0;
     for (int64_t first = 0, rows; first < pixels; first += rows) {
       rows = behind.room(channels, pixels - first);
       const T* in = x + first * channels;
       T* out = y + first * channels;
-      const auto each = Layout::template row_places<Stream>(out, channels);
+      Totals<A, 1> absolutes;
+      const auto each = lane_places<Wide, Stream>(out, channels, channels);
       const A* values = behind.values(at + first * channels, rows, channels, channels, each,
                                       Layout::normal_rows(in, channels, offset_, scale_, s_.bias));
       for (int64_t r = 0; r < rows; ++r)
@@ -232,8 +234,9 @@ class ForwardColumns {
           write<Stream>(out + r * channels + c, load<V>(values + r * behind.width(channels) + place));
           if constexpr (L1) absolutes.add(0, absolute(load<V>(in + r * channels + c) - load<V>(mean + c)));
         });
+      if constexpr (L1) l1 += absolutes.value(0);
     }
-    return absolutes.value(0);
+    return l1;
   }
 
   const Shared& s_;

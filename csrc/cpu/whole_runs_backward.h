@@ -19,6 +19,7 @@ class BackwardRuns {
     Layout layout;
     const A *weight, *bias;
     const Beside<T> beside;
+    const SmoothRooms<A>& smooth;
     bool stream;
     A l1_scale;
     A *dweight, *dbias, *dthreshold;  // partial sums: (blocks, affine_size); the last may be null
@@ -28,10 +29,7 @@ class BackwardRuns {
   };
 
   BackwardRuns(const Shared& shared, const Member& member)
-      : s_(shared),
-        smooth_room_(shared.problem, kSmoothRun,
-                     shared.layout.run() * (shared.problem.over_batch ? shared.problem.batch : 1)),
-        sums_(shared.sums + member.team * shared.pieces) {}
+      : s_(shared), smooth_room_(shared.smooth.of(member.thread)), sums_(shared.sums + member.team * shared.pieces) {}
 
   void work(const WholeUnit& unit, const Member& member) {
     const Problem& p = s_.problem;
@@ -48,15 +46,15 @@ class BackwardRuns {
     member.sync();
     smooth_room_.first_look();
     member.share(0, pieces, [&](int64_t from, int64_t to) {
-      layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
-        const T* in = x + piece.offset;
-        A *for_weight = dweight + piece.channel, *for_bias = dbias + piece.channel;
-        A* for_threshold = dthreshold == nullptr ? nullptr : dthreshold + piece.channel;
-        for (A* sums : {for_weight, for_bias, for_threshold})
-          if (AlongRow && unit.fresh && sums != nullptr) __builtin_memset(sums, 0, piece.size * sizeof(A));
-        sums_[i] = with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks, auto sloped) {
-          return piece_sums<kinks.value>(piece, in, gradients<sloped.value>(Look::first), scale, epilogue, for_weight,
-                                         for_bias, for_threshold);
+      with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks, auto sloped) {
+        auto dy = gradients<sloped.value>(Look::first);
+        layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
+          A *for_weight = dweight + piece.channel, *for_bias = dbias + piece.channel;
+          A* for_threshold = dthreshold == nullptr ? nullptr : dthreshold + piece.channel;
+          for (A* sums : {for_weight, for_bias, for_threshold})
+            if (AlongRow && unit.fresh && sums != nullptr) __builtin_memset(sums, 0, piece.size * sizeof(A));
+          sums_[i] = piece_sums<kinks.value>(piece, layout.rows_from(i, to, false), x + piece.offset, dy, scale,
+                                             epilogue, for_weight, for_bias, for_threshold);
         });
       });
     });
@@ -76,17 +74,18 @@ class BackwardRuns {
     }
     smooth_room_.second_look();
     member.share(0, pieces, [&](int64_t from, int64_t to) {
-      layout.each_piece(unit.rows, from, to, [&](int64_t, const Piece& piece) {
-        const T* in = x + piece.offset;
-        T* out = dx + piece.offset;
-        const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0);
-        with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks, auto sloped) {
-          with_exponent<kinks.value>(p, [&](auto exponent) {
+      with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks, auto sloped) {
+        auto dy = gradients<sloped.value>(Look::second);
+        with_exponent<kinks.value>(p, [&](auto exponent) {
+          layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
+            T* out = dx + piece.offset;
+            const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0);
+            const auto rows = layout.rows_from(i, to, stream);
             const auto run = [&](auto stream) {
-              gradient<stream.value, kinks.value, exponent.value>(piece, in, gradients<sloped.value>(Look::second),
-                                                                  scale, slopes, epilogue, out);
+              gradient<stream.value, kinks.value, exponent.value>(piece, rows, x + piece.offset, dy, scale, slopes,
+                                                                  epilogue, out);
             };
-            specialize(run, stream);
+            specialize_if<kStreams<T>>(run, stream);
           });
         });
       });
@@ -123,36 +122,39 @@ class BackwardRuns {
     });
   }
 
-  // Of numbers first..first+size of a piece.
+  // Of numbers first..first+size of a piece, behind which the rest of its rows is asked for next.
   template <bool Stream, bool Sloped>
-  GradientRows<typename Gradients<T, Wide, Sloped>::G> part_gradients(const Piece& piece, int64_t first, int64_t size,
-                                                                      const T* x, const T* out, RowScale<A> row,
-                                                                      Gradients<T, Wide, Sloped>& dy) const {
+  const typename Gradients<T, Wide, Sloped>::G* part_gradients(const Piece& piece, const typename Layout::Rows& rows,
+                                                               int64_t first, int64_t size, const T* x, const T* out,
+                                                               RowScale<A> row, Gradients<T, Wide, Sloped>& dy) const {
     const int64_t place = piece.channel + (AlongRow ? first : 0);
-    const A *weights = s_.weight + place, *biases = s_.bias + place;
-    return dy.template rows<Stream>(
-        piece.offset + first, 1, 1, 0, size, Layout::template row_places<Stream>(out, size),
-        Layout::normal_rows(x, row.offset(s_.problem), row.rstd, row.rstd * *weights, weights, biases));
+    const auto normal =
+        Layout::normal_rows(x, rows, row.offset(s_.problem), row.rstd, s_.weight + place, s_.bias + place);
+    return dy
+        .template rows<Stream>(piece.offset + first, 1, rows.count, rows.stride, size,
+                               lane_places<Wide, Stream>(out, rows.stride, size), normal)
+        .row(0);
   }
 
   // For a plane without its weight.
-  template <bool Kinks, class Epilogue, bool Sloped>
-  [[gnu::flatten]] GradientSums piece_sums(const Piece& piece, const T* x, Gradients<T, Wide, Sloped> dy,
-                                           RowScale<A> row, Epilogue epilogue, A* dweight, A* dbias,
-                                           A* dthreshold) const {
+  template <Kinks K, class Epilogue, bool Sloped>
+  [[gnu::flatten]] GradientSums piece_sums(const Piece& piece, const typename Layout::Rows& rows, const T* x,
+                                           Gradients<T, Wide, Sloped>& dy, RowScale<A> row, Epilogue epilogue,
+                                           A* dweight, A* dbias, A* dthreshold) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
     const A scale = row.rstd * *weights, bias = *biases, offset = row.offset(s_.problem);
     const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
-    constexpr int chains = Kinks ? 1 : 2;
-    Sums<A, Kinks ? 4 : 2, chains> sums;
+    constexpr bool kSigns = K == Kinks::signs, kMore = kSigns || Epilogue::kStops;
+    constexpr int chains = kMore ? 1 : 2;
+    Sums<A, kMore ? 4 : 2, chains> sums;
     Layout::each_part(piece, dy.smooth(), [&](int64_t first, int64_t size) {
-      const auto* grads = part_gradients<false>(piece, first, size, x + first, x + first, row, dy).row(0);
+      const auto* grads = part_gradients<false>(piece, rows, first, size, x + first, x + first, row, dy);
       const auto add = [=, &sums](auto lane, int64_t part, int chain) {
         using V = decltype(lane);
         const int64_t i = first + part;
         const V number = load<V>(x + i), top = number - splat<V>(offset);
         V grad = load<V>(grads + part);
-        if constexpr (Kinks) {
+        if constexpr (K != Kinks::none) {
           const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
           if constexpr (Epilogue::kStops) {
             const V rest = behind.template stopped<V>(grad, z, 0, i);
@@ -162,8 +164,8 @@ class BackwardRuns {
               store(dthreshold + i, load<V>(dthreshold + i) + rest);
           }
           grad = behind.template gradient<V>(grad, z, 0, i);
-          sums.add(2, chain, sign(number - splat<V>(row.mean)));
         }
+        if constexpr (kSigns) sums.add(2, chain, sign(number - splat<V>(row.mean)));
         if constexpr (AlongRow) {
           const V product = grad * top, weight = load<V>(weights + i);
           sums.add(0, chain, grad * weight);
@@ -178,27 +180,28 @@ class BackwardRuns {
       for_chains<Wide, chains>(size, add);
     });
     GradientSums found{sums.value(0), sums.value(1), 0, 0};
-    if constexpr (Kinks) found.sign = sums.value(2);
+    if constexpr (kSigns) found.sign = sums.value(2);
     if constexpr (Epilogue::kStops && !AlongRow) found.stopped = sums.value(3);
     return found;
   }
 
   // P: the exponent, or 0: rstd is 1 and the slope 0 whatever x is, be it a NaN.
-  template <bool Stream, bool Kinks, int P, class Epilogue, bool Sloped>
-  [[gnu::flatten]] void gradient(const Piece& piece, const T* x, Gradients<T, Wide, Sloped> dy, RowScale<A> row,
-                                 RowSlopes<A> slopes, Epilogue epilogue, T* dx) const {
+  template <bool Stream, Kinks K, int P, class Epilogue, bool Sloped>
+  [[gnu::flatten]] void gradient(const Piece& piece, const typename Layout::Rows& rows, const T* x,
+                                 Gradients<T, Wide, Sloped>& dy, RowScale<A> row, RowSlopes<A> slopes,
+                                 Epilogue epilogue, T* dx) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
     const A weight = *weights, scale = row.rstd * weight, bias = *biases;
     const A l1_scale = s_.l1_scale, slope = slopes.slope, shift = slopes.shift, offset = row.offset(s_.problem);
     const auto behind = epilogue.template rows<1, AlongRow>(piece.offset, 0, piece.channel);
     Layout::each_part(piece, dy.smooth(), [&](int64_t first, int64_t size) {
-      const auto* grads = part_gradients<Stream>(piece, first, size, x + first, dx + first, row, dy).row(0);
+      const auto* grads = part_gradients<Stream>(piece, rows, first, size, x + first, dx + first, row, dy);
       for_lanes_writing<Wide, Stream>(dx + first, size, [=](auto lane, int64_t part) {
         using V = decltype(lane);
         const int64_t i = first + part;
         const V number = load<V>(x + i), centred = number - splat<V>(row.mean);
         V grad = load<V>(grads + part);
-        if constexpr (Kinks) {
+        if constexpr (K != Kinks::none) {
           const V top = number - splat<V>(offset);
           const V z = Layout::template affine<V>(top, row.rstd, scale, weights, bias, biases, i);
           grad = behind.template gradient<V>(grad, z, 0, i);
@@ -212,7 +215,7 @@ class BackwardRuns {
         if constexpr (P == 2) result = (result - splat<V>(slope) * centred) * splat<V>(row.rstd);
         if constexpr (P == 1) result = result * splat<V>(row.rstd);
         result -= splat<V>(shift);
-        if constexpr (Kinks) result += splat<V>(P == 1 ? l1_scale - slope : l1_scale) * sign(centred);
+        if constexpr (K == Kinks::signs) result += splat<V>(P == 1 ? l1_scale - slope : l1_scale) * sign(centred);
         write<Stream>(dx + i, result);
       });
     });

@@ -19,6 +19,7 @@ class ForwardRuns {
     Layout layout;
     const A *weight, *bias;
     const Beside<T> beside;
+    const SmoothRooms<A>& smooth;
     const double* sigma;
     bool stream;
     Moments* moments;  // (teams, chunks)
@@ -27,7 +28,9 @@ class ForwardRuns {
   };
 
   ForwardRuns(const Shared& shared, const Member& member)
-      : s_(shared), smooth_room_(shared.problem, kSmoothRun), moments_(shared.moments + member.team * shared.chunks) {}
+      : s_(shared),
+        smooth_room_(shared.smooth.of(member.thread)),
+        moments_(shared.moments + member.team * shared.chunks) {}
 
   void work(const WholeUnit& unit, const Member& member) {
     const Problem& p = s_.problem;
@@ -57,10 +60,11 @@ class ForwardRuns {
     }
     const RowScale<A> scale = row_scale<A>(p, all, s_.sigma[unit.rows.group]);
     if (member.rank == 0) write_statistics(p, s_.tensors, row, scale, all);
+    double* l1 = s_.l1 == nullptr ? nullptr : s_.l1 + row * s_.pieces;
     member.share(0, pieces, [&](int64_t from, int64_t to) {
+      if (is_smooth(p)) return write_smoothly(unit.rows, from, to, x, scale, l1);
       s_.layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
-        double* l1 = s_.l1 == nullptr ? nullptr : s_.l1 + row * s_.pieces + i;
-        write_piece(piece, x, scale, l1);
+        write_piece(piece, x, scale, l1 == nullptr ? nullptr : l1 + i);
       });
     });
     if (s_.stream) stream_fence();
@@ -121,18 +125,35 @@ class ForwardRuns {
     return {static_cast<double>(count), 0, total.value(0)};
   }
 
+  bool streams(const T* y) const {
+    return s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(y) % kVectorBytes == 0);
+  }
+
   void write_piece(const Piece& piece, const T* x, RowScale<A> scale, double* l1) const {
     T* y = static_cast<T*>(s_.tensors.y) + piece.offset;
-    const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(y) % kVectorBytes == 0);
-    const auto run = [&](auto epilogue) {
-      const auto write = [&](auto stream, auto l1) {
+    const double sum = with_epilogue<T>(s_.problem, s_.beside, [&](auto epilogue) {
+      const auto run = [&](auto stream, auto l1) {
         return normalize<stream.value, l1.value>(piece, x + piece.offset, scale, epilogue, y);
       };
-      return specialize(write, stream, l1 != nullptr);
-    };
-    const SmoothRows<T, Wide> smooth(s_.problem, s_.beside, smooth_room_);
-    const double sum = is_smooth(s_.problem) ? run(smooth) : with_epilogue<T>(s_.problem, s_.beside, run);
+      return specialize_if<kStreams<T>>(run, streams(y), l1 != nullptr);
+    });
     if (l1 != nullptr) *l1 = sum;
+  }
+
+  // Pieces from..to of a unit, where the epilogue is a smooth activation: rows at once as far as there is room.
+  void write_smoothly(const Unit& unit, int64_t from, int64_t to, const T* x, RowScale<A> scale, double* l1) const {
+    const SmoothRows<T, Wide> smooth(s_.problem, s_.beside, smooth_room_);
+    while (from < to)
+      s_.layout.each_piece(unit, from, from + 1, [&](int64_t i, const Piece& piece) {
+        T* y = static_cast<T*>(s_.tensors.y) + piece.offset;
+        auto rows = s_.layout.rows_from(i, to, streams(y));
+        rows.count = smooth.room(smaller(piece.size, kSmoothRun), rows.count);
+        const auto run = [&](auto stream, auto with_l1) {
+          normalize<stream.value, with_l1.value>(piece, rows, x + piece.offset, scale, smooth, y, l1 + i);
+        };
+        specialize_if<kStreams<T>>(run, streams(y), l1 != nullptr);
+        from += rows.count;
+      });
   }
 
   template <bool Stream, bool L1, class Epilogue>
@@ -151,25 +172,30 @@ class ForwardRuns {
     return absolutes.value(0);
   }
 
-  // The same where the epilogue is a smooth activation.
+  // The same of rows from a piece on, where the epilogue is a smooth activation; l1: one sum a row.
   template <bool Stream, bool L1>
-  [[gnu::flatten]] double normalize(const Piece& piece, const T* x, RowScale<A> row, SmoothRows<T, Wide> behind,
-                                    T* y) const {
+  [[gnu::flatten]] void normalize(const Piece& piece, const typename Layout::Rows& rows, const T* x, RowScale<A> row,
+                                  const SmoothRows<T, Wide>& behind, T* y, double* l1) const {
     const A *weights = s_.weight + piece.channel, *biases = s_.bias + piece.channel;
-    Sums<A, 1, 1> absolutes;
+    if constexpr (L1)
+      for (int64_t r = 0; r < rows.count; ++r) l1[r] = 0;
     Layout::each_part(piece, true, [&](int64_t first, int64_t size) {
       const int64_t along = AlongRow ? first : 0;
-      const auto each = Layout::template row_places<Stream>(y + first, size);
-      const A* values = behind.values(piece.offset + first, 1, 0, size, each,
-                                      Layout::normal_rows(x + first, row.offset(s_.problem), row.rstd,
-                                                          row.rstd * *weights, weights + along, biases + along));
-      each(0, [=, &absolutes](auto lane, int64_t place, int64_t i, auto) {
-        using V = decltype(lane);
-        write<Stream>(y + first + i, load<V>(values + place));
-        if constexpr (L1) absolutes.add(0, 0, absolute(load<V>(x + first + i) - splat<V>(row.mean)));
-      });
+      const auto each = lane_places<Wide, Stream>(y + first, rows.stride, size);
+      const A* values = behind.values(
+          piece.offset + first, rows.count, rows.stride, size, each,
+          Layout::normal_rows(x + first, rows, row.offset(s_.problem), row.rstd, weights + along, biases + along));
+      for (int64_t r = 0; r < rows.count; ++r) {
+        const int64_t start = r * rows.stride + first, copy = r * behind.width(size);
+        Sums<A, 1, 1> absolutes;
+        each(r, [=, &absolutes](auto lane, int64_t place, int64_t i, auto) {
+          using V = decltype(lane);
+          write<Stream>(y + start + i, load<V>(values + copy + place));
+          if constexpr (L1) absolutes.add(0, 0, absolute(load<V>(x + start + i) - splat<V>(row.mean)));
+        });
+        if constexpr (L1) l1[r] += absolutes.value(0);
+      }
     });
-    return absolutes.value(0);
   }
 
   const Shared& s_;
