@@ -4,7 +4,7 @@
 //
 //                 float32                   float64
 //                 silu  gelu  gelu_tanh     silu  gelu  gelu_tanh
-//   avx2, avx512   2.0   2.0        2.0      2.8   2.9        3.0
+//   avx2, avx512   2.0   1.9        2.0      2.8   2.9        3.0
 //   baseline       2.9   3.0        110      2.9   3.6       1100
 //
 // The baseline cannot multiply and add in one rounding; it loses digits in the tail of gelu_tanh. Slopes are as exact
