@@ -12,7 +12,7 @@ CASES = {
     "parameters along the row": ((3, 9001), {"window": "all"}),
     "more channels than a copy has numbers": ((1, 4501, 3, 3), {"window": 3}),
     "those, of whole fields": ((2, 4501, 3, 3), {"window": "all"}),
-    "an odd number of channels, of which much is kept": ((2, 1001, 3, 3), {"window": "all"}),
+    "an odd number of channels, by two threads": ((4, 1001, 9, 9), {"window": "all"}),
     "small planes": ((5, 12, 7, 7), {"window": "all", "groups": 3}),
     "those, over the batch": ((40, 5, 7, 7), {"window": "all", "groups": 5, "over_batch": True}),
     "small planes of many samples over the batch": ((40, 12, 5, 5), {"window": "all", "groups": 3, "over_batch": True}),
