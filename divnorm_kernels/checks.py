@@ -91,6 +91,18 @@ def check_sigma(sigma: object, g: Geometry, x: Tensor) -> None:
     _check_parameter("sigma", sigma, x)
 
 
+def check_scalar(name: str, value: object, x: Tensor) -> None:
+    """Raises unless ``value`` is a number, or a tensor of one beside ``x``."""
+    if not isinstance(value, Tensor):
+        check_number(name, value, "a float or a Tensor")
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: got {value}, expected a finite number or a Tensor")
+        return
+    if value.shape not in ((), (1,)):
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected () or (1,)")
+    _check_parameter(name, value, x)
+
+
 def check_per_channel(x: Tensor, **tensors: Tensor | None) -> None:
     """Raises unless the tensors that are there have one number per channel of ``x``."""
     for name, t in tensors.items():

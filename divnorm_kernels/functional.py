@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -29,8 +28,9 @@ from .fields import UNKNOWN, geometry
 from .norm import Norm, Window, exact, norm_of
 from .prepared import prepared
 from .reference import evaluate, statistics
+from .states import recorded, transformed
 
-# Function.apply without its test for torch.func, which _transformed() has made already.
+# Function.apply without its test for torch.func, which transformed() has made already.
 _apply = super(torch.autograd.Function, DivisiveNormFunction).apply
 
 
@@ -170,14 +170,14 @@ def normalize(
     check_flag("return_l1", with_l1)
 
     kernels = select(backend, g, x)
-    if kernels is not None and _transformed():
+    if kernels is not None and transformed():
         if backend is not None:
             raise RuntimeError(
                 f"backend: got {backend!r}, which neither torch.func nor forward-mode differentiation can transform; "
                 'expected None or "reference"'
             )
         kernels = None
-    by_reference = kernels is None or _recorded()
+    by_reference = kernels is None or recorded()
     if not by_reference and direct(x, weight, bias, sigma, residual, threshold):
         if torch.is_grad_enabled():
             y, l1, maps = _apply(x, weight, bias, sigma, residual, threshold, g, kernels, with_l1, with_statistics)
@@ -195,7 +195,7 @@ def normalize(
         parameters = {"weight": weight, "bias": bias, "sigma": sigma, "threshold": threshold}
         return sharding.on_shards(on_own, x, residual, parameters, norm.over_batch)
     elif by_reference:
-        eager = not (torch.compiler.is_compiling() or _recorded() or _transformed())
+        eager = not (torch.compiler.is_compiling() or recorded() or transformed())
         if eager:
             check_held(x=x, weight=weight, bias=bias, sigma=sigma, residual=residual, threshold=threshold)
         y, l1 = evaluate(g, x, weight, bias, sigma, residual, threshold)
@@ -250,13 +250,3 @@ def _sizes(x: Tensor) -> tuple[int, ...]:
 def _check_gradient(dy: Tensor) -> None:
     """On its way to torch's own nodes, which do not look."""
     check_held(dy=dy)
-
-
-def _recorded() -> bool:
-    """Whether the call is written down in plain operators, by torch.export or torch.jit.trace, ONNX among them."""
-    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
-
-
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, which see through plain PyTorch alone."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
