@@ -1,5 +1,5 @@
-// What a channel normalization computes: y = n / D^beta with D = k + a * S, where S of a channel weighs the squares of x
-// around it, and n is x or its square. Shared by every native backend.
+// What a channel normalization computes: y = n / D^beta with D = k + a * S, where S of a channel weighs the squares of
+// x around it, and n is x or its square. Shared by every native backend.
 #pragma once
 
 #include <cmath>
@@ -25,8 +25,8 @@ struct ChannelProblem {
 
 enum Scalar : int { kScalarK, kScalarA, kScalarBeta, kScalarRho, kScalars };
 
-// k, a, beta and rho: numbers, or where one is NaN what `learned`, four numbers in the type of the sums beside x, has in
-// its place.
+// k, a, beta and rho: numbers, or where one is NaN what `learned`, four numbers in the type of the sums beside x, has
+// in its place.
 struct ChannelScalars {
   double value[kScalars] = {};
   const void* learned = nullptr;

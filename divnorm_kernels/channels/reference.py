@@ -11,7 +11,7 @@ from .pool import Box, Pool
 
 
 def evaluate(pool: Pool, x: Tensor, learned: Tensor | None) -> Tensor:
-    """y of an x (N, C, ...), differentiable by autograd as often as one likes."""
+    """The y of an x (N, C, ...), differentiable by autograd as often as one likes."""
     v = x.to(compute_dtype(x))
     k, a, beta, rho = (
         learned[i] if learns else value for i, (value, learns) in enumerate(zip(pool.scalars, pool.learns, strict=True))
