@@ -7,6 +7,7 @@
 #include <string>
 #include <tuple>
 
+#include "bindings_channels.h"
 #include "bindings_problem.h"
 #include "call.h"
 #include "cpu/calls.h"
@@ -81,6 +82,7 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("native", &Plan::native)
       .def("forward", &forward)
       .def("backward", &backward);
+  bind_channels(m);
   bind_call(m);
   bind_operators(m);
 #ifdef DIVNORM_CUDA

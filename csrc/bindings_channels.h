@@ -49,4 +49,7 @@ inline ChannelBackward channel_backward(Address dy, Address x, Address dx, Addre
           reinterpret_cast<void*>(dx), reinterpret_cast<void*>(dlearned)};
 }
 
+// Adds the CPU's functions.
+void bind_channels(pybind11::module_& module);
+
 }  // namespace divnorm

@@ -1,6 +1,7 @@
 """Divisive normalization for PyTorch: one operator for windowed, layer, group, instance and batch normalization."""
 
 from .autograd import DivisiveNormFunction
+from .channels import Exponential, channel_norm
 from .convert import convert_norm
 from .decay import no_decay_groups
 from .functional import divisive_norm
@@ -13,6 +14,7 @@ from .modules import (
     DivisiveNorm2d,
     DivisiveNorm3d,
     DivisiveNormFeatures,
+    ExponentialNorm,
     FilterResponseNorm1d,
     FilterResponseNorm2d,
     FilterResponseNorm3d,
@@ -22,6 +24,7 @@ from .modules import (
     InstanceNorm3d,
     LayerNorm,
     LocalContrastNorm2d,
+    LocalResponseNorm,
     NormalizationLayer,
     PositionalNorm2d,
     RMSNorm,
@@ -48,6 +51,8 @@ __all__ = [
     "DivisiveNorm3d",
     "DivisiveNormFeatures",
     "DivisiveNormFunction",
+    "Exponential",
+    "ExponentialNorm",
     "FilterResponseNorm1d",
     "FilterResponseNorm2d",
     "FilterResponseNorm3d",
@@ -57,6 +62,7 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "LocalContrastNorm2d",
+    "LocalResponseNorm",
     "NormalizationLayer",
     "PositionalNorm2d",
     "RMSNorm",
@@ -68,6 +74,7 @@ __all__ = [
     "VarianceNorm2d",
     "VarianceNorm3d",
     "__version__",
+    "channel_norm",
     "collect_l1",
     "convert_norm",
     "convert_sync",

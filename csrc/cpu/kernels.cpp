@@ -1,5 +1,5 @@
 // Compiled once per instruction set; DIVNORM_ISA names the set and the namespace, DIVNORM_ISA_NAME is its name as text.
-#include "kernels.h"
+#include "entries.h"
 
 #include "backward.h"
 #include "channels_first.h"
@@ -159,6 +159,8 @@ void backward_of(const Problem& problem, const BackwardTensors& tensors, int thr
     backward_in<T, ChannelsFirst<T, false>>(problem, tensors, threads);
 }
 
+}  // namespace
+
 void forward(const Problem& problem, const ForwardTensors& tensors, int threads) {
   switch (problem.dtype) {
     case Dtype::float64: return forward_of<double>(problem, tensors, threads);
@@ -176,10 +178,5 @@ void backward(const Problem& problem, const BackwardTensors& tensors, int thread
     case Dtype::float16: return backward_of<Float16>(problem, tensors, threads);
   }
 }
-
-}  // namespace
-
-extern const CpuKernels kernels;
-const CpuKernels kernels{DIVNORM_ISA_NAME, forward, backward};
 
 }  // namespace divnorm::DIVNORM_ISA

@@ -2,7 +2,7 @@
 // its own; kernels_for() picks the best one this processor runs.
 #pragma once
 
-#include "../problem.h"
+#include "../channels.h"
 
 namespace divnorm {
 
@@ -10,6 +10,8 @@ struct CpuKernels {
   const char* name;
   void (*forward)(const Problem&, const ForwardTensors&, int threads);
   void (*backward)(const Problem&, const BackwardTensors&, int threads);
+  void (*channels_forward)(const ChannelProblem&, const ChannelForward&, int threads);
+  void (*channels_backward)(const ChannelProblem&, const ChannelBackward&, int threads);
 };
 
 constexpr int kMaxInstructionSets = 3;

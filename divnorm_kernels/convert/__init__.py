@@ -12,12 +12,13 @@ from typing import Any
 from torch import nn
 
 from ..checks import check_flag
-from ..modules import NormalizationLayer
+from ..modules import LocalResponseNorm, NormalizationLayer
 from .carry import replacement
 from .fast_paths import keep_off
 from .fuse import closed, fused, opened
-from .sources import Source, examine, looks_like_one
-from .targets import Wanted, split, target
+from .local_response import local_response
+from .sources import examine, looks_like_one
+from .targets import LOCAL_RESPONSE, Wanted, split, target
 
 Only = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool] | None
 
@@ -48,11 +49,11 @@ def convert_norm(
         model: any module; where it is a normalization layer itself, its replacement is returned.
         to: a class or a partial, called with the number of channels, ``device``, ``dtype`` and ``options``, or a name:
             "bn", "l1bn" (of p=1), "vn" (`VarianceNorm2d`), "ln", "gn", "in", "frn" (`FilterResponseNorm2d`), "rms",
-            "dn", "dn-mean-only" or "none". "-s" behind it means sigma = 1, "*" sigma = 1
-            and l1_weight = 0.01, the paper's variants. A name takes the form that fits the place: on images "ln" is
-            normalization over (C, H, W), on the last dimension of tokens or features it is `LayerNorm`, in place of a
-            layer that normalizes every position of an image `PositionalNorm2d`, and "dn" on tokens or features is
-            `DivisiveNormFeatures`.
+            "dn", "dn-mean-only", "lrn" (`LocalResponseNorm`, in place of torch.nn's alone) or "none". "-s" behind it
+            means sigma = 1, "*" sigma = 1 and l1_weight = 0.01, the paper's variants. A name takes the form that fits
+            the place: on images "ln" is normalization over (C, H, W), on the last dimension of tokens or features it is
+            `LayerNorm`, in place of a layer that normalizes every position of an image `PositionalNorm2d`, and "dn" on
+            tokens or features is `DivisiveNormFeatures`.
         only: which of them: a class or a tuple of classes, a pattern for names such as ``"layer1.*"``, or a function of
             name and module.
         inplace: whether the model itself is changed, or a copy.
@@ -104,15 +105,12 @@ def _converted(
             return made[module]
         if not (looks_like_one(module) and _wanted(only, name, module)):
             return None
-        source = examine(module)
         kind, path = type(module).__name__, name or "model"
-        wanted = target(source, to, options) if isinstance(source, Source) else None
-        if wanted is not None and source.kind == "frozen" and wanted.moves_statistics:
-            source = "has statistics that never move"
-        if isinstance(source, str):
-            left[kind, source].append(path)
+        found = _new(module, to, options)
+        if isinstance(found, str):
+            left[kind, found].append(path)
             return None
-        layer, missing = replacement(source, wanted)
+        layer, missing = found
         made[module] = layer
         if missing:
             without[f"{kind} -> {type(layer).__name__}", ", ".join(missing)].append(path)
@@ -151,6 +149,20 @@ def _converted(
     return model if whole is None else whole
 
 
+def _new(module: nn.Module, to: Wanted, options: dict[str, Any]) -> tuple[nn.Module, list[str]] | str:
+    """What takes the place of a module, and what of its options that has no place for; or why it is to be left."""
+    if to == LOCAL_RESPONSE:
+        layer = local_response(module, options)
+        return layer if isinstance(layer, str) else (layer, [])
+    source = examine(module)
+    if isinstance(source, str):
+        return source
+    wanted = target(source, to, options)
+    if source.kind == "frozen" and wanted.moves_statistics:
+        return "has statistics that never move"
+    return replacement(source, wanted)
+
+
 def _wanted(only: Only, name: str, module: nn.Module) -> bool:
     if only is None:
         return True
@@ -165,6 +177,8 @@ def _described(layer: nn.Module) -> str:
     """A line of a report on a layer, with what follows it."""
     if isinstance(layer, nn.Sequential):
         return " and ".join(type(child).__name__ for child in layer)
+    if isinstance(layer, LocalResponseNorm):
+        return f"{type(layer).__name__}({layer.extra_repr()})"
     if not isinstance(layer, NormalizationLayer):
         return type(layer).__name__
     followers = [f" and {type(getattr(layer, name)).__name__}" for name in layer.followed_by]

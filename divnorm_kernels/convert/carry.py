@@ -42,7 +42,7 @@ def replacement(source: Source, target: Target) -> tuple[nn.Module, list[str]]:
         module.training = old.training
     absent = missing(source, target, layer)
     layer = _followed(layer, source, asked)
-    _share_hooks(old, layer)
+    share_hooks(old, layer)
     return layer, absent
 
 
@@ -118,8 +118,8 @@ def hooked(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in _HOOKS)
 
 
-def _share_hooks(old: nn.Module, layer: nn.Module) -> None:
-    """The dictionaries themselves, from which the handles of the hooks remove them."""
+def share_hooks(old: nn.Module, layer: nn.Module) -> None:
+    """Gives ``layer`` the dictionaries themselves, from which the handles of the hooks remove them."""
     for name in _HOOKS:
         hooks = getattr(old, name)
         hooks.update(getattr(layer, name))

@@ -108,7 +108,7 @@ def looks_like_one(module: nn.Module) -> bool:
 
 def examine(module: nn.Module) -> Source | str:
     """What a module that looks like a normalization layer is; or why it is to be left as it is."""
-    reason = _untouchable(module)
+    reason = untouchable(module)
     if reason is not None:
         return reason
     known = _known(module)
@@ -132,7 +132,7 @@ def _known(module: nn.Module) -> type[nn.Module] | None:
     return next((base for base in type(module).__mro__ if base in _KINDS), None)
 
 
-def _untouchable(module: nn.Module) -> str | None:
+def untouchable(module: nn.Module) -> str | None:
     """What a new layer could not take over from ``module``, whatever it computes."""
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "is lazy: run the model once first"

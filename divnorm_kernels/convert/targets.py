@@ -53,7 +53,9 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "*": {"sigma": 1.0, "l1_weight": 0.01},
 }
 """The paper's variants: a real sigma, and the penalty too. Both numbers are for options to overrule."""
-NAMES = ("bn", "l1bn", "vn", "ln", "gn", "in", "frn", "rms", "dn", "dn-mean-only", "none")
+LOCAL_RESPONSE = "lrn"
+"""For layers of one class, which have no number of channels."""
+NAMES = ("bn", "l1bn", "vn", "ln", "gn", "in", "frn", "rms", "dn", "dn-mean-only", LOCAL_RESPONSE, "none")
 _BATCH_KINDS: dict[str, dict[str, Any]] = {"bn": {}, "l1bn": {"p": 1}, "vn": {"subtract_mean": False}}
 """What a name of batch normalization adds to it."""
 
@@ -87,7 +89,7 @@ class Target:
 def split(name: str) -> tuple[str, dict[str, Any]]:
     """The family that a name is of, and the options of its suffix."""
     for suffix in ("*", "-s"):
-        if name.endswith(suffix) and name.removesuffix(suffix) in NAMES[:-2]:
+        if name.endswith(suffix) and name.removesuffix(suffix) in NAMES[:-3]:
             return name.removesuffix(suffix), SUFFIXES[suffix]
     if name not in NAMES:
         expected = ", ".join(map(repr, NAMES))

@@ -10,6 +10,7 @@ from .batch import (
     InstanceNorm3d,
     convert_sync,
 )
+from .channel import ExponentialNorm, LocalResponseNorm
 from .divisive import (
     DivisiveNorm,
     DivisiveNorm1d,
@@ -34,6 +35,7 @@ __all__ = [
     "DivisiveNorm2d",
     "DivisiveNorm3d",
     "DivisiveNormFeatures",
+    "ExponentialNorm",
     "FilterResponseNorm1d",
     "FilterResponseNorm2d",
     "FilterResponseNorm3d",
@@ -43,6 +45,7 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "LocalContrastNorm2d",
+    "LocalResponseNorm",
     "NormalizationLayer",
     "PositionalNorm2d",
     "RMSNorm",

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -23,6 +22,7 @@ from ..sharding import distributed
 from .forms import Rows
 from .nested import on_rows
 from .penalty import Calls
+from .recording import Recorded
 
 EPS = 1e-5
 """torch.nn's."""
@@ -79,7 +79,7 @@ def _of(owner: str, name: str, size: str | None = None) -> Any:
     return property(lambda layer: getattr(getattr(layer, owner), name), change)
 
 
-class NormalizationLayer(nn.Module):
+class NormalizationLayer(Recorded, nn.Module):
     """The base of every layer: one call of `divnorm_kernels.divisive_norm` with the layer's options.
 
     Every layer takes these keywords beside its own:
@@ -249,10 +249,9 @@ class NormalizationLayer(nn.Module):
             y = self._at_once(x, residual)
             if y is not NotImplemented:
                 return self._followed(y) if self.followed_by else y
-        for t in (x, residual):
-            if isinstance(t, Proxy):
-                path, arguments = t.tracer.path_of_module(self), (x,) if residual is None else (x, residual)
-                return t.tracer.create_proxy("call_module", path or "itself", arguments, {})
+        node = self._as_node(x, residual)
+        if node is not None:
+            return node
         if not isinstance(x, Tensor):
             check_activation(x)
         nested = x.layout is not torch.strided or x.is_nested
@@ -310,11 +309,6 @@ class NormalizationLayer(nn.Module):
         for name in self.followed_by:
             y = getattr(self, name)(y)
         return y
-
-    @property
-    def itself(self) -> NormalizationLayer:
-        """The layer: where it is itself what `torch.fx` records, the path to it."""
-        return self
 
     def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """`forward` of a tensor."""

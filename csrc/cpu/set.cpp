@@ -1,0 +1,9 @@
+#include "entries.h"
+#include "kernels.h"
+
+namespace divnorm::DIVNORM_ISA {
+
+extern const CpuKernels kernels;
+const CpuKernels kernels{DIVNORM_ISA_NAME, forward, backward, channels_forward, channels_backward};
+
+}  // namespace divnorm::DIVNORM_ISA

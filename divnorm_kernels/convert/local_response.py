@@ -1,0 +1,32 @@
+"""Local response normalization, torch's into this package's: it has no number of channels, as other layers have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..modules import LocalResponseNorm
+from .carry import share_hooks
+from .sources import untouchable
+from .targets import LOCAL_RESPONSE
+
+
+def local_response(module: nn.Module, options: dict[str, Any]) -> LocalResponseNorm | str:
+    """The layer in place of a module, or why that is to be left as it is."""
+    ours = isinstance(module, LocalResponseNorm)
+    if type(module) not in (nn.LocalResponseNorm, LocalResponseNorm):
+        return f"is no LocalResponseNorm, which {LOCAL_RESPONSE!r} is for"
+    reason = untouchable(module)
+    if reason is not None:
+        return reason
+    given = {"size": module.size, **{name: getattr(module, name) for name in ("alpha", "beta", "k")}}
+    if ours:
+        given |= {**module.initial, "learnable": module.learnable, "backend": module.backend}
+    layer = LocalResponseNorm(**given | options)
+    if ours and layer.learnable and module.learnable:
+        for name in module.initial.keys() - options.keys():
+            setattr(layer, name, getattr(module, name))
+    layer.training = module.training
+    share_hooks(module, layer)
+    return layer
