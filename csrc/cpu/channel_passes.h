@@ -100,10 +100,10 @@ class Pass {
       for (int j = 0; j < Chains; ++j) seen = exponents.seen(seen, d[j] = fused(a, sums.of[j], k));
       if (exponents.plain(seen))
         for (int j = 0; j < Chains; ++j)
-          finish(c, j, exponents.template of<Form::power, true>(d[j]), sums.of[j], slopes.of[j]...);
+          finish(c, j, exponents.template of_plain<Form::power>(d[j]), sums.of[j], slopes.of[j]...);
       else
         for (int j = 0; j < Chains; ++j)
-          finish(c, j, exponents.template of<Form::power, false>(d[j]), sums.of[j], slopes.of[j]...);
+          finish(c, j, exponents.template of_any<Form::power>(d[j]), sums.of[j], slopes.of[j]...);
     };
     if (problem_.exponential)
       sum_decaying<Slopes, A, Chains>(problem_.channels, numbers_.rho, behind_.data(), slopes_behind_.data(), square,

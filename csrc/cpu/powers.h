@@ -120,28 +120,38 @@ class Exponents {
   }
   bool plain(U seen) const { return none_above(seen, U{} + span_); }
 
-  // Plain: all d are.
-  template <Power P, bool Plain>
-  Powers<V> of(V d) const {
+  // Of d that are plain.
+  template <Power P>
+  Powers<V> of_plain(V d) const {
     const V one = splat<V>(1);
-    if constexpr (P == Power::one) return {one / d, one / d, V{}};
-    if constexpr (P == Power::half || P == Power::three_quarters) {
-      const V r = inverse_root<Plain>(d);
-      if constexpr (P == Power::half) return {r, r * r, V{}};
-      const V inverse = r * r;
-      return {Plain && kRough ? inverse * inverse_root<Plain>(r) : r * root(r), inverse, V{}};
-    }
-    V power, logarithm;
-    if constexpr (Plain) {
-      logarithm = normal_logarithm(d);
-      power = exact::bounded_exponential<V>(splat<V>(-beta_) * logarithm);
+    if constexpr (P == Power::any) {
+      const V logarithm = normal_logarithm(d);
+      return {exact::bounded_exponential<V>(splat<V>(-beta_) * logarithm), one / d, logarithm};
+    } else if constexpr (P == Power::one) {
+      return {one / d, one / d, V{}};
     } else {
-      for (int i = 0; i < kWidth<V>; ++i) {
-        logarithm[i] = std::log(d[i]);
-        power[i] = std::pow(d[i], -beta_);
+      const V r = inverse_root<true>(d), inverse = r * r;
+      if constexpr (P == Power::half) return {r, inverse, V{}};
+      return {kRough ? inverse * inverse_root<true>(r) : r * root(r), inverse, V{}};
+    }
+  }
+
+  // Of any: those that are plain among them as they are elsewhere, whatever stands beside them.
+  template <Power P>
+  Powers<V> of_any(V d) const {
+    Powers<V> found = of_plain<P>(d);
+    for (int i = 0; i < kWidth<V>; ++i) {
+      if (bit_cast<Number>(A(d[i])) - first_ <= span_) continue;
+      found.inverse[i] = 1 / d[i];
+      if constexpr (P == Power::half) found.power[i] = 1 / std::sqrt(d[i]);
+      if constexpr (P == Power::three_quarters) found.power[i] = 1 / (std::sqrt(d[i]) * std::sqrt(std::sqrt(d[i])));
+      if constexpr (P == Power::one) found.power[i] = 1 / d[i];
+      if constexpr (P == Power::any) {
+        found.logarithm[i] = std::log(d[i]);
+        found.power[i] = std::pow(d[i], -beta_);
       }
     }
-    return {power, one / d, logarithm};
+    return found;
   }
 
  private:

@@ -33,7 +33,7 @@ def gradients(
         x, learned = x.view_as(x), None if learned is None else learned.view_as(learned)
         wanted = [t for t, need in zip((x, learned), needs, strict=True) if need]
         y = evaluate(pool, x, learned)
-        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=differentiable))
+        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=differentiable, materialize_grads=True))
     return tuple(next(found) if need else None for need in needs)
 
 

@@ -146,6 +146,8 @@ def untouchable(module: nn.Module) -> str | None:
     own = (module._parameters.keys() | module._buffers.keys()) - STATE
     if isinstance(module, NormalizationLayer):
         own -= {"sigma", "threshold", "eps"}
+    if isinstance(module, modules.LocalResponseNorm):
+        own -= module.initial.keys()
     return f"has parameters or buffers of its own, {_listed(own)}" if own else None
 
 

@@ -1,0 +1,293 @@
+"""Windows over channels: the definition, what torch does with it, layers, and bad input."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import divnorm_kernels as dk
+from divnorm_kernels import Exponential, Span, channel_norm
+from divnorm_kernels.channels import cpu
+
+SHAPES = [(3, 7), (2, 9, 5), (2, 6, 3, 4), (2, 5, 2, 3, 4)]
+BACKENDS = ("reference", "cpu")
+
+
+def double(*shape):
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_torchs_local_response_norm(shape, backend):
+    """Of every size, even ones and those that no channel has all of too."""
+    for size in range(1, shape[1] + 3):
+        x, dy = double(*shape).requires_grad_(), double(*shape)
+        y = dk.LocalResponseNorm(size, 0.7, 0.6, 1.3, backend=backend)(x)
+        image = x if x.dim() > 2 else x.unsqueeze(2)
+        expected = nn.LocalResponseNorm(size, 0.7, 0.6, 1.3)(image).reshape(shape)
+        close(y, expected)
+        for got, want in zip(torch.autograd.grad(y, x, dy), torch.autograd.grad(expected, x, dy), strict=True):
+            close(got, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_exponential_is_a_direct_sum(shape, squared, backend):
+    scale, alpha, beta, k = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (1.7, 0.9, 0.8, 1.2))
+    x, dy = double(*shape).requires_grad_(), double(*shape)
+    y = channel_norm(x, Exponential(scale), alpha=alpha, beta=beta, k=k, squared=squared, backend=backend)
+    rows = x.movedim(1, -1)
+    sums = []
+    for c in range(shape[1]):
+        total = 0.0
+        for j in range(shape[1]):
+            total = total + rows[..., j] ** 2 * torch.exp(-abs(c - j) / scale)
+        sums.append(total)
+    divisor = k * (1 + alpha / scale * torch.stack(sums, 1))
+    expected = (x**2 if squared else x) / divisor**beta
+    close(y, expected)
+    leaves = (x, scale, alpha, beta, k)
+    for got, want in zip(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(expected, leaves, dy), strict=True):
+        close(got, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_spans(backend):
+    x = double(2, 8, 3)
+    close(channel_norm(x, Span(3, 2), backend=backend), channel_norm(x, 6, backend=backend))
+    y = channel_norm(x, Span(2, 0), alpha=3.0, beta=1, k=0.5, backend=backend)
+    expected = [x[:, c] / (0.5 + (x[:, max(c - 2, 0) : c + 1] ** 2).sum(1)) for c in range(8)]
+    close(y, torch.stack(expected, 1))
+    far = Span(2**30, 2**29)
+    close(channel_norm(x, far, backend=backend), x / (1 + 1e-4 / far.size * (x**2).sum(1, keepdim=True)) ** 0.75)
+
+
+@pytest.mark.parametrize("window", [3, Span(0, 2), Exponential(2.0)], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_first_and_second_derivatives(window, backend):
+    x = double(2, 5, 3).requires_grad_()
+    scalars = [torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (0.8, 0.6, 1.1)]
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+
+    def call(x, alpha, beta, k, scale):
+        field = Exponential(scale) if isinstance(window, Exponential) else window
+        return channel_norm(x, field, alpha=alpha, beta=beta, k=k, squared=True, backend=backend)
+
+    assert torch.autograd.gradcheck(call, (x, *scalars, scale))
+    assert torch.autograd.gradgradcheck(call, (x, *scalars, scale))
+
+
+def test_kernels_are_what_runs(monkeypatch):
+    """By default, under autograd, and in both directions."""
+    seen = []
+    for name in ("forward", "backward"):
+        function = getattr(cpu, name)
+        monkeypatch.setattr(cpu, name, lambda *a, f=function, name=name: seen.append(name) or f(*a))
+    x = torch.randn(2, 6, 4, requires_grad=True)
+    channel_norm(x, 3).sum().backward()
+    assert seen == ["forward", "backward"]
+
+
+def test_nothing_but_x_is_kept():
+    saved = []
+    x, alpha = torch.randn(2, 6, 40, requires_grad=True), torch.tensor(0.5, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        channel_norm(x, 3)
+        assert [t.data_ptr() for t in saved] == [x.data_ptr()]
+        saved.clear()
+        channel_norm(x, 3, alpha=alpha)
+    assert [t.shape for t in saved if t.numel() > 1] == [x.shape, (4,)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_layouts_and_dtypes_pass_through(dtype):
+    x = torch.randn(2, 6, 4, 5).to(dtype)
+    sums = 16 * torch.finfo(torch.float32).eps  # of three squares, to a power, by two roots
+    for given in (
+        x,
+        x.contiguous(memory_format=torch.channels_last),
+        x[..., ::2],
+        x.transpose(2, 3),
+        x.expand(2, 6, 4, 5),
+    ):
+        y = channel_norm(given, 3, alpha=2.0)
+        assert (y.dtype, y.shape) == (dtype, given.shape)
+        torch.testing.assert_close(
+            y.double(), channel_norm(given.double(), 3, alpha=2.0), rtol=torch.finfo(dtype).eps + sums, atol=0
+        )
+    assert channel_norm(x.contiguous(memory_format=torch.channels_last), 3).is_contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: dk.LocalResponseNorm(3, 0.5, learnable=True), dk.ExponentialNorm], ids=["lrn", "exp"]
+)
+def test_compiled_it_is_one_operator(make):
+    layer = make()
+    x = torch.randn(2, 6, 4, 5, requires_grad=True)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    y, expected = compiled(x), layer(x)
+    assert torch.equal(y, expected)
+    assert sum("channel_forward" in target for target in graphs[0]) == 1
+    for leaf in (x, *layer.parameters()):
+        got, want = (torch.autograd.grad(t.sum(), leaf, retain_graph=True)[0] for t in (y, expected))
+        torch.testing.assert_close(got, want)
+    traced = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(traced(x).sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
+
+
+def test_the_operators_are_registered_as_torch_wants():
+    x, dy = torch.randn(2, 6, 4, requires_grad=True), torch.randn(2, 6, 4)
+    learned = torch.tensor([1.0, 0.3, 0.7, 0.8], requires_grad=True)
+    nan = math.nan
+    operators = torch.ops.divnorm_kernels
+    for box in ([1, 2], []):
+        pool = (box, False, [nan, 0.2, nan, 0.5], None)
+        torch.library.opcheck(operators.channel_forward, (x, learned, *pool))
+        torch.library.opcheck(operators.channel_forward, (x, None, box, True, [1.0, 0.2, 0.5, 0.5], None))
+        torch.library.opcheck(operators.channel_backward, (dy, x.detach(), learned.detach(), [True, True], *pool))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_exported_it_is_plain_torch():
+    for layer in (dk.LocalResponseNorm(4, 0.5), dk.ExponentialNorm()):
+        x = torch.randn(2, 6, 4, 5)
+        exported = torch.export.export(layer, (x,))
+        assert not any("divnorm" in str(node.target) for node in exported.graph.nodes)
+        torch.testing.assert_close(exported.module()(x), layer(x))
+        torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
+
+
+def test_transforms_of_torch_func():
+    x = double(3, 6, 4)
+
+    def call(x):
+        return channel_norm(x, 3, alpha=0.5)
+
+    close(torch.func.vmap(lambda row: call(row.unsqueeze(0)).squeeze(0))(x), call(x))
+    tangent = double(3, 6, 4)
+    y, slope = torch.func.jvp(call, (x,), (tangent,))
+    close(y, call(x))
+    torch.testing.assert_close(
+        slope, (call(x + 1e-5 * tangent) - call(x - 1e-5 * tangent)) / 2e-5, rtol=1e-8, atol=1e-8
+    )
+    close((slope * y).sum(), (torch.func.vjp(call, x)[1](y)[0] * tangent).sum())
+
+
+def test_layers_learn_what_they_are_told():
+    layer = dk.LocalResponseNorm(5, learnable=True, dtype=torch.float64)
+    assert set(layer.state_dict()) == {"alpha", "beta", "k"}
+    assert not dk.LocalResponseNorm(5).state_dict()
+    x = double(2, 6, 4)
+    close(layer(x), nn.LocalResponseNorm(5)(x))
+    with torch.no_grad():
+        layer.alpha.fill_(0.3)
+    close(layer(x), nn.LocalResponseNorm(5, alpha=0.3)(x))
+    layer.reset_parameters()
+    close(layer(x), nn.LocalResponseNorm(5)(x))
+    exponential = dk.ExponentialNorm(2.0, 0.1, 1.0)
+    assert {name: p.item() for name, p in exponential.named_parameters()} == pytest.approx(
+        {"scale": 2.0, "alpha": 0.1, "beta": 1.0, "k": 1.0}
+    )
+    assert repr(exponential) == "ExponentialNorm(scale=2.0, alpha=0.1, beta=1.0)"
+    assert repr(dk.LocalResponseNorm(5, k=2.0)) == "LocalResponseNorm(5, k=2.0)"
+    assert not list(dk.ExponentialNorm(learnable=False).parameters())
+
+
+def test_conversion_from_torchs():
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.LocalResponseNorm(4, 0.2, 0.6, 1.5), nn.ReLU())
+    x = torch.randn(2, 3, 4, 4)
+    expected = model(x)
+    seen = []
+    handle = model[1].register_forward_hook(lambda *_: seen.append(1))
+    lines = []
+    dk.convert_norm(model, "lrn", report=lines.append)
+    assert type(model[1]) is dk.LocalResponseNorm
+    assert lines == ["1: LocalResponseNorm -> LocalResponseNorm(4, alpha=0.2, beta=0.6, k=1.5)"]
+    torch.testing.assert_close(model(x), expected)
+    handle.remove()
+    model(x)
+    assert seen == [1]
+    dk.convert_norm(model, "lrn", report=None, learnable=True)
+    alpha = model[1].alpha
+    dk.convert_norm(model, "lrn", report=None, size=3)
+    assert model[1].size == 3
+    assert model[1].alpha is alpha
+    with pytest.warns(UserWarning, match=r"left as it is: BatchNorm2d \(0\) is no LocalResponseNorm"):
+        dk.convert_norm(nn.Sequential(nn.BatchNorm2d(3)), "lrn")
+    with pytest.raises(ValueError, match=r"^to: got 'lrn-s'"):
+        dk.convert_norm(model, "lrn-s")
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments", "options"),
+    [
+        (ValueError, "window: got 0, expected a positive int", (torch.ones(2, 3), 0), {}),
+        (TypeError, "window: got 2.0 of type float, expected a positive int", (torch.ones(2, 3), 2.0), {}),
+        (TypeError, "window: got True of type bool", (torch.ones(2, 3), True), {}),
+        (ValueError, "x: got shape (3,), expected (N, C)", (torch.ones(3), 1), {}),
+        (TypeError, "x: got dtype torch.int64", (torch.ones(2, 3, dtype=torch.int64), 1), {}),
+        (TypeError, "x: got list", ([1.0], 1), {}),
+        (ValueError, "alpha: got -1, expected at least 0", (torch.ones(2, 3), 1), {"alpha": -1}),
+        (ValueError, "k: got -0.5, expected at least 0", (torch.ones(2, 3), 1), {"k": -0.5}),
+        (ValueError, "beta: got nan", (torch.ones(2, 3), 1), {"beta": math.nan}),
+        (ValueError, "beta: got inf, expected a finite number", (torch.ones(2, 3), 1), {"beta": math.inf}),
+        (ValueError, "alpha: got shape (3,), expected () or (1,)", (torch.ones(2, 3), 1), {"alpha": torch.ones(3)}),
+        (TypeError, "k: got dtype torch.float64", (torch.ones(2, 3), 1), {"k": torch.ones((), dtype=torch.float64)}),
+        (TypeError, "squared: got 1 of type int", (torch.ones(2, 3), 1), {"squared": 1}),
+        (ValueError, "backend: got 'gpu'", (torch.ones(2, 3), 1), {"backend": "gpu"}),
+    ],
+)
+def test_bad_input(error, message, arguments, options):
+    with pytest.raises(error) as caught:
+        channel_norm(*arguments, **options)
+    assert message in str(caught.value)
+
+
+def test_bad_windows_and_layers():
+    for scale in (0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=r"^scale: got"):
+            Exponential(scale)
+    with pytest.raises(TypeError, match=r"^scale: got '2'"):
+        Exponential("2")
+    with pytest.raises(ValueError, match=r"^window.scale: got shape \(2,\)"):
+        channel_norm(torch.ones(2, 3), Exponential(torch.ones(2)))
+    with pytest.raises(ValueError, match=r"^size: got 0"):
+        dk.LocalResponseNorm(0)
+    with pytest.raises(ValueError, match=r"^alpha: got -1"):
+        dk.LocalResponseNorm(3, alpha=-1)
+    with pytest.raises(ValueError, match=r"^scale: got 0"):
+        dk.ExponentialNorm(0)
+
+
+def test_freed_storage_is_told_before_it_is_read():
+    x = torch.ones(2, 3)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"^x: got a Tensor of shape"):
+        channel_norm(x, 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_types_round_once(backend):
+    for dtype in (torch.bfloat16, torch.float16):
+        x = torch.randn(4, 32, 20).to(dtype)
+        exact = F.local_response_norm(x.double(), 5, 0.5)
+        y = channel_norm(x, 5, alpha=0.5, backend=backend)
+        kind = torch.finfo(dtype)
+        limit = exact.abs() * (kind.eps / 2 + 32 * torch.finfo(torch.float32).eps) + kind.smallest_normal * kind.eps
+        assert bool(((y.double() - exact).abs() <= limit).all())
