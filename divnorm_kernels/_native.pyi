@@ -19,6 +19,40 @@ def use_instruction_set(name: str) -> None: ...
 def connect() -> None:
     """Looks up what is needed of torch; to be called first. An error says what torch does not offer."""
 
+Extents = tuple[int, int, int]
+Box = tuple[int, int] | None
+Scalars = tuple[float, float, float, float]
+
+def channels_forward(
+    x: int,
+    y: int,
+    dtype: int,
+    extents: Extents,
+    box: Box,
+    squared: bool,
+    scalars: Scalars,
+    learned: int,
+    threads: int,
+    /,
+) -> None:
+    """A channel normalization of tensors at these addresses, as `divnorm_kernels.channels.cpu` lays them out."""
+
+def channels_backward(
+    dy: int,
+    x: int,
+    dx: int,
+    dlearned: int,
+    dtype: int,
+    extents: Extents,
+    box: Box,
+    squared: bool,
+    scalars: Scalars,
+    learned: int,
+    threads: int,
+    /,
+) -> None:
+    """Its gradients; an address of 0 is no tensor."""
+
 class CpuCalls:
     """The CPU's forward and backward of a geometry, for tensors of one dtype and memory format."""
 

@@ -9,7 +9,8 @@ import torch
 from bench_command import run
 
 import divnorm_kernels as dk
-from bench import behind, models, overhead
+from bench import behind, channels, models, overhead
+from bench.timing import Times
 
 pytestmark = pytest.mark.usefixtures("torchs_defaults")
 
@@ -80,6 +81,30 @@ def test_behind(monkeypatch):
     assert words[0].startswith("silu, 64x64x64x64, float32, channels_last: 9.00 of the plain norm's time")
     assert words[-1] == "separate calls take 0.11 of ours on average, 1.5 asked"
     assert behind.missed(rows) == ["separate calls take 1.00 of ours on average, 1.5 asked"]
+
+
+def test_channels(monkeypatch):
+    """All are timed in both directions, ours gives what torch's does, and what is asked is said in words."""
+
+    def once(rounds, _):
+        for round_ in rounds.values():
+            assert sum(round_()) > 0
+        return {name: Times(1.0, 2.0, 3.0, 3.0, 3.0, 1) for name in rounds}
+
+    monkeypatch.setattr(channels, "interleaved", once)
+    rows = channels.measure((2, 8, 6, 6), "float32", "channels_last", "cpu", 0.01)
+    assert [row.subject for row in rows] == list(channels.SUBJECTS)
+    x = torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(*(channels.SUBJECTS[name](x) for name in (channels.OURS, channels.TORCHS)))
+    assert channels.table(rows).row_count == 1
+    assert channels.missed(rows) == ["torch's LRN takes 1.0 of ours on average, 15.0 asked"]
+    times = dict.fromkeys(channels.SUBJECTS, 1.0) | {channels.PLAIN: 0.5, channels.DECAYING: 1.6, channels.TORCHS: 16.0}
+    slow = [replace(row, shape=(32, 64, 56, 56), times=replace(row.times, both=times[row.subject])) for row in rows]
+    where = "32x64x56x56, float32, channels_last"
+    assert channels.missed(slow) == [
+        f"LRN, {where}: 2.00 of divisive, window 1, at most 1.3 asked",
+        f"exponential, {where}: 1.60 of LRN, at most 1.5 asked",
+    ]
 
 
 class Both:
