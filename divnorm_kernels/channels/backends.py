@@ -16,9 +16,9 @@ from types import ModuleType
 from torch import Tensor
 
 from ..backends import check_name
-from . import cpu
+from . import cpu, triton
 
-KERNELS: dict[str, ModuleType] = {"cpu": cpu}
+KERNELS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton}
 _ORDER = ("cpu", "cuda", "triton")
 
 

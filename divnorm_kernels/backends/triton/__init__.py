@@ -34,6 +34,11 @@ def missing() -> str | None:
 
 def refusal(g: Geometry, x: Tensor) -> str | None:
     """Why this call cannot be served, or ``None``."""
+    return unreadable(x)
+
+
+def unreadable(x: Tensor) -> str | None:
+    """Why no kernel in Triton can read x here, or ``None``."""
     if not _INSTALLED:
         return "the package triton is not installed"
     if not (x.is_cpu if INTERPRETED else x.is_cuda):
