@@ -73,6 +73,23 @@ def check_order_and_loops(what, report):
         assert report["warps"] <= (16 if report["strategy"] == "LOOPED" else 8), what
 
 
+def test_kernels_of_channels_compile_well(tmp_path):
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    printed = run_python("tests/compile_channels.py", "sm_90", SHARE, **environment)
+    reports = [json.loads(line) for line in printed.splitlines()]
+    assert {report["kernel"] for report in reports} == {"forward_kernel", "backward_kernel"}
+    for report in reports:
+        what = f"{report['kernel']} of {report['name']}"
+        assert report["spilled"] == 0, f"{what} spills"
+        assert report["registers"] * report["warps"] * 32 <= REGISTERS["sm_90"], f"{what}: {report['registers']}"
+        assert report["widths"] == [report["width"]], f"{what} moves {report['widths']} bytes at a time"
+        assert report["atomics"] == 0, f"{what}: the order of sums is that of time"
+        # numbers among beta's that roots give need no power
+        assert (report["powers"] > 0) == (report["beta"] is None), what
+        if report["beta"] is not None:
+            assert (report["roots"] > 0) == (report["beta"] < 1), what
+
+
 def test_launches_of_tritons_own_runtime(tmp_path):
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
     assert run_python("tests/launch_triton.py", **environment) == "8 kernels\n"
