@@ -75,7 +75,8 @@ def check_residual(residual: object, x: Tensor) -> None:
     if sizes_of(residual) != sizes_of(x):
         raise ValueError(f"residual: got shape {tuple(residual.shape)}, expected that of x, {tuple(x.shape)}")
     if residual.dtype != x.dtype:
-        raise TypeError(f"residual: got dtype {residual.dtype}, expected that of x, {x.dtype}")
+        remedy = "residual.to(x.dtype) makes it so"
+        raise TypeError(f"residual: got dtype {residual.dtype}, expected that of x, {x.dtype} ({remedy})")
     if residual.device != x.device:
         raise ValueError(f"residual: got device {residual.device}, expected that of x, {x.device}")
     if distributed(residual) != distributed(x):

@@ -24,6 +24,7 @@ from .checks import (
     check_threshold,
     sizes_of,
 )
+from .epilogue import promoted
 from .fields import UNKNOWN, geometry
 from .norm import Norm, Window, exact, norm_of
 from .prepared import prepared
@@ -81,7 +82,9 @@ def divisive_norm(
             equal ones the first has the gradient. Float32 holds powers from 1e-38 to 1e38. Where v is 0, abs(v) counts
             as flat. Kernels compute 1 and 2.
         subtract_mean: without, x stands in the numerator in place of v; s is v's all the same.
-        residual: added before the activation: a tensor of x's shape, dtype and device.
+        residual: added before the activation: a tensor of x's shape, dtype and device. Under torch.autocast one of x
+            and residual may be of a half type and the other of float32 or of the other half type: as torch adds them,
+            both are taken in float32, y's dtype then. With parameters of a half type, and in float64, they may not.
         activation: ``"relu"``: y is never below zero, and where it would be its gradient is zero; costs no pass.
             ``"silu"``, y sigmoid(y), and ``"gelu"`` and ``"gelu_tanh"``, torch's two forms of it; ``"tlu"``,
             max(y, threshold).
@@ -159,6 +162,7 @@ def normalize(
             y, l1, maps = found if with_l1 or with_statistics else (found, None, None)
             return y, l1, (maps[0], maps[-1]) if with_statistics else None
     check_activation(x)
+    x, residual = promoted(x, residual, (weight, bias, sigma, threshold))
     g = geometry(norm, _sizes(x))
     check_affine("weight", weight, g, x)
     check_affine("bias", bias, g, x)

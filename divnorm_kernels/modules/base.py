@@ -15,6 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from ..addresses import check_held
 from ..backends import check_name
 from ..checks import check_activation, check_at_least_zero, check_flag, check_number, check_residual, check_size
+from ..epilogue import promoted
 from ..functional import normalize
 from ..norm import Norm
 from ..prepared import Form, nothing, prepared
@@ -241,8 +242,8 @@ class NormalizationLayer(Recorded, nn.Module):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalizes x; in training with ``l1_weight > 0`` also keeps the penalty of this call in ``l1``.
 
-        ``residual``, a tensor of x's shape, dtype and device, is added before the activation. In a graph that
-        `torch.fx` records the layer is one node, as torch.nn's are.
+        ``residual``, as for `divnorm_kernels.divisive_norm`, is added before the activation. In a graph that `torch.fx`
+        records the layer is one node, as torch.nn's are.
         """
         x = input
         if type(x) is Tensor and self._form is not None and not torch.compiler.is_dynamo_compiling():
@@ -258,6 +259,7 @@ class NormalizationLayer(Recorded, nn.Module):
         if residual is not None:
             if nested:
                 raise TypeError("residual: got one beside an x that is nested or not strided, expected None")
+            x, residual = promoted(x, residual, self._parameters.values())
             check_residual(residual, x)
             if not torch.compiler.is_compiling():
                 check_held(residual=residual)
