@@ -300,7 +300,7 @@ LAYERS = {
     "input of another rank, features": (
         lambda: DivisiveNormFeatures(4, 3)(torch.ones(4)),
         ValueError,
-        "x: got shape (4,), expected (..., 4), num_features last",
+        "x: got shape (4,), expected (N, ..., 4), num_features last",
     ),
     "normalized_shape a float": (
         lambda: LayerNorm(2.5),

@@ -200,7 +200,7 @@ class PositionalNorm2d(DivisiveNorm):
 
 
 class DivisiveNormFeatures(NormalizationLayer):
-    """Divisive normalization over windows of features, (..., F): as in the paper's recurrent layers.
+    """Divisive normalization over windows of features, (N, ..., F): as in the paper's recurrent layers.
 
     Args:
         num_features: F; weight and bias have shape (F,).

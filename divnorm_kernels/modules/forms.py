@@ -81,6 +81,7 @@ class Rows:
         """``(N, F)``; a ValueError where ``shape`` does not end in a row."""
         dims = len(self.row)
         if len(shape) < dims + self.leading or tuple(shape[-dims:]) != self.row:
-            expected = f"(..., {', '.join(map(str, self.row))}), {self.name} last"
+            least = "N, " * self.leading
+            expected = f"({least}..., {', '.join(map(str, self.row))}), {self.name} last"
             raise ValueError(f"x: got shape {tuple(shape)}, expected {expected}")
         return (math.prod(shape[:-dims]), self.size)
