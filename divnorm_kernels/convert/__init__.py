@@ -59,9 +59,10 @@ def convert_norm(
         inplace: whether the model itself is changed, or a copy.
         report: receives a line for every replaced layer; ``None`` for silence.
         fuse: whether the new layers take in what follows them. A ReLU, SiLU or GELU module behind one, and behind it
-            alone, by what `torch.fx` records of the module that calls both: `torch.nn.Identity` takes its place. In
-            the ResNet blocks of torchvision, timm and transformers also the residual, where nothing stands between:
-            such a block gets a subclass of its class. What is hooked, shared, or a function in place of a module stays.
+            alone, by what `torch.fx` records of the module that calls both, whatever flags it has: `torch.nn.Identity`
+            takes its place. In the ResNet blocks of torchvision, timm and transformers also the residual, where nothing
+            stands between: such a block gets a subclass of its class. What is hooked, shared, a function in place of a
+            module or called by code around stays; the recipes say what cannot be seen.
         options: for the new layers' constructor, such as ``window=5``, ``sigma=0.5``, ``affine=False``.
 
     Returns:
