@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "bindings_channels.h"
+#include "bindings_gdn.h"
 #include "bindings_problem.h"
 #include "call.h"
 #include "cpu/calls.h"
@@ -83,6 +84,7 @@ PYBIND11_MODULE(_native, m) {
       .def("forward", &forward)
       .def("backward", &backward);
   bind_channels(m);
+  bind_gdn(m);
   bind_call(m);
   bind_operators(m);
 #ifdef DIVNORM_CUDA

@@ -5,7 +5,9 @@ from .channels import Exponential, channel_norm
 from .convert import convert_norm
 from .decay import no_decay_groups
 from .functional import divisive_norm
+from .gdn import gdn
 from .modules import (
+    GDN,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
@@ -42,6 +44,7 @@ from .norm import Span
 from .version import __version__
 
 __all__ = [
+    "GDN",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -79,6 +82,7 @@ __all__ = [
     "convert_norm",
     "convert_sync",
     "divisive_norm",
+    "gdn",
     "l1_penalty",
     "no_decay_groups",
 ]

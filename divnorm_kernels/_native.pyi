@@ -171,6 +171,21 @@ def operator_calls() -> tuple[int, int]:
 def operator_plans() -> int:
     """How many plans they know."""
 
+# Generalized divisive normalization (csrc/gdn.h). ``form``: dtype, inverse, simplified, streams; ``places``: blocks,
+# rows, columns, the strides of blocks and rows of tensors like x, and those of scratch; then addresses.
+
+def gdn_pool(form: tuple[int, ...], places: tuple[int, ...], threads: int, x: int, s: int, /) -> None: ...
+def gdn_forward(form: tuple[int, ...], places: tuple[int, ...], threads: int, x: int, y: int, d: int, /) -> None: ...
+def gdn_slope(
+    form: tuple[int, ...], places: tuple[int, ...], threads: int, dy: int, x: int, d: int, e: int, dd: int, /
+) -> None: ...
+def gdn_slope_of_result(
+    form: tuple[int, ...], places: tuple[int, ...], threads: int, dy: int, x: int, y: int, s: int, e: int, dd: int, /
+) -> bool: ...
+def gdn_backward(
+    form: tuple[int, ...], places: tuple[int, ...], threads: int, x: int, dx: int, e: int, ds: int, /
+) -> None: ...
+
 # Only where the module was built without CUDA.
 
 without_cuda: str

@@ -104,6 +104,15 @@ def check_scalar(name: str, value: object, x: Tensor) -> None:
     _check_parameter(name, value, x)
 
 
+def check_parameter(name: str, value: object, shape: tuple[int, ...], what: str, x: Tensor) -> None:
+    """Raises unless ``value`` is a tensor of ``shape``, which a message says is ``what``, beside ``x``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a Tensor of shape {shape}, {what}")
+    if sizes_of(value) != shape:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {shape}, {what}")
+    _check_parameter(name, value, x)
+
+
 def check_per_channel(x: Tensor, **tensors: Tensor | None) -> None:
     """Raises unless the tensors that are there have one number per channel of ``x``."""
     for name, t in tensors.items():

@@ -6,6 +6,7 @@ Source: Ren, Liao, Urtasun, Sinz, Zemel, "Normalizing the Normalizers", ICLR 201
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,14 @@ def field_average(m: Tensor, axes: tuple[Axis, ...], extents: tuple[int, ...]) -
         else:
             m = _axis_sum(m, dim, axis) / _divisors(axis, extent, dim, m)
     return m
+
+
+def field_adjoint(d: Tensor, axes: tuple[Axis, ...], extents: tuple[int, ...]) -> Tensor:
+    """The gradient of ``m`` in `field_average` from that of its result; same shape."""
+    for dim, (axis, extent) in enumerate(zip(axes, extents, strict=True), start=2):
+        mirrored = replace(axis, lo=axis.hi, hi=axis.lo)
+        d = _axis_sum(d / _divisors(axis, extent, dim, d), dim, mirrored)
+    return d
 
 
 def _mean(t: Tensor, dim: int, keepdim: bool = False) -> Tensor:

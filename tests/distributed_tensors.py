@@ -19,6 +19,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import SequenceParallel, parallelize_module
 
 from divnorm_kernels import (
+    GDN,
     BatchNorm2d,
     DivisiveNorm2d,
     DivisiveNormFeatures,
@@ -256,6 +257,21 @@ def refused(mesh: DeviceMesh) -> None:
         convert_sync(BatchNorm2d(4))(cut)
 
 
+def generalized(mesh: DeviceMesh) -> None:
+    """GDN, whose parameters are bounded as DTensors, on an x that is cut along the batch or within an image."""
+    generator = torch.Generator().manual_seed(9)
+    image = torch.randn((3, 4, 5, 6), generator=generator)
+    layer = GDN(4, window=3)
+    across = distribute_module(copy.deepcopy(layer), mesh)
+    for placement in (Replicate(), Shard(0), Shard(2), Partial()):
+        outcomes = []
+        for module, x in ((layer, image.clone()), (across, distributed(image, mesh, placement))):
+            y = module(x.requires_grad_())
+            outcomes.append([y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])])
+        for want, have in zip(*outcomes, strict=True):
+            close(have, want)
+
+
 def compare_all(rank: int, world: int) -> None:
     """All of the above, in one process of ``world``."""
     mesh = init_device_mesh("cpu", (world,))
@@ -267,4 +283,5 @@ def compare_all(rank: int, world: int) -> None:
     sequence_parallel(rank, mesh)
     for shape in ((1, world), (world, 1)):
         two_dimensional(init_device_mesh("cpu", shape))
+    generalized(mesh)
     refused(mesh)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../channels.h"
+#include "../gdn.h"
 
 namespace divnorm {
 
@@ -12,6 +13,7 @@ struct CpuKernels {
   void (*backward)(const Problem&, const BackwardTensors&, int threads);
   void (*channels_forward)(const ChannelProblem&, const ChannelForward&, int threads);
   void (*channels_backward)(const ChannelProblem&, const ChannelBackward&, int threads);
+  const GdnKernels* gdn;
 };
 
 constexpr int kMaxInstructionSets = 3;

@@ -20,6 +20,7 @@ from .divisive import (
     LocalContrastNorm2d,
     PositionalNorm2d,
 )
+from .gdn import GDN
 from .penalty import collect_l1, l1_penalty
 from .response import FilterResponseNorm1d, FilterResponseNorm2d, FilterResponseNorm3d
 from .top_k import TopKBatchNorm1d, TopKBatchNorm2d, TopKBatchNorm3d
@@ -27,6 +28,7 @@ from .variance import VarianceNorm1d, VarianceNorm2d, VarianceNorm3d
 from .whole import GroupNorm, LayerNorm, RMSNorm
 
 __all__ = [
+    "GDN",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
