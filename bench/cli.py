@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from . import behind, channels, family, models, overhead, properties, recurrent, targets
+from . import behind, channels, family, gdn, models, overhead, properties, recurrent, targets
 from . import pages as tables
 from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, settings
 from .check.command import app as check
@@ -45,6 +45,7 @@ app.add_typer(check, name="gpu-check")
 app.command()(tune)
 app.command("behind")(behind.command)
 app.command("channels")(channels.command)
+app.command("gdn")(gdn.command)
 
 
 @app.command()

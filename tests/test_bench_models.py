@@ -9,8 +9,9 @@ import torch
 from bench_command import run
 
 import divnorm_kernels as dk
-from bench import behind, channels, models, overhead
-from bench.timing import Times
+from bench import behind, channels, gdn, models, overhead
+from bench.subjects import OURS
+from bench.timing import Times, step
 
 pytestmark = pytest.mark.usefixtures("torchs_defaults")
 
@@ -83,14 +84,15 @@ def test_behind(monkeypatch):
     assert behind.missed(rows) == ["separate calls take 1.00 of ours on average, 1.5 asked"]
 
 
+def once(rounds, _):
+    """All rounds, each with the same times."""
+    for round_ in rounds.values():
+        assert sum(round_()) > 0
+    return {name: Times(1.0, 2.0, 3.0, 3.0, 3.0, 1) for name in rounds}
+
+
 def test_channels(monkeypatch):
     """All are timed in both directions, ours gives what torch's does, and what is asked is said in words."""
-
-    def once(rounds, _):
-        for round_ in rounds.values():
-            assert sum(round_()) > 0
-        return {name: Times(1.0, 2.0, 3.0, 3.0, 3.0, 1) for name in rounds}
-
     monkeypatch.setattr(channels, "interleaved", once)
     rows = channels.measure((2, 8, 6, 6), "float32", "channels_last", "cpu", 0.01)
     assert [row.subject for row in rows] == list(channels.SUBJECTS)
@@ -105,6 +107,31 @@ def test_channels(monkeypatch):
         f"LRN, {where}: 2.00 of divisive, window 1, at most 1.3 asked",
         f"exponential, {where}: 1.60 of LRN, at most 1.5 asked",
     ]
+
+
+def test_gdn(monkeypatch):
+    """Ours and the formula are timed with all their gradients and give the same; what is asked is said in words."""
+    shape = (2, 8, 6, 6)
+    extra = gdn.memory(shape, "float32", "channels_last", "cpu", compiled=False)
+    results = []
+    monkeypatch.setattr(gdn, "interleaved", once)
+    rows = gdn.measure(shape, "float32", "channels_last", "cpu", 0.01, extra, compiled=False)
+    assert [row.subject for row in rows] == [OURS, gdn.EAGER]
+    x, dy = gdn._made(shape, "float32", "channels_last", "cpu")
+    for subject in gdn.subjects(x, compiled=False):
+        results.append(step(subject, x, dy)[2])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    assert gdn.table(rows).row_count == 2
+    words = gdn.missed([replace(row, extra_bytes=2304) for row in rows])
+    where = "2x8x6x6, float32, channels_last"
+    asked = [
+        f"{gdn.EAGER}, {where}: 1.00 of our time, at least 1.50 asked",
+        f"memory, {where}: 1.00 of x, less than 1 asked",
+    ]
+    assert words == asked
+    fast = [replace(row, times=replace(row.times, both=1.0), extra_bytes=0) for row in rows[:1]]
+    assert not gdn.missed([*fast, replace(rows[1], extra_bytes=0)])
 
 
 class Both:
