@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "entries.h"
-#include "lanes.h"
+#include "roots.h"
 #include "threads.h"
 
 namespace divnorm::DIVNORM_ISA {
@@ -11,33 +11,6 @@ namespace divnorm::DIVNORM_ISA {
 namespace {
 
 constexpr int64_t kGrain = 1 << 13;  // numbers that are worth a thread
-
-// Compilers make single roots of a loop over lanes.
-template <class V>
-inline V root(V v) {
-  if constexpr (is_scalar<V>) return std::sqrt(v);
-#if defined(__AVX512F__)
-  else if constexpr (std::is_same_v<V, Vec<float>>)
-    return bit_cast<V>(_mm512_sqrt_ps(bit_cast<__m512>(v)));
-  else
-    return bit_cast<V>(_mm512_sqrt_pd(bit_cast<__m512d>(v)));
-#elif defined(__AVX2__)
-  else if constexpr (std::is_same_v<V, Vec<float>>)
-    return bit_cast<V>(_mm256_sqrt_ps(bit_cast<__m256>(v)));
-  else
-    return bit_cast<V>(_mm256_sqrt_pd(bit_cast<__m256d>(v)));
-#elif defined(__x86_64__)
-  else if constexpr (std::is_same_v<V, Vec<float>>)
-    return bit_cast<V>(_mm_sqrt_ps(bit_cast<__m128>(v)));
-  else
-    return bit_cast<V>(_mm_sqrt_pd(bit_cast<__m128d>(v)));
-#else
-  else {
-    for (int64_t i = 0; i < kWidth<V>; ++i) v[i] = std::sqrt(v[i]);
-    return v;
-  }
-#endif
-}
 
 template <class V>
 inline auto is_normal(V v) {

@@ -7,43 +7,11 @@
 #include <cmath>
 
 #include "exact_activations.h"
+#include "roots.h"
 
 namespace divnorm::DIVNORM_ISA {
 
 enum class Power { half, three_quarters, one, any };
-
-template <class V>
-inline V root(V v) {
-  if constexpr (std::is_same_v<V, Vec<float>>) {
-#if defined(__AVX512F__)
-    return bit_cast<V>(_mm512_sqrt_ps(bit_cast<__m512>(v)));
-#elif defined(__AVX2__)
-    return bit_cast<V>(_mm256_sqrt_ps(bit_cast<__m256>(v)));
-#elif defined(__x86_64__)
-    return bit_cast<V>(_mm_sqrt_ps(bit_cast<__m128>(v)));
-#endif
-  }
-  for (int i = 0; i < kWidth<V>; ++i) v[i] = std::sqrt(v[i]);
-  return v;
-}
-
-// 1 / sqrt(d). Rough: from the processor's estimate r, whose error e = 1 - d r^2 is below 2^-10, by the terms of
-// (1 - e)^-1/2 up to e^2; of a d far from float's ends.
-template <bool Rough, class V>
-inline V inverse_root(V d) {
-#if defined(__FMA__)
-  if constexpr (Rough && std::is_same_v<V, Vec<float>>) {
-#if defined(__AVX512F__)
-    const V r = bit_cast<V>(_mm512_rsqrt14_ps(bit_cast<__m512>(d)));
-#else
-    const V r = bit_cast<V>(_mm256_rsqrt_ps(bit_cast<__m256>(d)));
-#endif
-    const V e = fused<V>(-(d * r), r, splat<V>(1));
-    return fused<V>(r * e, fused(e, splat<V>(0.375), splat<V>(0.5)), r);
-  }
-#endif
-  return splat<V>(1) / root(d);
-}
 
 // The whole numbers that bits stand for in two's complement, each of a size below 2^20.
 template <class V>
