@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "entries.h"
+#include "lanes.h"
 #include "roots.h"
 #include "threads.h"
 
