@@ -4,11 +4,11 @@
 
 #include "bindings_problem.h"
 #include "cuda/call.h"
+#include "cuda/channels_program.h"
 
 namespace py = pybind11;
 
 namespace divnorm {
-namespace {
 
 cuda::Device device_of(const py::dict& facts) {
   cuda::Device device;
@@ -19,6 +19,8 @@ cuda::Device device_of(const py::dict& facts) {
   device.clusters = facts["clusters"].cast<bool>();
   return device;
 }
+
+namespace {
 
 cuda::Preferences preferences_of(const py::dict& row) {
   cuda::Preferences p;
@@ -73,6 +75,7 @@ void bind_cuda(py::module_& module) {
   py::dict compiled_for;  // most threads of a block, blocks of a multiprocessor
   compiled_for["resident"] = py::make_tuple(cuda::kResidentThreads, cuda::kResidentBlocks);
   compiled_for["staged"] = py::make_tuple(cuda::kStagedThreads, cuda::kStagedBlocks);
+  compiled_for["channels"] = py::make_tuple(cuda::kChannelThreads, cuda::kChannelBlocks);
   module.attr("cuda_compiled_for") = compiled_for;
   module.def("cuda_versions", [] {
     const cuda::Versions found = cuda::versions();
@@ -92,6 +95,7 @@ void bind_cuda(py::module_& module) {
       .def_property_readonly("strategies", [](const cuda::Calls& calls) {
         return py::make_tuple(calls.strategy(Direction::forward), calls.strategy(Direction::backward));
       });
+  bind_channels_cuda(module);
 }
 
 }  // namespace divnorm

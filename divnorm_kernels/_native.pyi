@@ -196,6 +196,8 @@ without_cuda: str
 cuda_archs: str
 """The architectures it was built for: ``sm_80 sm_90``."""
 cuda_most_positions: int
+cuda_most_channels: int
+"""Of a channel normalization this and more are too many."""
 cuda_compiled_for: dict[str, tuple[int, int]]
 
 def cuda_versions() -> tuple[int, int]:
@@ -233,3 +235,37 @@ class CudaCalls:
     def scratch_bytes(self) -> tuple[int, int]: ...
     @property
     def strategies(self) -> tuple[str, str]: ...
+
+class CudaChannels:
+    """A channel normalization (`divnorm_kernels.channels.pool.Pool`) on a GPU; tensors are addresses, 0: absent."""
+
+    def __init__(
+        self,
+        dtype: int,
+        extents: tuple[int, int, int],
+        box: tuple[int, int] | None,
+        squared: bool,
+        device_index: int,
+        device: dict[str, Any],
+        /,
+    ) -> None: ...
+    @property
+    def scratch_bytes(self) -> tuple[int, int]:
+        """That forward and backward need."""
+    def cut(self, backward: bool) -> dict[str, Any]:
+        """How a direction is cut into tiles, blocks and threads."""
+    def forward(
+        self, x: int, y: int, scalars: tuple[float, ...], learned: int, scratch: int, stream: int, /
+    ) -> None: ...
+    def backward(
+        self,
+        dy: int,
+        x: int,
+        dx: int,
+        dlearned: int,
+        scalars: tuple[float, ...],
+        learned: int,
+        scratch: int,
+        stream: int,
+        /,
+    ) -> None: ...

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(native.module, "CudaCalls") or not CUOBJDUMP.exists(), reason="needs a module with CUDA, and cuobjdump"
 )
 KERNELS = ("resident_forward", "resident_backward", "staged_forward", "staged_backward")
+CHANNELS = ("channels_forward", "channels_backward")
 TYPES = {"d": 8, "f": 4, "NS0_8bfloat16E": 2, "NS0_7float16E": 2}
 REGISTERS = 1 << 16
 
@@ -51,18 +52,25 @@ def kernel_of(name):
     return match and match.groups()
 
 
+def channels_kernel_of(name):
+    """Kernel, dtype, and whether its arrays are far, of a mangled name of a channel normalization's, or None."""
+    match = re.search(rf"\d+({'|'.join(CHANNELS)})I({'|'.join(TYPES)})Lb([01])EEv", name)
+    return match and match.groups()
+
+
 def test_every_kernel_for_every_architecture(usage):
-    wanted = set(product(KERNELS, TYPES, "01", "01"))
+    wanted = set(product(KERNELS, TYPES, "01", "01")), set(product(CHANNELS, TYPES, "01"))
     assert archs(usage) == set(native.module.cuda_archs.split())
     for arch in archs(usage):
-        assert {kernel_of(name) for a, name in usage if a == arch} - {None} == wanted, arch
+        names = [name for a, name in usage if a == arch]
+        assert ({*map(kernel_of, names)} - {None}, {*map(channels_kernel_of, names)} - {None}) == wanted, arch
 
 
 def test_nothing_spills_and_the_launches_find_their_registers(usage):
     for (arch, name), used in usage.items():
         assert used["STACK"] == used["LOCAL"] == 0, (arch, name, used)
         assert used["SHARED"] <= 1024, (arch, name, used)  # all of it is asked for at launch; 1 KB is the driver's
-        if found := kernel_of(name):
+        if found := kernel_of(name) or channels_kernel_of(name):
             threads, blocks = native.module.cuda_compiled_for[found[0].split("_")[0]]
             if TYPES[found[1]] == 8:  # float64 has room for half as many
                 blocks = (blocks + 1) // 2
@@ -87,6 +95,13 @@ def test_activations_move_sixteen_bytes_at_a_time(instructions):
         assert not re.search(r"\b(STL|LDL)\b", code), name
         if found[0].startswith("staged"):  # what another block has written must not come from a cache that misses it
             assert not re.search(r"LDG\S*\.CONSTANT", code), name
+
+
+def test_tiles_of_channels_move_sixteen_bytes_at_a_time(instructions):
+    for name, code in instructions.items():
+        if channels_kernel_of(name):
+            assert re.search(r"LDG\S*\.128", code), name
+            assert re.search(r"STG\S*\.128", code), name
 
 
 def test_clusters_exchange_sums_through_shared_memory(instructions):

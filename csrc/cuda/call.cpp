@@ -53,6 +53,8 @@ void* within(const Call& call, int64_t offset) { return static_cast<unsigned cha
 
 }  // namespace
 
+bool starts_early(const Device& device) { return device.clusters && versions().driver >= kEarlyInGraphs; }
+
 // Errors of the runtime say which kernel they met, and on what.
 template <class Body>
 void Calls::naming(Direction direction, const Strategy& strategy, Body&& body) const {
@@ -72,7 +74,7 @@ Calls::Calls(const Problem& problem, int device, const Device& facts, const Pref
       kernels_(kernels_for(problem_.dtype)),
       forward_(prepared(Direction::forward, device, facts, forward)),
       backward_(prepared(Direction::backward, device, facts, backward)),
-      early_(facts.clusters && versions().driver >= kEarlyInGraphs) {}
+      early_(starts_early(facts)) {}
 
 // The strategy of the table, with smaller or fewer clusters where the device cannot hold its own.
 Strategy Calls::prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const {

@@ -15,6 +15,9 @@ struct Call {
   Stream stream;
 };
 
+// Whether launches on such a device may begin early: those of clusters do.
+bool starts_early(const Device& device);
+
 class Calls : public divnorm::Calls {
  public:
   Calls(const Problem& problem, int device, const Device& facts, const Preferences& forward,
@@ -41,7 +44,7 @@ class Calls : public divnorm::Calls {
   Problem problem_;
   const KernelSet& kernels_;
   Strategy forward_, backward_;
-  bool early_;  // whether the device starts launches early, as those of clusters do
+  bool early_;  // whether the device starts launches early
 };
 
 }  // namespace divnorm::cuda

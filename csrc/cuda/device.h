@@ -207,6 +207,9 @@ __device__ inline float reciprocal(float number) {
   return near + near * (1 - number * near);
 }
 
+__device__ inline double inverse_root(double number) { return ::rsqrt(number); }
+__device__ inline float inverse_root(float number) { return ::rsqrtf(number); }
+
 __device__ inline float from_bits(uint32_t bits) { return __uint_as_float(bits); }
 __device__ inline float float_of_half(uint16_t bits) {
   float value;

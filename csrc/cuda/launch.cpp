@@ -77,6 +77,15 @@ void start(const Launch& launch, Stream stream, const void* kernel, const void* 
   check(cudaLaunchKernelExC(Config(launch, stream).get(), kernel, all), "cudaLaunchKernelExC");
 }
 
+// The same for every plan: these belong to the kernel, and another plan may be at work.
+void prepare(int device, int most_shared_bytes, const void* function) {
+  const Current current(device);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes),
+        "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
+  check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        "cudaFuncSetAttribute(PreferredSharedMemoryCarveout)");
+}
+
 }  // namespace
 
 Versions versions() {
@@ -86,19 +95,18 @@ Versions versions() {
   return found;
 }
 
-// The same for every plan: these belong to the kernel, and another plan may be at work.
 void prepare(int device, int most_shared_bytes, Kernel kernel) {
-  const Current current(device);
   const auto* function = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes),
-        "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
-  check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
-        "cudaFuncSetAttribute(PreferredSharedMemoryCarveout)");
+  prepare(device, most_shared_bytes, function);
+  const Current current(device);
   int major = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
   if (major >= kFirstWithClusters)
     check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
           "cudaFuncSetAttribute(NonPortableClusterSizeAllowed)");
+}
+void prepare(int device, int most_shared_bytes, ChannelKernel kernel) {
+  prepare(device, most_shared_bytes, reinterpret_cast<const void*>(kernel));
 }
 
 int64_t clusters_at_once(int device, const Launch& launch, Kernel kernel) {
@@ -128,8 +136,10 @@ void start(const Launch& launch, Stream stream, Kernel kernel, const Arguments& 
 void start(const Launch& launch, Stream stream, FinishKernel kernel, const FinishArguments& arguments) {
   start(launch, stream, reinterpret_cast<const void*>(kernel), &arguments);
 }
-
 void start(const Launch& launch, Stream stream, ClearKernel kernel, const ClearArguments& arguments) {
+  start(launch, stream, reinterpret_cast<const void*>(kernel), &arguments);
+}
+void start(const Launch& launch, Stream stream, ChannelKernel kernel, const ChannelArguments& arguments) {
   start(launch, stream, reinterpret_cast<const void*>(kernel), &arguments);
 }
 

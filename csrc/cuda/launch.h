@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "channels_program.h"
 #include "kernels.h"
 
 namespace divnorm::cuda {
@@ -28,6 +29,7 @@ Versions versions();
 
 // Before a kernel's first launch on a device, of which a block can have most_shared_bytes of shared memory.
 void prepare(int device, int most_shared_bytes, Kernel kernel);
+void prepare(int device, int most_shared_bytes, ChannelKernel kernel);
 
 // How many clusters of this launch the device holds at once, 0 where it cannot start one: the multiprocessors of a
 // cluster are neighbours, and not every device has as many of them side by side. The kernel has been prepared.
@@ -36,5 +38,6 @@ int64_t clusters_at_once(int device, const Launch& launch, Kernel kernel);
 void start(const Launch& launch, Stream stream, Kernel kernel, const Arguments& arguments);
 void start(const Launch& launch, Stream stream, FinishKernel kernel, const FinishArguments& arguments);
 void start(const Launch& launch, Stream stream, ClearKernel kernel, const ClearArguments& arguments);
+void start(const Launch& launch, Stream stream, ChannelKernel kernel, const ChannelArguments& arguments);
 
 }  // namespace divnorm::cuda

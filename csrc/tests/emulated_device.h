@@ -88,6 +88,11 @@ A reciprocal(A number) {
   return 1 / number;
 }
 
+template <class A>
+A inverse_root(A number) {
+  return 1 / std::sqrt(number);
+}
+
 inline float from_bits(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);

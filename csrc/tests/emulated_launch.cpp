@@ -16,6 +16,7 @@ void run(const Launch& launch, void (*kernel)(const Arguments), const Arguments&
 Versions versions() { return {13000, 13000}; }
 
 void prepare(int, int, Kernel) {}
+void prepare(int, int, ChannelKernel) {}
 
 int64_t clusters_at_once(int, const Launch& launch, Kernel) {
   return launch.cluster <= emulation::largest_cluster ? emulation::most_clusters : 0;
@@ -26,6 +27,9 @@ void start(const Launch& launch, Stream, FinishKernel kernel, const FinishArgume
   run(launch, kernel, arguments);
 }
 void start(const Launch& launch, Stream, ClearKernel kernel, const ClearArguments& arguments) {
+  run(launch, kernel, arguments);
+}
+void start(const Launch& launch, Stream, ChannelKernel kernel, const ChannelArguments& arguments) {
   run(launch, kernel, arguments);
 }
 

@@ -16,9 +16,9 @@ from types import ModuleType
 from torch import Tensor
 
 from ..backends import check_name
-from . import cpu, triton
+from . import cpu, cuda, triton
 
-KERNELS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton}
+KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 _ORDER = ("cpu", "cuda", "triton")
 
 

@@ -51,15 +51,22 @@ def missing() -> str | None:
     return reason
 
 
-def refusal(g: Geometry, x: Tensor) -> str | None:
-    """Why this call cannot be served, or ``None``."""
+def refusal_of(x: Tensor) -> str | None:
+    """Why no kernel takes such an x, or ``None``."""
     if x.device.type != DEVICE_TYPE:
         return missing() or f"x is on {x.device}, this backend computes on {DEVICE_TYPE} devices"
-    reason, most_positions = _serves(x.device.index)
+    reason, _ = _serves(x.device.index)
+    if reason is None and x.dtype not in DTYPES:
+        return f"x has dtype {x.dtype}"
+    return reason
+
+
+def refusal(g: Geometry, x: Tensor) -> str | None:
+    """Why this call cannot be served, or ``None``."""
+    reason = refusal_of(x)
     if reason is not None:
         return reason
-    if x.dtype not in DTYPES:
-        return f"x has dtype {x.dtype}"
+    _, most_positions = _serves(x.device.index)
     if max(g.batch, g.channels, g.numel // max(1, g.batch * g.channels)) >= most_positions:
         return f"x has {most_positions} or more samples, channels or positions"
     return None
