@@ -54,7 +54,7 @@ def kernel_of(name):
 
 def channels_kernel_of(name):
     """Kernel, dtype, and whether its arrays are far, of a mangled name of a channel normalization's, or None."""
-    match = re.search(rf"\d+({'|'.join(CHANNELS)})I({'|'.join(TYPES)})Lb([01])EEv", name)
+    match = re.search(rf"\d+({'|'.join(CHANNELS)})I({'|'.join(TYPES)})Lb([01])E", name)
     return match and match.groups()
 
 

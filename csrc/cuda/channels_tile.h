@@ -141,14 +141,17 @@ __device__ void copy_out(const ChannelTile& tile, const ChannelCut& cut, const A
   with_pack(tile, cut, global, [&](auto constant) {
     constexpr int Count = decltype(constant)::value;
     using Run = Pack<T, Count>;
-    for (ChannelPacks<Count> packs(tile, cut); packs.more(); packs.next())
-      packs.each([&](int, int64_t to, int at) {
+    for (ChannelPacks<Count> packs(tile, cut); packs.more(); packs.next()) {
+      Run run[kPacksTogether];
+      packs.each([&](int i, int64_t, int at) {
         const int turn = turn_of<Acc<T>, Count>(at);
         Pack<Acc<T>, Count> wide;
 #pragma unroll
         for (int n = 0; n < Count; ++n) wide.at[n] = from.get(at + (n + turn) % Count);
-        device::store(reinterpret_cast<Run*>(global + to), narrow<T, Count>(turned(wide, (Count - turn) % Count)));
+        run[i] = narrow<T, Count>(turned(wide, (Count - turn) % Count));
       });
+      packs.each([&](int i, int64_t to, int) { device::store_at_once(reinterpret_cast<Run*>(global + to), run[i]); });
+    }
   });
 }
 

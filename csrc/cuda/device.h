@@ -135,6 +135,23 @@ __device__ inline void store(V* address, V value, NoMore cached) {
                    : "memory");
   }
 }
+// In one access, also where the value has been put together from several, which the compiler stores one by one.
+template <class V>
+__device__ inline void store_at_once(V* address, V value) {
+  constexpr int kWords = sizeof(V) / 4;
+  if constexpr (kWords < 2) {
+    *address = value;
+  } else {
+    uint32_t words[kWords];
+    memcpy(words, &value, sizeof value);
+    if constexpr (kWords == 4)
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(words[0]), "r"(words[1]),
+                   "r"(words[2]), "r"(words[3])
+                   : "memory");
+    else
+      asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(words[0]), "r"(words[1]) : "memory");
+  }
+}
 
 // Global to shared memory without a register in between; complete after copies_done() and a barrier.
 template <int Bytes>

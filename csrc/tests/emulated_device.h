@@ -68,6 +68,10 @@ void store(V* address, V value, Cached = {}) {
   count_write(address, sizeof(V));
   *address = value;
 }
+template <class V>
+void store_at_once(V* address, V value) {
+  store(address, value);
+}
 template <int Bytes, class Cached>
 void copy_async(void* shared, const void* global, Cached) {
   count_read(global, Bytes);
