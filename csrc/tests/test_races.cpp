@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "channels_runner.h"
 #include "cuda_runner.h"
 
 namespace {
@@ -11,21 +12,51 @@ namespace {
 using namespace divnorm;
 using namespace divnorm::tests;
 
-// The exit status of a process of its own that runs a case with a barrier of a launch left out.
-int outcome(const Case& c, const Setting& setting, int launch, int barrier) {
+// The exit status of a process of its own in which a barrier of a launch is left out.
+int outcome(int launch, int barrier, const std::function<void()>& body) {
   std::fflush(stdout);  // or the child writes it again
   const pid_t child = fork();
   if (child == 0) {
     if (launch >= 0) dup2(open("/dev/null", O_WRONLY), STDERR_FILENO);
-    const Shape shape(c);
-    const Numbers ones(shape.numel, 1.0), affine(shape.affine, 1.0), sigma(c.groups, 1.0);
     cuda::emulation::leave_out_barrier(launch, barrier);
-    run(c, Dtype::float32, {ones, affine, affine, sigma, ones, affine}, ones, setting);
+    body();
     std::exit(0);  // ThreadSanitizer has its say at exit
   }
   int status = 0;
   waitpid(child, &status, 0);
   return status;
+}
+
+int outcome(const Case& c, const Setting& setting, int launch, int barrier) {
+  return outcome(launch, barrier, [&] {
+    const Shape shape(c);
+    const Numbers ones(shape.numel, 1.0), affine(shape.affine, 1.0), sigma(c.groups, 1.0);
+    run(c, Dtype::float32, {ones, affine, affine, sigma, ones, affine}, ones, setting);
+  });
+}
+
+// Of channel normalizations: around the sums over windows, and in blocks of two warps around those of the numbers that
+// learn. Not behind a tile that is written: the next one is read by the same threads, unless its alignment differs.
+void check_channels_for_races() {
+  const auto cases = channel_cases();
+  const struct {
+    size_t which;
+    std::vector<int> forward, backward;
+  } all[] = {{0, {0, 1}, {0, 1, 2, 5, 6}}, {2, {0, 1, 2}, {0, 1, 2, 3, 4}}};
+  for (const auto& one : all) {
+    ChannelCase c = cases.at(one.which);
+    c.problem.outer = 1;  // a tile, and threads to start for it
+    c.problem.inner = 8;
+    const Numbers ones(c.problem.numel(), 1.0);
+    const auto outcome_without = [&](int launch, int barrier) {
+      return outcome(launch, barrier, [&] { run(c, Dtype::float32, ones, ones); });
+    };
+    check(outcome_without(-1, -1) == 0, c.name + ": a race");
+    for (const bool forward : {true, false})
+      for (const int barrier : forward ? one.forward : one.backward)
+        check(outcome_without(forward ? 0 : 1, barrier) != 0,
+              c.name + (forward ? ": forward" : ": backward") + " without barrier " + std::to_string(barrier));
+  }
 }
 
 // Barriers by their number among those that a thread meets. A launch of a direction is followed by one that finishes
@@ -85,5 +116,6 @@ int main() {
       }
       std::printf("%s: no race; %d of %d missing barriers are caught\n", where.c_str(), caught, barriers);
     }
+  check_channels_for_races();
   return failures == 0 ? 0 : 1;
 }
