@@ -30,7 +30,7 @@ def select(name: str | None, x: Tensor) -> ModuleType | None:
         RuntimeError: where the named backend is missing here or cannot serve the call; the message says why.
     """
     if name is None:
-        return next((KERNELS[n] for n in _ORDER if n in KERNELS and KERNELS[n].refusal(x) is None), None)
+        return next((KERNELS[n] for n in _ORDER if KERNELS[n].refusal(x) is None), None)
     check_name(name)
     if name == "reference":
         return None
