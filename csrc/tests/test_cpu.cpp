@@ -1,5 +1,6 @@
 // The CPU kernels without Python, for sanitizers: every instruction set this processor runs.
 #include "../cpu/kernels.h"
+#include "channel_cases.h"
 #include "definition.h"
 
 namespace {
@@ -53,6 +54,15 @@ Results run(const CpuKernels& kernels, const Case& c, Dtype dtype, const Inputs&
   return r;
 }
 
+ChannelResults run_channels(const CpuKernels& kernels, const ChannelCase& c, Dtype dtype, const Numbers& x,
+                            const Numbers& grad) {
+  ChannelProblem problem = c.problem;
+  problem.dtype = dtype;
+  return run(
+      c, problem, x, grad, [&](const ChannelForward& call) { kernels.channels_forward(problem, call, 3); },
+      [&](const ChannelBackward& call) { kernels.channels_backward(problem, call, 3); });
+}
+
 }  // namespace
 
 int main() {
@@ -66,6 +76,11 @@ int main() {
                  [&](const Case& one, Dtype dtype, const Inputs& in, const Numbers& grad, int threads) {
                    return run(*kernels_for(names[i]), one, dtype, in, grad, threads == 0 ? 1 : threads);
                  });
+  for (int i = 0; i < count; ++i)
+    for (const ChannelCase& c : channel_cases())
+      check_channels(c, [&](const ChannelCase& one, Dtype dtype, const Numbers& x, const Numbers& grad) {
+        return run_channels(*kernels_for(names[i]), one, dtype, x, grad);
+      });
   check(kernels_for("none such") == nullptr, "an unknown instruction set");
   std::printf("%d instruction sets, %zu cases each, %d failures\n", count, all.size(), failures);
   return failures == 0 ? 0 : 1;

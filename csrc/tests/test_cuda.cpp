@@ -63,7 +63,7 @@ int main() {
   for (const auto& [strategy, count] : reached) std::printf("%s: %d cases\n", strategy.c_str(), count);
   check(reached["single-block"] >= 10 && reached["cluster-resident"] >= 10 && reached["two-pass"] >= 14,
         "the strategies that the cases reach");
-  for (const ChannelCase& c : channel_cases()) check_channels(c);
+  for (const ChannelCase& c : channel_cases()) check_channels(c, run_channels);
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -49,7 +49,7 @@ void check_channels_for_races() {
     c.problem.inner = 8;
     const Numbers ones(c.problem.numel(), 1.0);
     const auto outcome_without = [&](int launch, int barrier) {
-      return outcome(launch, barrier, [&] { run(c, Dtype::float32, ones, ones); });
+      return outcome(launch, barrier, [&] { run_channels(c, Dtype::float32, ones, ones); });
     };
     check(outcome_without(-1, -1) == 0, c.name + ": a race");
     for (const bool forward : {true, false})
