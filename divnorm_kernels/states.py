@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -14,3 +17,9 @@ def recorded() -> bool:
 def transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work, which see through plain PyTorch alone."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """In which matrix products stay in their operands' dtype: sums of half types are float32 sums in this package."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

@@ -291,3 +291,12 @@ def test_half_types_round_once(backend):
         kind = torch.finfo(dtype)
         limit = exact.abs() * (kind.eps / 2 + 32 * torch.finfo(torch.float32).eps) + kind.smallest_normal * kind.eps
         assert bool(((y.double() - exact).abs() <= limit).all())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_under_autocast_it_computes_in_its_own_dtype(backend):
+    x = torch.randn(2, 6, 4)
+    expected = channel_norm(x, Exponential(2.0), alpha=3.0, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = channel_norm(x, Exponential(2.0), alpha=3.0, backend=backend)
+    assert torch.equal(y, expected)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import compute_dtype
+from ..states import without_autocast
 from .pool import Box, Pool
 
 
@@ -60,4 +61,5 @@ def decayed(square: Tensor, rho: Tensor | float) -> Tensor:
     place = torch.arange(square.shape[1], device=square.device)
     distance = (place.unsqueeze(1) - place).abs().to(square.dtype)
     weights = torch.pow(rho, distance)
-    return torch.einsum("cd,nd...->nc...", weights, square)
+    with without_autocast(square):
+        return torch.einsum("cd,nd...->nc...", weights, square)

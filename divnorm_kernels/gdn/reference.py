@@ -6,13 +6,12 @@ Source: Balle, Laparra & Simoncelli, "Density Modeling of Images Using a General
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
 from ..checks import compute_dtype
 from ..reference import field_average
+from ..states import without_autocast
 from .form import Form, recorded_sizes
 
 
@@ -24,17 +23,11 @@ def evaluate(form: Form, x: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
     axes = form.axes(recorded_sizes(x))
     if axes is not None:
         pooled = field_average(pooled, axes, x.shape[2:])
-    with _without_autocast(x):
+    with without_autocast(x):
         weighed = torch.einsum("ij,nj...->ni...", gamma.to(compute), pooled)
     d = weighed + beta.to(compute).reshape(-1, *[1] * (x.dim() - 2))
     size = d if form.simplified else d.sqrt()
     return (v * size if form.inverse else v / size).to(x.dtype)
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Sums of half types are float32 sums, as everywhere in this package."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def gradients(
