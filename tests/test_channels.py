@@ -228,6 +228,13 @@ def test_conversion_from_torchs():
     dk.convert_norm(model, "lrn", report=None, size=3)
     assert model[1].size == 3
     assert model[1].alpha is alpha
+    with torch.no_grad():
+        alpha.fill_(0.5)
+    dk.convert_norm(model, "lrn", report=None, learnable=False)
+    assert (model[1].alpha, model[1].beta) == (0.5, pytest.approx(0.6))
+    model[1].alpha = 0.25
+    dk.convert_norm(model, "lrn", report=None, k=2.0)
+    assert (model[1].alpha, model[1].k) == (0.25, 2.0)
     with pytest.warns(UserWarning, match=r"left as it is: BatchNorm2d \(0\) is no LocalResponseNorm"):
         dk.convert_norm(nn.Sequential(nn.BatchNorm2d(3)), "lrn")
     with pytest.raises(ValueError, match=r"^to: got 'lrn-s'"):

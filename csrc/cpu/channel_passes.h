@@ -151,7 +151,8 @@ class BackwardPass : Pass<A> {
 
   template <class Form, int Chains>
   void run(Form, const Group<A, Chains>& group) {
-    specialize([&](auto learns, auto slopes) { this->template weigh<Form, learns, slopes>(group); }, learns_, slopes_);
+    if (!learns_) weigh<Form, false, false>(group);
+    if (learns_) specialize([&](auto slopes) { this->template weigh<Form, true, slopes>(group); }, slopes_);
     if (wants_dx_) finish_dx(group);
   }
 

@@ -2,8 +2,6 @@
 // where positions lie side by side and numbers are of the type of the sums; elsewhere rows are copied, and turned.
 #pragma once
 
-#include <algorithm>
-
 #include "channel_plan.h"
 #include "quads.h"
 
@@ -15,7 +13,7 @@ struct RowsView {
   int64_t stride = 0;
 
   A* at(int64_t channel, int64_t position) const { return first + channel * stride + position; }
-  RowsView from(int64_t position) const { return {first + position, stride}; }
+  RowsView from(int64_t position) const { return {first == nullptr ? nullptr : first + position, stride}; }
 };
 
 // Copies of tiles, for one thread.
@@ -30,18 +28,18 @@ class ChannelCopies {
       : plan_(plan),
         streams_(streams),
         line_(plan.side_by_side ? plan.numbers() : 0),
-        filler_(plan.side_by_side ? plan.channels : 0),
+        zeros_(plan.side_by_side ? plan.channels : 0, true),
         unwanted_(plan.side_by_side ? plan.channels : 0) {}
 
-  // Rows of `count` positions, and of fillers up to whole vectors.
-  void load_tile(const T* x, int64_t count, A filler, const RowsView<A>& rows) const {
-    if (plan_.side_by_side) return load_turned(x, count, filler, rows);
+  // Rows of `count` positions, and up to whole vectors of the last one again, or else of zeros.
+  void load_tile(const T* x, int64_t count, bool again, const RowsView<A>& rows) const {
+    if (plan_.side_by_side) return load_turned(x, count, again, rows);
     for (int64_t c = 0; c < plan_.channels; ++c) {
       const T* row = x + c * plan_.inner;
       prefetch_lines<kMostPositions * sizeof(T)>(row + plan_.positions);  // the next tile's
       int64_t i = 0;
       for (; i + kWide <= count; i += kWide) store(rows.at(c, i), load<V>(row + i));
-      if (i < count) store(rows.at(c, i), splat<V>(filler));
+      if (i < count) store(rows.at(c, i), splat<V>(again ? load<A>(row + count - 1) : A(0)));
       for (; i < count; ++i) *rows.at(c, i) = load<A>(row + i);
     }
   }
@@ -54,9 +52,8 @@ class ChannelCopies {
  private:
   static constexpr int64_t kWide = kLanes<A>;
 
-  void load_turned(const T* x, int64_t count, A filler, const RowsView<A>& rows) const {
+  void load_turned(const T* x, int64_t count, bool again, const RowsView<A>& rows) const {
     const int64_t channels = plan_.channels;
-    if (count % kWide != 0) std::fill(filler_.data(), filler_.data() + channels, filler);
     const A* numbers;
     if constexpr (std::is_same_v<T, A>) {
       numbers = x;
@@ -67,7 +64,8 @@ class ChannelCopies {
     }
     for (int64_t at = 0; at < count; at += kWide) {
       const A* from[kWide];
-      for (int64_t i = 0; i < kWide; ++i) from[i] = at + i < count ? numbers + (at + i) * channels : filler_.data();
+      for (int64_t i = 0; i < kWide; ++i)
+        from[i] = at + i < count || again ? numbers + smaller(at + i, count - 1) * channels : zeros_.data();
       const T* next = x + (plan_.positions + at) * channels;  // that tile's numbers come while this one is computed
       int64_t c = 0;
       for (; c + kQuad<A> <= channels; c += kQuad<A>) {
@@ -115,7 +113,7 @@ class ChannelCopies {
 
   const ChannelPlan<A>& plan_;
   bool streams_;
-  Buffer<A> line_, filler_, unwanted_;
+  Buffer<A> line_, zeros_, unwanted_;
 };
 
 }  // namespace divnorm::DIVNORM_ISA

@@ -33,8 +33,8 @@ class Tiles {
       }
     const int64_t count = tile.count - direct;
     if (count == 0) return;
-    copies_.load_tile(x + direct, count, 1, rows(x_));  // fillers whose divisors are not zero
-    if (dy != nullptr) copies_.load_tile(dy + direct, count, 0, rows(dy_));
+    copies_.load_tile(x + direct, count, true, rows(x_));  // divisors that fill up are no worse than others
+    if (dy != nullptr) copies_.load_tile(dy + direct, count, false, rows(dy_));
     groups(form, pass, count, {x_.data(), stride()}, {dy_.data(), stride()}, rows(out_), false);
     if (out != nullptr) copies_.store_tile(rows(out_), count, out + direct);
   }

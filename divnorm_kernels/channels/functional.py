@@ -47,7 +47,7 @@ def channel_norm(
             or an `Exponential`.
         alpha: at least 0; a float, or a tensor of one number, of x's dtype or float32, which learns.
         beta: likewise, of any sign. Kernels that are told 0.5, 0.75 or 1 as a float take roots, not powers.
-        k: likewise, at least 0. Where D is 0, y is NaN or infinite.
+        k: likewise, at least 0. Where D is 0, y and gradients may be NaN or infinite.
         squared: whether x^2 stands in the numerator.
         backend: ``None`` (the best for x), ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 

@@ -106,7 +106,7 @@ def _autograd(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         found = (None, None)
     elif torch.is_grad_enabled():  # exactly under create_graph=True
         check_held(dy=dy, x=x, learned=learned)
-        found = gradients(_pool(x, learned, *ctx.pool), dy, x, learned, needs, True)
+        found = gradients(_pool(x, learned, *ctx.pool), dy, x, learned, needs)
     else:
         found = torch.ops.divnorm_kernels.channel_backward(dy, x, learned, needs, *ctx.pool, ctx.backend)
         found = tuple(t if need else None for t, need in zip(found, needs, strict=True))

@@ -24,17 +24,15 @@ def evaluate(pool: Pool, x: Tensor, learned: Tensor | None) -> Tensor:
 
 
 def gradients(
-    pool: Pool, dy: Tensor, x: Tensor, learned: Tensor | None, needs: tuple[bool, bool], differentiable: bool
+    pool: Pool, dy: Tensor, x: Tensor, learned: Tensor | None, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Those of x and ``learned``, as ``needs`` says; ``differentiable``: as `torch.autograd.grad` has create_graph."""
+    """Those of x and ``learned``, as ``needs`` says, as `torch.autograd.grad` has them with create_graph."""
     with torch.enable_grad():
-        if not differentiable:
-            x, learned = x.detach().requires_grad_(), None if learned is None else learned.detach().requires_grad_()
         # views, in which these may be the same tensor
         x, learned = x.view_as(x), None if learned is None else learned.view_as(learned)
         wanted = [t for t, need in zip((x, learned), needs, strict=True) if need]
         y = evaluate(pool, x, learned)
-        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=differentiable, materialize_grads=True))
+        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, materialize_grads=True))
     return tuple(next(found) if need else None for need in needs)
 
 

@@ -104,7 +104,8 @@ def _launch(
         "UNIT": unit,
         "CHANNELS": channels,
         "LAST": last,
-        "INDEX": int64 if x.numel() >= _INT32 else int32,
+        # the last tile ends behind x
+        "INDEX": int64 if x.numel() + tile.channels * tile.positions >= _INT32 else int32,
         "BEFORE": before,
         "AFTER": after,
         "SQUARED": pool.squared,

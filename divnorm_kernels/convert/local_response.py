@@ -20,13 +20,15 @@ def local_response(module: nn.Module, options: dict[str, Any]) -> LocalResponseN
     reason = untouchable(module)
     if reason is not None:
         return reason
-    given = {"size": module.size, **{name: getattr(module, name) for name in ("alpha", "beta", "k")}}
+    scalars = {name: getattr(module, name) for name in ("alpha", "beta", "k")}
+    learned = {name: value for name, value in scalars.items() if isinstance(value, nn.Parameter)}
+    given = {"size": module.size, **scalars, **{name: value.item() for name, value in learned.items()}}
     if ours:
-        given |= {**module.initial, "learnable": module.learnable, "backend": module.backend}
+        given |= {"learnable": module.learnable, "backend": module.backend}
     layer = LocalResponseNorm(**given | options)
-    if ours and layer.learnable and module.learnable:
-        for name in module.initial.keys() - options.keys():
-            setattr(layer, name, getattr(module, name))
+    for name in learned.keys() - options.keys() if layer.learnable else ():
+        setattr(layer, name, learned[name])
+        layer.initial[name] = module.initial[name]
     layer.training = module.training
     share_hooks(module, layer)
     return layer
