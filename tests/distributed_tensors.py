@@ -23,8 +23,10 @@ from divnorm_kernels import (
     BatchNorm2d,
     DivisiveNorm2d,
     DivisiveNormFeatures,
+    ExponentialNorm,
     InstanceNorm2d,
     LayerNorm,
+    LocalResponseNorm,
     RMSNorm,
     convert_sync,
     divisive_norm,
@@ -257,12 +259,13 @@ def refused(mesh: DeviceMesh) -> None:
         convert_sync(BatchNorm2d(4))(cut)
 
 
-def generalized(mesh: DeviceMesh) -> None:
-    """GDN, whose parameters are bounded as DTensors, on an x that is cut along the batch or within an image."""
+def over_channels(mesh: DeviceMesh, layer: nn.Module) -> None:
+    """A layer that learns, and looks at the channels of a position, on an x cut along the batch or within an image."""
     generator = torch.Generator().manual_seed(9)
     image = torch.randn((3, 4, 5, 6), generator=generator)
-    layer = GDN(4, window=3)
     across = distribute_module(copy.deepcopy(layer), mesh)
+    with pytest.raises(ValueError, match=r"^x: got a DTensor sharded along channels"):
+        across(distributed(image, mesh, Shard(1)))
     for placement in (Replicate(), Shard(0), Shard(2), Partial()):
         outcomes = []
         for module, x in ((layer, image.clone()), (across, distributed(image, mesh, placement))):
@@ -283,5 +286,6 @@ def compare_all(rank: int, world: int) -> None:
     sequence_parallel(rank, mesh)
     for shape in ((1, world), (world, 1)):
         two_dimensional(init_device_mesh("cpu", shape))
-    generalized(mesh)
+    for layer in (GDN(4, window=3), ExponentialNorm(), LocalResponseNorm(3, 0.5, learnable=True)):
+        over_channels(mesh, layer)
     refused(mesh)

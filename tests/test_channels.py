@@ -13,6 +13,7 @@ from divnorm_kernels.channels import cpu
 
 SHAPES = [(3, 7), (2, 9, 5), (2, 6, 3, 4), (2, 5, 2, 3, 4)]
 BACKENDS = ("reference", "cpu")
+LEARNING = (lambda: dk.LocalResponseNorm(3, 0.5, learnable=True), dk.ExponentialNorm)
 
 
 def double(*shape):
@@ -128,9 +129,7 @@ def test_layouts_and_dtypes_pass_through(dtype):
     )
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: dk.LocalResponseNorm(3, 0.5, learnable=True), dk.ExponentialNorm], ids=["lrn", "exp"]
-)
+@pytest.mark.parametrize("make", LEARNING, ids=["lrn", "exp"])
 def test_compiled_it_is_one_operator(make):
     layer = make()
     x = torch.randn(2, 6, 4, 5, requires_grad=True)
@@ -307,3 +306,76 @@ def test_under_autocast_it_computes_in_its_own_dtype(backend):
     with torch.autocast("cpu", torch.bfloat16):
         y = channel_norm(x, Exponential(2.0), alpha=3.0, backend=backend)
     assert torch.equal(y, expected)
+
+
+def test_transformations_take_the_reference():
+    x = torch.randn(2, 6, 4)
+    with pytest.raises(RuntimeError, match=r"^backend: got 'cpu', which neither torch.func nor"):
+        torch.func.grad(lambda x: channel_norm(x, 3, backend="cpu").sum())(x)
+
+
+@pytest.mark.parametrize(
+    ("message", "changed"),
+    [
+        ("x: got shape (3,)", {"x": torch.ones(3)}),
+        ("box: got [1, 6]", {"box": [1, 6]}),
+        ("box: got [1]", {"box": [1]}),
+        ("scalars: got 3", {"scalars": [1.0, 0.1, 0.5]}),
+        ("learned: got None where scalars has a NaN", {"learned": None}),
+        ("learned: got shape (3,)", {"learned": torch.ones(3)}),
+        ("learned: got dtype torch.float64", {"learned": torch.ones(4, dtype=torch.float64)}),
+        ("dy: got shape (1, 6, 4)", {"dy": torch.ones(1, 6, 4)}),
+        ("dy: got dtype torch.float64", {"dy": torch.ones(2, 6, 4, dtype=torch.float64)}),
+        ("needs: got [True]", {"needs": [True]}),
+        ("backend: got 'reference', which is no kernel", {"backend": "reference"}),
+    ],
+)
+def test_the_operators_refuse(message, changed):
+    given = {
+        "dy": torch.ones(2, 6, 4),
+        "x": torch.ones(2, 6, 4),
+        "learned": torch.ones(4),
+        "needs": [True, True],
+        "box": [1, 1],
+        "squared": False,
+        "scalars": [math.nan, 0.1, 0.5, 0.0],
+        "backend": None,
+    }
+    with pytest.raises((ValueError, TypeError, RuntimeError)) as caught:
+        torch.ops.divnorm_kernels.channel_backward(**given | changed)
+    assert str(caught.value).startswith(message)
+
+
+def test_gradients_of_any_layout():
+    x, dy = torch.randn(2, 6, 4, 5), torch.randn(2, 6, 4, 5)
+    expected = None
+    for upstream in (
+        dy,
+        dy.contiguous(memory_format=torch.channels_last),
+        dy.mT.contiguous().mT,
+        dy.sum().expand(dy.shape),
+    ):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            leaf = x.contiguous(memory_format=layout).requires_grad_()
+            (dx,) = torch.autograd.grad(channel_norm(leaf, 3, alpha=2.0), leaf, upstream)
+            assert dx.stride() == leaf.stride()
+            if upstream is expanded:
+                exact = torch.autograd.grad(channel_norm(leaf, 3, alpha=2.0, backend="reference"), leaf, upstream)[0]
+                torch.testing.assert_close(dx, exact)
+                continue
+            expected = dx if expected is None else expected
+            torch.testing.assert_close(dx, expected)
+
+
+@pytest.mark.parametrize("make", LEARNING, ids=["lrn", "exp"])
+def test_layers_in_other_dtypes(make):
+    """Parameters of x's dtype or float32, as everywhere; half ones beside a float32 x are told."""
+    x = torch.randn(2, 6, 4)
+    layer = make()
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+    half = make().bfloat16()
+    y = half(x.bfloat16())
+    y.sum().backward()
+    assert all(p.grad.dtype == torch.bfloat16 for p in half.parameters())
+    with pytest.raises(TypeError, match=r"got dtype torch.bfloat16, expected torch.float32 for x of torch.float32"):
+        half(x)
