@@ -96,7 +96,7 @@ def check_scalar(name: str, value: object, x: Tensor) -> None:
     """Raises unless ``value`` is a number, or a tensor of one beside ``x``."""
     if not isinstance(value, Tensor):
         check_number(name, value, "a float or a Tensor")
-        if not math.isfinite(value):
+        if abs(value) == math.inf:
             raise ValueError(f"{name}: got {value}, expected a finite number or a Tensor")
         return
     if value.shape not in ((), (1,)):

@@ -348,12 +348,12 @@ def test_the_operators_refuse(message, changed):
 
 def test_gradients_of_any_layout():
     x, dy = torch.randn(2, 6, 4, 5), torch.randn(2, 6, 4, 5)
-    expected = None
+    expected, expanded = None, dy.sum().expand(dy.shape)
     for upstream in (
         dy,
         dy.contiguous(memory_format=torch.channels_last),
         dy.mT.contiguous().mT,
-        dy.sum().expand(dy.shape),
+        expanded,
     ):
         for layout in (torch.contiguous_format, torch.channels_last):
             leaf = x.contiguous(memory_format=layout).requires_grad_()

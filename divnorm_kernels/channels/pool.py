@@ -11,9 +11,13 @@ from torch import Tensor
 
 from ..checks import check_number, check_scalar
 from ..norm import Span
+from ..states import recorded
+
+_RECORDED = 4096
+"""The largest window that is written down as it is, whatever the channels; its sums are over as many more of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no truth
 class Exponential:
     """A window over all channels whose weights decay with the distance: ``exp(-abs(j) / scale)`` of the channel j away.
 
@@ -31,10 +35,14 @@ class Exponential:
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, Tensor):
+            if self.scale.shape not in ((), (1,)):
+                raise ValueError(f"scale: got shape {tuple(self.scale.shape)}, expected () or (1,)")
+            if not self.scale.is_floating_point():
+                raise TypeError(f"scale: got dtype {self.scale.dtype}, expected a floating one")
             return
-        check_number("scale", self.scale, "a number above 0 or a Tensor")
-        if self.scale <= 0:
-            raise ValueError(f"scale: got {self.scale}, expected a number above 0 or a Tensor")
+        check_number("scale", self.scale, "a finite number above 0 or a Tensor")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale: got {self.scale}, expected a finite number above 0 or a Tensor")
 
 
 Box = tuple[int, int]
@@ -82,8 +90,9 @@ def pool_of(
     else:
         box = _box(window)
         a, rho = alpha / (sum(box) + 1), 0.0
-        most = max(x.shape[1] - 1, 0)  # further away there is no channel
-        box = min(box[0], most), min(box[1], most)
+        if not recorded() or sum(box) > _RECORDED:  # a graph serves any number of channels
+            most = max(x.shape[1] - 1, 0)  # further away there is no channel
+            box = min(box[0], most), min(box[1], most)
     numbers = (k, a, beta, rho)
     scalars = tuple(math.nan if isinstance(number, Tensor) else float(number) for number in numbers)
     if not any(isinstance(number, Tensor) for number in numbers):

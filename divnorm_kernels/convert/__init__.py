@@ -7,12 +7,13 @@ import fnmatch
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from ..checks import check_flag
-from ..modules import LocalResponseNorm, NormalizationLayer
+from ..modules import ExponentialNorm, LocalResponseNorm, NormalizationLayer
 from .carry import replacement
 from .fast_paths import keep_off
 from .fuse import closed, fused, opened
@@ -79,6 +80,10 @@ def convert_norm(
         raise TypeError(f"to: got {to!r} of type {type(to).__name__}, expected a str, a class or a partial")
     if isinstance(to, str):
         split(to)
+    elif (to.func if isinstance(to, partial) else to) in (LocalResponseNorm, ExponentialNorm):
+        raise ValueError(
+            f"to: got {to!r}, which takes no number of channels, expected {LOCAL_RESPONSE!r} or a function"
+        )
     check_flag("fuse", fuse)
     if not inplace:
         model = copy.deepcopy(model)
@@ -97,6 +102,7 @@ def _converted(
     fuse: bool,
     options: dict[str, Any],
 ) -> nn.Module:
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
     made: dict[nn.Module, nn.Module] = {}
     left: dict[tuple[str, str], list[str]] = defaultdict(list)
     without: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -107,7 +113,7 @@ def _converted(
         if not (looks_like_one(module) and _wanted(only, name, module)):
             return None
         kind, path = type(module).__name__, name or "model"
-        found = _new(module, to, options)
+        found = _new(module, to, options, like)
         if isinstance(found, str):
             left[kind, found].append(path)
             return None
@@ -150,10 +156,12 @@ def _converted(
     return model if whole is None else whole
 
 
-def _new(module: nn.Module, to: Wanted, options: dict[str, Any]) -> tuple[nn.Module, list[str]] | str:
+def _new(
+    module: nn.Module, to: Wanted, options: dict[str, Any], like: nn.Parameter | None
+) -> tuple[nn.Module, list[str]] | str:
     """What takes the place of a module, and what of its options that has no place for; or why it is to be left."""
     if to == LOCAL_RESPONSE:
-        layer = local_response(module, options)
+        layer = local_response(module, options, like)
         return layer if isinstance(layer, str) else (layer, [])
     source = examine(module)
     if isinstance(source, str):

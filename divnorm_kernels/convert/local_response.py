@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..modules import LocalResponseNorm
 from .carry import share_hooks
@@ -12,8 +12,11 @@ from .sources import untouchable
 from .targets import LOCAL_RESPONSE
 
 
-def local_response(module: nn.Module, options: dict[str, Any]) -> LocalResponseNorm | str:
-    """The layer in place of a module, or why that is to be left as it is."""
+def local_response(module: nn.Module, options: dict[str, Any], like: Tensor | None) -> LocalResponseNorm | str:
+    """The layer in place of a module, or why that is to be left as it is.
+
+    What it learns is of the dtype of ``like`` and beside it.
+    """
     ours = isinstance(module, LocalResponseNorm)
     if type(module) not in (nn.LocalResponseNorm, LocalResponseNorm):
         return f"is no LocalResponseNorm, which {LOCAL_RESPONSE!r} is for"
@@ -25,7 +28,12 @@ def local_response(module: nn.Module, options: dict[str, Any]) -> LocalResponseN
     given = {"size": module.size, **scalars, **{name: value.item() for name, value in learned.items()}}
     if ours:
         given |= {"learnable": module.learnable, "backend": module.backend}
-    layer = LocalResponseNorm(**given | options)
+    try:
+        LocalResponseNorm(**given)
+    except (TypeError, ValueError) as error:
+        return f"is none that kernels compute ({error})"
+    factory = {} if like is None else {"device": like.device, "dtype": like.dtype}
+    layer = LocalResponseNorm(**factory | given | options)
     for name in learned.keys() - options.keys() if layer.learnable else ():
         setattr(layer, name, learned[name])
         layer.initial[name] = module.initial[name]

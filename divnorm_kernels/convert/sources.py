@@ -96,7 +96,7 @@ def looks_like_one(module: nn.Module) -> bool:
     """Whether a module is of a known class, or of another that is called a norm and is made as one."""
     if type(module).__module__.startswith("torch.nn.utils") and not is_parametrized(module):
         return False  # weight_norm's and spectral_norm's own modules
-    if _known(module) is not None:
+    if _known(module) is not None or isinstance(module, nn.LocalResponseNorm):
         return True
     if "norm" not in type(module).__name__.lower() or set(module._modules) - set(FOLLOWERS):
         return False

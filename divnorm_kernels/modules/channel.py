@@ -21,7 +21,7 @@ class _ChannelNorm(Recorded, nn.Module):
 
     def _set_scalars(self, learnable: bool, factory: dict[str, Any], **initial: float) -> None:
         for name, value in initial.items():
-            if name == "beta":
+            if name in ("beta", "scale"):
                 check_number(name, value, "a float")
             else:
                 check_at_least_zero(name, value, "a float")
@@ -134,6 +134,7 @@ class ExponentialNorm(_ChannelNorm):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        check_number("scale", scale, "a float above 0")
         Exponential(scale)
         check_flag("squared", squared)
         self.squared, self.backend = squared, backend
