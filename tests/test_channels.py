@@ -129,65 +129,6 @@ def test_layouts_and_dtypes_pass_through(dtype):
     )
 
 
-@pytest.mark.parametrize("make", LEARNING, ids=["lrn", "exp"])
-def test_compiled_it_is_one_operator(make):
-    layer = make()
-    x = torch.randn(2, 6, 4, 5, requires_grad=True)
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append([str(node.target) for node in graph.graph.nodes])
-        return graph
-
-    compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    y, expected = compiled(x), layer(x)
-    assert torch.equal(y, expected)
-    assert sum("channel_forward" in target for target in graphs[0]) == 1
-    for leaf in (x, *layer.parameters()):
-        got, want = (torch.autograd.grad(t.sum(), leaf, retain_graph=True)[0] for t in (y, expected))
-        torch.testing.assert_close(got, want)
-    traced = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(torch.autograd.grad(traced(x).sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
-
-
-def test_the_operators_are_registered_as_torch_wants():
-    x, dy = torch.randn(2, 6, 4, requires_grad=True), torch.randn(2, 6, 4)
-    learned = torch.tensor([1.0, 0.3, 0.7, 0.8], requires_grad=True)
-    nan = math.nan
-    operators = torch.ops.divnorm_kernels
-    for box in ([1, 2], []):
-        pool = (box, False, [nan, 0.2, nan, 0.5], None)
-        torch.library.opcheck(operators.channel_forward, (x, learned, *pool))
-        torch.library.opcheck(operators.channel_forward, (x, None, box, True, [1.0, 0.2, 0.5, 0.5], None))
-        torch.library.opcheck(operators.channel_backward, (dy, x.detach(), learned.detach(), [True, True], *pool))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_exported_it_is_plain_torch():
-    for layer in (dk.LocalResponseNorm(4, 0.5), dk.ExponentialNorm()):
-        x = torch.randn(2, 6, 4, 5)
-        exported = torch.export.export(layer, (x,))
-        assert not any("divnorm" in str(node.target) for node in exported.graph.nodes)
-        torch.testing.assert_close(exported.module()(x), layer(x))
-        torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
-
-
-def test_transforms_of_torch_func():
-    x = double(3, 6, 4)
-
-    def call(x):
-        return channel_norm(x, 3, alpha=0.5)
-
-    close(torch.func.vmap(lambda row: call(row.unsqueeze(0)).squeeze(0))(x), call(x))
-    tangent = double(3, 6, 4)
-    y, slope = torch.func.jvp(call, (x,), (tangent,))
-    close(y, call(x))
-    torch.testing.assert_close(
-        slope, (call(x + 1e-5 * tangent) - call(x - 1e-5 * tangent)) / 2e-5, rtol=1e-8, atol=1e-8
-    )
-    close((slope * y).sum(), (torch.func.vjp(call, x)[1](y)[0] * tangent).sum())
-
-
 def test_layers_learn_what_they_are_told():
     layer = dk.LocalResponseNorm(5, learnable=True, dtype=torch.float64)
     assert set(layer.state_dict()) == {"alpha", "beta", "k"}
@@ -238,6 +179,12 @@ def test_conversion_from_torchs():
         dk.convert_norm(nn.Sequential(nn.BatchNorm2d(3)), "lrn")
     with pytest.raises(ValueError, match=r"^to: got 'lrn-s'"):
         dk.convert_norm(model, "lrn-s")
+    with pytest.raises(ValueError, match=r"^to: got .*ExponentialNorm.*, which takes no number of channels"):
+        dk.convert_norm(model, dk.ExponentialNorm)
+    with pytest.warns(UserWarning, match=r"LocalResponseNorm \(0\) is none that kernels compute \(alpha: got -1"):
+        dk.convert_norm(nn.Sequential(nn.LocalResponseNorm(5, alpha=-1)), "lrn")
+    wide = dk.convert_norm(nn.Sequential(nn.Linear(3, 3), nn.LocalResponseNorm(5)).double(), "lrn", learnable=True)
+    assert wide[1].alpha.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -271,8 +218,14 @@ def test_bad_windows_and_layers():
             Exponential(scale)
     with pytest.raises(TypeError, match=r"^scale: got '2'"):
         Exponential("2")
-    with pytest.raises(ValueError, match=r"^window.scale: got shape \(2,\)"):
-        channel_norm(torch.ones(2, 3), Exponential(torch.ones(2)))
+    with pytest.raises(ValueError, match=r"^scale: got inf, expected a finite number above 0"):
+        Exponential(math.inf)
+    with pytest.raises(TypeError, match=r"^scale: got dtype torch.int64"):
+        Exponential(torch.tensor(2))
+    with pytest.raises(ValueError, match=r"^scale: got shape \(2,\)"):
+        Exponential(torch.ones(2))
+    with pytest.raises(TypeError, match=r"^window.scale: got dtype torch.float64"):
+        channel_norm(torch.ones(2, 3), Exponential(torch.tensor(2.0, dtype=torch.float64)))
     with pytest.raises(ValueError, match=r"^size: got 0"):
         dk.LocalResponseNorm(0)
     with pytest.raises(ValueError, match=r"^alpha: got -1"):
@@ -297,53 +250,6 @@ def test_half_types_round_once(backend):
         kind = torch.finfo(dtype)
         limit = exact.abs() * (kind.eps / 2 + 32 * torch.finfo(torch.float32).eps) + kind.smallest_normal * kind.eps
         assert bool(((y.double() - exact).abs() <= limit).all())
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_under_autocast_it_computes_in_its_own_dtype(backend):
-    x = torch.randn(2, 6, 4)
-    expected = channel_norm(x, Exponential(2.0), alpha=3.0, backend=backend)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = channel_norm(x, Exponential(2.0), alpha=3.0, backend=backend)
-    assert torch.equal(y, expected)
-
-
-def test_transformations_take_the_reference():
-    x = torch.randn(2, 6, 4)
-    with pytest.raises(RuntimeError, match=r"^backend: got 'cpu', which neither torch.func nor"):
-        torch.func.grad(lambda x: channel_norm(x, 3, backend="cpu").sum())(x)
-
-
-@pytest.mark.parametrize(
-    ("message", "changed"),
-    [
-        ("x: got shape (3,)", {"x": torch.ones(3)}),
-        ("box: got [1, 6]", {"box": [1, 6]}),
-        ("box: got [1]", {"box": [1]}),
-        ("scalars: got 3", {"scalars": [1.0, 0.1, 0.5]}),
-        ("learned: got None where scalars has a NaN", {"learned": None}),
-        ("learned: got shape (3,)", {"learned": torch.ones(3)}),
-        ("learned: got dtype torch.float64", {"learned": torch.ones(4, dtype=torch.float64)}),
-        ("dy: got shape (1, 6, 4)", {"dy": torch.ones(1, 6, 4)}),
-        ("dy: got dtype torch.float64", {"dy": torch.ones(2, 6, 4, dtype=torch.float64)}),
-        ("needs: got [True]", {"needs": [True]}),
-        ("backend: got 'reference', which is no kernel", {"backend": "reference"}),
-    ],
-)
-def test_the_operators_refuse(message, changed):
-    given = {
-        "dy": torch.ones(2, 6, 4),
-        "x": torch.ones(2, 6, 4),
-        "learned": torch.ones(4),
-        "needs": [True, True],
-        "box": [1, 1],
-        "squared": False,
-        "scalars": [math.nan, 0.1, 0.5, 0.0],
-        "backend": None,
-    }
-    with pytest.raises((ValueError, TypeError, RuntimeError)) as caught:
-        torch.ops.divnorm_kernels.channel_backward(**given | changed)
-    assert str(caught.value).startswith(message)
 
 
 def test_gradients_of_any_layout():
