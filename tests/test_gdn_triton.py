@@ -6,8 +6,10 @@ from gdn_oracle import FORMS, call_of, check, evaluate
 
 from divnorm_kernels import gdn
 from divnorm_kernels.backends.triton import INTERPRETED
+from divnorm_kernels.gdn.form import Form
 
-pytest.importorskip("triton")
+triton_language = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
 triton = pytest.importorskip("divnorm_kernels.gdn.triton")
 triton_kernels = pytest.importorskip("divnorm_kernels.gdn.triton_kernels")
 
@@ -63,6 +65,21 @@ def test_a_zero_in_the_mean_of_signs():
     call = call_of((1, 3, 6), simplified=True)
     call.x[0, 1, 2] = 0
     check(by_triton, call)
+
+
+@triton_language.jit
+def _place(out, pid, WIDE: tl.constexpr):
+    tl.store(out + tl.arange(0, 64), triton_kernels.place(pid, 64, WIDE, 64).to(tl.int64))
+
+
+def test_positions_beyond_32_bits():
+    """Counted in 64 before a program's reach them, where it begins and where it ends."""
+    found = torch.empty(64, dtype=torch.int64, device=DEVICE)
+    _place[(1,)](found, 2**25, True)
+    assert torch.equal(found.cpu(), 2**31 + 64 + torch.arange(64))
+    for numbers, wide in ((2**31 - triton._SPLIT, False), (2**31 - triton._SPLIT + 1, True)):
+        x = torch.empty((1, 1, numbers), device="meta")
+        assert triton._Launch(Form(False, False, ""), x)._constants["WIDE"] == wide
 
 
 def test_precision_is_what_torch_allows_its_products(monkeypatch):

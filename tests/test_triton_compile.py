@@ -90,6 +90,18 @@ def test_kernels_of_channels_compile_well(tmp_path):
             assert (report["roots"] > 0) == (report["beta"] < 1), what
 
 
+def test_kernels_of_gdn_compile_well(tmp_path):
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    printed = run_python("tests/compile_gdn.py", "sm_90", SHARE, **environment)
+    reports = [json.loads(line) for line in printed.splitlines()]
+    assert {report["kernel"] for report in reports} == {"forward_kernel", "slope_kernel", "dgamma_kernel", "dx_kernel"}
+    for report in reports:
+        what = f"{report['kernel']} of {report['name']}"
+        assert report["precision"] == report["allowed"], what
+        assert report["spilled"] == 0, f"{what} spills"
+        assert report["registers"] * report["warps"] * 32 <= REGISTERS["sm_90"], f"{what}: {report['registers']}"
+
+
 def test_launches_of_tritons_own_runtime(tmp_path):
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
     assert run_python("tests/launch_triton.py", **environment) == "8 kernels\n"

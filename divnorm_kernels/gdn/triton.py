@@ -7,7 +7,7 @@ in half types, of 32 MB at most: what the second and the third kernel read is th
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,9 +51,21 @@ def precision() -> str:
     return "tf32" if allowed and torch.version.hip is None else "ieee"
 
 
-def _tile(channels: int) -> int:
-    """How many channels a program makes: a power of two that `tl.dot` takes."""
-    return min(max(16, 1 << (channels - 1).bit_length()), 64)
+class _Steps(NamedTuple):
+    """How many products of each number a program makes at a time, powers of two from 16 on, as `tl.dot` takes them."""
+
+    channels: int
+    """Of the sums over channels."""
+    positions: int
+    """Of the sums over positions."""
+    stages: int
+    """How many steps are on their way."""
+
+
+_STEPS = {"ieee": _Steps(16, 16, 1), "tf32": _Steps(32, 64, 3)}
+"""By precision. In "ieee" threads multiply, not tensor cores, and longer steps spill their registers."""
+_CHANNELS, _POSITIONS, _WARPS = 64, 64, 8
+"""Of a program; fewer channels where x has fewer."""
 
 
 class _Launch:
@@ -61,27 +73,31 @@ class _Launch:
 
     def __init__(self, form: Form, x: Tensor) -> None:
         outer, self.channels, self.inner = extents(x)
-        self.positions, self.tile = outer * self.inner, _tile(self.channels)
+        self.positions = outer * self.inner
         self._numbers = (self.channels, self.inner)
+        channels = min(max(16, 1 << (self.channels - 1).bit_length()), _CHANNELS)
+        self.rows = -(-self.channels // channels)
+        rounding = precision()
         self._constants = {
             "SIDE_BY_SIDE": self.inner == 1,
             "INVERSE": form.inverse,
             "SIMPLIFIED": form.simplified,
-            "PRECISION": precision(),
-            "WIDE": x.numel() >= _INT32,
-            "CHANNELS": self.tile,
-            "TERMS": 32,
-            "POSITIONS": 64,
+            "PRECISION": rounding,
+            "WIDE": x.numel() > _INT32 - _SPLIT,  # programs go on behind the last position, by less than _SPLIT
+            "CHANNELS": channels,
         }
-        self.rows = -(-self.channels // self.tile)
+        steps = _STEPS[rounding]
+        self._options = {"num_warps": _WARPS, "num_stages": steps.stages}
+        self.over_channels = {"TERMS": steps.channels, "POSITIONS": _POSITIONS}
+        self.over_positions = {"TERMS": steps.positions, "SPLIT": _SPLIT}
 
-    def run(self, kernel: Any, tensors: tuple[Tensor, ...], first: int, end: int, *grid: int, **more: int) -> None:
-        """``kernel`` on the positions from ``first`` to before ``end``."""
-        kernel[grid](*tensors, first, end, *self._numbers, **self._constants, **more)
+    def run(self, kernel: Any, tensors: tuple[Tensor, ...], first: int, end: int, *grid: int, **sums: int) -> None:
+        """``kernel`` on the positions from ``first`` to before ``end``; ``sums``: those that it makes."""
+        kernel[grid](*tensors, first, end, *self._numbers, **self._constants, **sums, **self._options)
 
     def columns(self, count: int) -> int:
         """How many programs share so many positions."""
-        return -(-count // self._constants["POSITIONS"])
+        return -(-count // _POSITIONS)
 
 
 def _on(x: Tensor) -> AbstractContextManager[object]:
@@ -98,7 +114,8 @@ def forward(form: Form, x: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
         launch = _Launch(form, x)
         with _on(x):
             tensors = (x, beta.contiguous(), gamma.contiguous(), y)
-            launch.run(forward_kernel, tensors, 0, launch.positions, launch.columns(launch.positions), launch.rows)
+            grid = launch.columns(launch.positions), launch.rows
+            launch.run(forward_kernel, tensors, 0, launch.positions, *grid, **launch.over_channels)
     return y
 
 
@@ -124,16 +141,16 @@ def backward(
     with _on(x):
         for first in range(0, launch.positions, size):
             end = min(first + size, launch.positions)
-            columns, splits = launch.columns(end - first), -(-(end - first) // _SPLIT)
-            sums = x.new_empty((columns, launch.channels), dtype=torch.float32)
-            launch.run(slope_kernel, (dy, x, *own, f, dd, sums), first, end, columns, launch.rows)
+            grid, splits = (launch.columns(end - first), launch.rows), -(-(end - first) // _SPLIT)
+            sums = x.new_empty((grid[0], launch.channels), dtype=torch.float32)
+            launch.run(slope_kernel, (dy, x, *own, f, dd, sums), first, end, *grid, **launch.over_channels)
             if dbeta is not None:
                 dbeta += sums.sum(0)
             if dgamma is not None:
-                grid = launch.rows, launch.rows, splits
                 products = x.new_empty((splits, *gamma.shape), dtype=torch.float32)
-                launch.run(dgamma_kernel, (x, dd, products), first, end, *grid, SPLIT=_SPLIT)
+                pairs = launch.rows, launch.rows, splits
+                launch.run(dgamma_kernel, (x, dd, products), first, end, *pairs, **launch.over_positions)
                 dgamma += products.sum(0)
             if dx is not None:
-                launch.run(dx_kernel, (dy, x, own[1], f, dd, dx), first, end, columns, launch.rows)
+                launch.run(dx_kernel, (dy, x, own[1], f, dd, dx), first, end, *grid, **launch.over_channels)
     return dx, *(None if d is None else d.to(t.dtype) for d, t in ((dbeta, beta), (dgamma, gamma)))

@@ -28,8 +28,8 @@ def in_scratch(c, m, channels, first, end, SIDE_BY_SIDE: tl.constexpr):
 @triton.jit
 def place(pid, first, WIDE: tl.constexpr, POSITIONS: tl.constexpr):
     """The positions of a program."""
-    m = pid * POSITIONS + tl.arange(0, POSITIONS)
-    return first + (m.to(tl.int64) if WIDE else m)
+    tile = pid.to(tl.int64) if WIDE else pid
+    return first + tile * POSITIONS + tl.arange(0, POSITIONS)
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def divisors(
     return d + tl.load(beta + c, mask=c < channels, other=1.0).to(tl.float32)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "end"])
 def forward_kernel(
     x,
     beta,
@@ -100,7 +100,7 @@ def forward_kernel(
     tl.store(y + at, result.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "end"])
 def slope_kernel(
     dy,
     x,
@@ -146,7 +146,7 @@ def slope_kernel(
     tl.store(sums + column * channels + c, tl.sum(slope, 1), mask=c < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "end"])
 def dgamma_kernel(
     x,
     dd,
@@ -162,16 +162,15 @@ def dgamma_kernel(
     WIDE: tl.constexpr,
     CHANNELS: tl.constexpr,
     TERMS: tl.constexpr,
-    POSITIONS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Makes the products of the gradient of D and what the sums are of, over SPLIT positions."""
+    """Makes the products of the gradient of D and what the sums are of, over SPLIT positions, TERMS at a step."""
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     j = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     split = tl.program_id(2)
     total = tl.zeros([CHANNELS, CHANNELS], tl.float32)
-    for column in range(split * (SPLIT // POSITIONS), (split + 1) * (SPLIT // POSITIONS)):
-        m = place(column, first, WIDE, POSITIONS)
+    for step in range(split * (SPLIT // TERMS), (split + 1) * (SPLIT // TERMS)):
+        m = place(step, first, WIDE, TERMS)
         to = in_scratch(c[:, None], m[None, :], channels, first, end, SIDE_BY_SIDE)
         slope = tl.load(dd + to, mask=(c < channels)[:, None] & (m < end)[None, :], other=0.0)
         at = in_x(j[None, :], m[:, None], channels, inner, SIDE_BY_SIDE)
@@ -181,7 +180,7 @@ def dgamma_kernel(
     tl.store(products + out, total, mask=(c < channels)[:, None] & (j < channels)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "end"])
 def dx_kernel(
     dy,
     x,
