@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 
 import onnxruntime
@@ -140,6 +141,16 @@ def test_initial_values():
         assert torch.equal(layer.gamma, state["gamma"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_reset_fills_what_was_made_on_meta(dtype):
+    layer = dk.GDN(4, beta_min=0.01, device="meta", dtype=dtype).to_empty(device="cpu")
+    for t in (*layer.parameters(), *layer.buffers()):
+        t.detach().fill_(math.nan)  # fresh memory may be right by chance
+    layer.reset_parameters()
+    for name, value in dk.GDN(4, beta_min=0.01, dtype=dtype).state_dict().items():
+        assert torch.equal(layer.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_parameters_compute_in_float32(dtype):
     layer = trained(dtype=torch.float32).to(dtype)
@@ -246,6 +257,14 @@ def test_bad_arguments(name):
     options, error, message = BAD[name]
     with pytest.raises(error, match=f"^{message}"):
         dk.GDN(**{"in_channels": 4, **options})
+
+
+def test_a_backend_is_checked_where_it_is_set():
+    layer = dk.GDN(4, backend="cpu")
+    layer.backend = "reference"
+    assert layer.extra_repr() == "4, backend='reference'"
+    with pytest.raises(ValueError, match=r"^backend: got 'gpu'"):
+        layer.backend = "gpu"
 
 
 def test_bad_input():

@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backends import check_name
 from ..channels import Exponential, channel_norm
 from ..checks import check_at_least_zero, check_flag, check_number, check_size
+from .backend import WithBackend
 from .base import listed
 from .recording import Recorded
 
 
-class _ChannelNorm(Recorded, nn.Module):
+class _ChannelNorm(Recorded, WithBackend, nn.Module):
     """Scalars that are floats, or parameters of shape (1,) that start from them."""
 
     _learns_by_default: ClassVar[bool]
@@ -32,16 +32,6 @@ class _ChannelNorm(Recorded, nn.Module):
             setattr(self, name, nn.Parameter(torch.empty(1, **factory)) if learnable else value)
         self.reset_parameters()
 
-    @property
-    def backend(self) -> str | None:
-        """As for `divnorm_kernels.channel_norm`."""
-        return self._backend
-
-    @backend.setter
-    def backend(self, backend: str | None) -> None:
-        check_name(backend)
-        self._backend = backend
-
     def reset_parameters(self) -> None:
         """Sets what is learned to its initial value."""
         for name, value in self.initial.items() if self.learnable else ():
@@ -51,7 +41,7 @@ class _ChannelNorm(Recorded, nn.Module):
         return self.initial[name] if self.learnable else getattr(self, name)
 
     def _options_repr(self) -> list[tuple[str, Any, Any]]:
-        return [("learnable", self.learnable, self._learns_by_default), ("backend", self._backend, None)]
+        return [("learnable", self.learnable, self._learns_by_default), ("backend", self.backend, None)]
 
 
 class LocalResponseNorm(_ChannelNorm, nn.LocalResponseNorm):

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
-from ..backends import check_name
 from ..checks import check_activation, check_at_least_zero, check_flag, check_size, compute_dtype
 from ..gdn import gdn
 from ..norm import Norm, Window
+from .backend import WithBackend
 from .base import listed
+from .recording import Recorded
 
 _OFFSET = 2.0**-18
 """The least raw value: its square, the pedestal, is what values at zero are stored as."""
@@ -42,7 +42,13 @@ class _LowerBound(nn.Module):
 
     def __init__(self, bound: float, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.register_buffer("bound", torch.tensor([bound], device=device, dtype=dtype))
+        self._initial = bound
+        self.register_buffer("bound", torch.empty(1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fills the buffer."""
+        self.bound.fill_(self._initial)
 
     def forward(self, raw: Tensor) -> Tensor:
         """``raw``, raised to the bound."""
@@ -56,8 +62,14 @@ class _NonNegative(nn.Module):
 
     def __init__(self, least: float, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.register_buffer("pedestal", torch.tensor([_OFFSET**2], device=device, dtype=dtype))
+        self.register_buffer("pedestal", torch.empty(1, device=device, dtype=dtype))
         self.lower_bound = _LowerBound((least + _OFFSET**2) ** 0.5, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fills the buffers."""
+        self.pedestal.fill_(_OFFSET**2)
+        self.lower_bound.reset_parameters()
 
     def forward(self, raw: Tensor) -> Tensor:
         """The values of ``raw`` ones, in the type that they are computed with."""
@@ -65,7 +77,7 @@ class _NonNegative(nn.Module):
         return bounded * bounded - self.pedestal.to(bounded.dtype)
 
 
-class GDN(nn.Module):
+class GDN(Recorded, WithBackend, nn.Module):
     """Generalized divisive normalization of (N, C, ...): ``y_i = x_i / sqrt(beta_i + sum_j gamma_ij x_j^2)``.
 
     A drop-in for CompressAI's ``GDN``, and simplified for its ``GDN1``: its arguments in its order, its parametrization
@@ -110,7 +122,6 @@ class GDN(nn.Module):
         check_at_least_zero("beta_min", beta_min, "a float")
         check_at_least_zero("gamma_init", gamma_init, "a float")
         check_flag("simplified", simplified)
-        check_name(backend)
         super().__init__()
         self.in_channels, self.inverse, self.simplified, self.backend = in_channels, inverse, simplified, backend
         self.beta_min, self.gamma_init = float(beta_min), float(gamma_init)
@@ -124,28 +135,26 @@ class GDN(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Sets beta to one and gamma to ``gamma_init`` on its diagonal and zero elsewhere."""
+        """Sets beta to one and gamma to ``gamma_init`` on its diagonal and zero elsewhere, and fills the buffers."""
         self.beta.fill_((1 + _OFFSET**2) ** 0.5)
         self.gamma.fill_(_OFFSET).fill_diagonal_((self.gamma_init + _OFFSET**2) ** 0.5)
+        self.beta_reparam.reset_parameters()
+        self.gamma_reparam.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """y, with the shape, dtype and memory format of ``x``, (N, C, ...) with up to three spatial dimensions.
 
         In a graph that `torch.fx` records the layer is one node, as torch.nn's are.
         """
-        if isinstance(x, Proxy):
-            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self) or "itself", (x,), {})
+        node = self._as_node(x)
+        if node is not None:
+            return node
         check_activation(x)
         if x.dim() > 1 and x.shape[1] != self.in_channels:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, {self.in_channels}, ...)")
         beta, gamma = self.beta_reparam(self.beta), self.gamma_reparam(self.gamma)
         options = {"inverse": self.inverse, "simplified": self.simplified, "window": self.window}
         return gdn(x, beta, gamma, **options, backend=self.backend)
-
-    @property
-    def itself(self) -> GDN:
-        """The layer: where it is itself what `torch.fx` records, the path to it."""
-        return self
 
     def extra_repr(self) -> str:
         """The options, with defaults left out."""
