@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .addresses import check_held
+from .states import under_autocast
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -19,7 +20,7 @@ def promoted(x: Tensor, residual: object, parameters: Iterable[object]) -> tuple
     Float64 is left alone, as autocast leaves it, and so is an ``x`` whose parameters float32 would not do beside: those
     of a half type.
     """
-    if not isinstance(residual, Tensor) or residual.dtype == x.dtype or not _under_autocast(x.device.type):
+    if not isinstance(residual, Tensor) or residual.dtype == x.dtype or not under_autocast(x):
         return x, residual
     known = {x.dtype, residual.dtype} <= {torch.float32, *_HALVES}
     if not known or any(isinstance(t, Tensor) and t.dtype in _HALVES for t in parameters):
@@ -27,10 +28,6 @@ def promoted(x: Tensor, residual: object, parameters: Iterable[object]) -> tuple
     if not torch.compiler.is_compiling():
         check_held(x=x, residual=residual)
     return x.float(), residual.float()
-
-
-def _under_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def applied(y: Tensor, residual: Tensor | None, activation: str | None, threshold: Tensor | None) -> Tensor:

@@ -19,7 +19,12 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def under_autocast(x: Tensor) -> bool:
+    """Whether torch.autocast is at work on x's device; there are devices that it does not know."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """In which matrix products stay in their operands' dtype: sums of half types are float32 sums in this package."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if under_autocast(x) else nullcontext()

@@ -249,6 +249,15 @@ def test_autocast_changes_nothing(backend):
     assert all(torch.equal(one, other) for one, other in zip(plain.values(), cast, strict=True))
 
 
+def test_tensors_without_memory():
+    """On a device that autocast does not know."""
+    for form in FORMS:
+        call = call_of((2, 4, 3, 5), torch.bfloat16, **form)
+        made = evaluate(gdn, Call(*(t.to("meta") for t in (*call.inputs, call.dy)), call.options))
+        for name, t in evaluate(gdn, call).items():
+            assert (made[name].is_meta, made[name].shape, made[name].dtype) == (True, t.shape, t.dtype), name
+
+
 def test_transformations_take_the_reference():
     call = call_of((3, 4, 5), torch.float64)
     per_sample = torch.func.vmap(lambda x: gdn(x[None], call.beta, call.gamma)[0])(call.x)
