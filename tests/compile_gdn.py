@@ -34,10 +34,8 @@ class Specialization:
 
 
 SPECIALIZATIONS = [
-    Specialization("ieee", BF16, False),
+    Specialization("ieee", BF16, True),
     Specialization("tf32", F32, False),
-    Specialization("ieee", F32, True),
-    Specialization("tf32", BF16, True),
 ]
 
 
