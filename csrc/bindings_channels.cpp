@@ -9,8 +9,7 @@ namespace divnorm {
 namespace {
 
 void expect_result(Address result, const ChannelProblem& problem) {
-  if (result != 0)
-    prefer_huge_pages(reinterpret_cast<void*>(result), static_cast<size_t>(problem.numel() * bytes_of(problem.dtype)));
+  if (result != 0) prefer_huge_pages(written(result), static_cast<size_t>(problem.numel() * bytes_of(problem.dtype)));
 }
 
 void forward(Address x, Address y, int dtype, const ChannelExtents& extents, const ChannelBox& box, bool squared,

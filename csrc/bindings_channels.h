@@ -8,11 +8,11 @@
 #include <cstdint>
 #include <optional>
 
+#include "address.h"
 #include "channels.h"
 
 namespace divnorm {
 
-using Address = uintptr_t;  // 0: absent
 using ChannelExtents = std::array<int64_t, 3>;
 using ChannelBox = std::optional<std::array<int64_t, 2>>;
 using ChannelNumbers = std::array<double, kScalars>;
@@ -35,18 +35,17 @@ inline ChannelProblem channel_problem(int dtype, const ChannelExtents& extents, 
 inline ChannelScalars channel_scalars(const ChannelNumbers& numbers, Address learned) {
   ChannelScalars scalars;
   for (int i = 0; i < kScalars; ++i) scalars.value[i] = numbers[i];
-  scalars.learned = reinterpret_cast<const void*>(learned);
+  scalars.learned = read(learned);
   return scalars;
 }
 
 inline ChannelForward channel_forward(Address x, Address y, const ChannelNumbers& numbers, Address learned) {
-  return {reinterpret_cast<const void*>(x), channel_scalars(numbers, learned), reinterpret_cast<void*>(y)};
+  return {read(x), channel_scalars(numbers, learned), written(y)};
 }
 
 inline ChannelBackward channel_backward(Address dy, Address x, Address dx, Address dlearned,
                                         const ChannelNumbers& numbers, Address learned) {
-  return {reinterpret_cast<const void*>(x), reinterpret_cast<const void*>(dy), channel_scalars(numbers, learned),
-          reinterpret_cast<void*>(dx), reinterpret_cast<void*>(dlearned)};
+  return {read(x), read(dy), channel_scalars(numbers, learned), written(dx), written(dlearned)};
 }
 
 // Adds the CPU's functions.

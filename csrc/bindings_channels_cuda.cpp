@@ -15,12 +15,12 @@ std::unique_ptr<cuda::Channels> make_channels(int dtype, const ChannelExtents& e
 
 void forward(const cuda::Channels& channels, Address x, Address y, const ChannelNumbers& numbers, Address learned,
              Address scratch, uintptr_t stream) {
-  channels.forward(channel_forward(x, y, numbers, learned), reinterpret_cast<void*>(scratch), stream);
+  channels.forward(channel_forward(x, y, numbers, learned), written(scratch), stream);
 }
 
 void backward(const cuda::Channels& channels, Address dy, Address x, Address dx, Address dlearned,
               const ChannelNumbers& numbers, Address learned, Address scratch, uintptr_t stream) {
-  channels.backward(channel_backward(dy, x, dx, dlearned, numbers, learned), reinterpret_cast<void*>(scratch), stream);
+  channels.backward(channel_backward(dy, x, dx, dlearned, numbers, learned), written(scratch), stream);
 }
 
 // How a direction is cut: for tests, nothing is launched.

@@ -5,13 +5,15 @@
 #include <array>
 #include <cstdint>
 
+#include "address.h"
 #include "cpu/calls.h"
+
+namespace py = pybind11;
 
 namespace divnorm {
 namespace {
 
-using Address = uintptr_t;
-using Form = std::array<int, 4>;        // dtype, inverse, simplified, streams
+using Form = std::array<int64_t, 4>;    // dtype, inverse, simplified, x's numel
 using Places = std::array<int64_t, 7>;  // blocks, rows, columns; strides: block's and row's of x, and of scratch
 
 GdnPart part_of(const Form& form, const Places& places) {
@@ -19,7 +21,7 @@ GdnPart part_of(const Form& form, const Places& places) {
   part.dtype = static_cast<Dtype>(form[0]);
   part.inverse = form[1] != 0;
   part.simplified = form[2] != 0;
-  part.streams = form[3] != 0;
+  part.tensor_numel = form[3];
   part.blocks = places[0];
   part.rows = places[1];
   part.columns = places[2];
@@ -30,31 +32,38 @@ GdnPart part_of(const Form& form, const Places& places) {
   return part;
 }
 
-const void* read(Address address) { return reinterpret_cast<const void*>(address); }
-void* written(Address address) { return reinterpret_cast<void*>(address); }
+void pool(const Form& form, const Places& places, int threads, Address x, Address s) {
+  kernels_in_use().gdn->pool(part_of(form, places), threads, read(x), written(s));
+}
+
+void forward(const Form& form, const Places& places, int threads, Address x, Address y, Address d) {
+  kernels_in_use().gdn->forward(part_of(form, places), threads, read(x), written(y), read(d));
+}
+
+void slope(const Form& form, const Places& places, int threads, Address dy, Address x, Address d, Address e,
+           Address dd) {
+  kernels_in_use().gdn->slope(part_of(form, places), threads, read(dy), read(x), read(d), written(e), written(dd));
+}
+
+bool slope_of_result(const Form& form, const Places& places, int threads, Address dy, Address x, Address y, Address s,
+                     Address e, Address dd) {
+  return kernels_in_use().gdn->slope_of_result(part_of(form, places), threads, read(dy), read(x), read(y), written(s),
+                                               written(e), written(dd));
+}
+
+void backward(const Form& form, const Places& places, int threads, Address x, Address dx, Address e, Address ds) {
+  kernels_in_use().gdn->backward(part_of(form, places), threads, read(x), written(dx), read(e), read(ds));
+}
 
 }  // namespace
 
-void bind_gdn(pybind11::module_& m) {
-  m.def("gdn_pool", [](const Form& form, const Places& places, int threads, Address x, Address s) {
-    kernels_in_use().gdn->pool(part_of(form, places), threads, read(x), written(s));
-  });
-  m.def("gdn_forward", [](const Form& form, const Places& places, int threads, Address x, Address y, Address d) {
-    kernels_in_use().gdn->forward(part_of(form, places), threads, read(x), written(y), read(d));
-  });
-  m.def("gdn_slope", [](const Form& form, const Places& places, int threads, Address dy, Address x, Address d,
-                        Address e, Address dd) {
-    kernels_in_use().gdn->slope(part_of(form, places), threads, read(dy), read(x), read(d), written(e), written(dd));
-  });
-  m.def("gdn_slope_of_result", [](const Form& form, const Places& places, int threads, Address dy, Address x, Address y,
-                                  Address s, Address e, Address dd) {
-    return kernels_in_use().gdn->slope_of_result(part_of(form, places), threads, read(dy), read(x), read(y), written(s),
-                                                 written(e), written(dd));
-  });
-  m.def("gdn_backward",
-        [](const Form& form, const Places& places, int threads, Address x, Address dx, Address e, Address ds) {
-          kernels_in_use().gdn->backward(part_of(form, places), threads, read(x), written(dx), read(e), read(ds));
-        });
+void bind_gdn(py::module_& module) {
+  using Releases = py::call_guard<py::gil_scoped_release>;
+  module.def("gdn_pool", &pool, Releases());
+  module.def("gdn_forward", &forward, Releases());
+  module.def("gdn_slope", &slope, Releases());
+  module.def("gdn_slope_of_result", &slope_of_result, Releases());
+  module.def("gdn_backward", &backward, Releases());
 }
 
 }  // namespace divnorm

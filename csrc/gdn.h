@@ -13,7 +13,7 @@ namespace divnorm {
 struct GdnPart {
   Dtype dtype = Dtype::float32;
   bool inverse = false, simplified = false;
-  bool streams = false;  // what is written to tensors like x goes past the cache
+  int64_t tensor_numel = 0;  // of all of x: of large tensors what is written goes past the cache
   int64_t blocks = 0, rows = 0, columns = 0;
   int64_t block_stride = 0, row_stride = 0;
   int64_t scratch_block_stride = 0, scratch_row_stride = 0;

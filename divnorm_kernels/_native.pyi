@@ -171,8 +171,8 @@ def operator_calls() -> tuple[int, int]:
 def operator_plans() -> int:
     """How many plans they know."""
 
-# Generalized divisive normalization (csrc/gdn.h). ``form``: dtype, inverse, simplified, streams; ``places``: blocks,
-# rows, columns, the strides of blocks and rows of tensors like x, and those of scratch; then addresses.
+# Generalized divisive normalization (csrc/gdn.h). ``form``: dtype, inverse, simplified, x's numel; ``places``:
+# blocks, rows, columns, the strides of blocks and rows of tensors like x, and those of scratch; then addresses.
 
 def gdn_pool(form: tuple[int, ...], places: tuple[int, ...], threads: int, x: int, s: int, /) -> None: ...
 def gdn_forward(form: tuple[int, ...], places: tuple[int, ...], threads: int, x: int, y: int, d: int, /) -> None: ...

@@ -3,15 +3,13 @@
 #include <limits>
 
 #include "entries.h"
-#include "lanes.h"
+#include "partials.h"
 #include "roots.h"
 #include "threads.h"
 
 namespace divnorm::DIVNORM_ISA {
 
 namespace {
-
-constexpr int64_t kGrain = 1 << 13;  // numbers that are worth a thread
 
 template <class V>
 inline auto is_normal(V v) {
@@ -61,7 +59,7 @@ struct Form {
 template <class Body>
 bool each_run(const GdnPart& part, int threads, Body&& body) {
   const int64_t numel = part.numel();
-  const int64_t useful = numel / kGrain + 1;
+  const int64_t useful = larger(1, numel / kThreadGrain);
   Threads team(static_cast<int>(threads < useful ? threads : useful), 1, true);
   bool all = true;
   team.run([&](const Member& member) {
@@ -103,7 +101,7 @@ void write_lanes(const GdnPart& part, int threads, T* out, Body&& body) {
           return true;
         });
       },
-      part.streams);
+      part.tensor_numel * int64_t{sizeof(T)} >= kStreamBytes);
 }
 
 // work(T{}, Form) for the part's dtype and form.

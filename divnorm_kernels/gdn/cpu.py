@@ -2,13 +2,13 @@
 
 A part of x at a time is squared into scratch memory, multiplied by gamma and used while a cache holds it. Backward has
 two products, one for dx and one for dgamma, because f(D) is y / x: exact to a rounding where both are normal numbers of
-the type that is computed in. A part with any other number makes the third product, D.
+the type that is computed in. From the first part on that has any other number, parts make the third product, D.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -22,11 +22,9 @@ from ..reference import field_adjoint, field_average
 from .form import Form
 
 _NUMBERS = 1 << 17
-"""Of a part at most; backward has three in scratch memory, of 1.5 MB in float32."""
+"""Of a part at most; backward has three in scratch memory, of 1.5 MB in float32. With a window a part is a sample."""
 _LINE = 32
 """Of which number of positions a part is where it can be: rows of it are whole lines of a cache."""
-_STREAM_BYTES = 1 << 23
-"""From this size of x on, y and dx are written past the caches: what reads them next finds nothing there either way."""
 
 
 def refusal(form: Form, x: Tensor) -> str | None:
@@ -68,7 +66,7 @@ def _parts(x: Tensor, samples: bool) -> Iterator[_Part]:
     outer, channels, inner = extents(x)
     most = max(_NUMBERS // channels, 1)
     if inner == 1:  # the channels of a position lie side by side, and so do all numbers of a part
-        size = prod(x.shape[2:]) if samples else _even(outer, most, _LINE)
+        size = math.prod(x.shape[2:]) if samples else _even(outer, most, _LINE)
         for first in range(0, outer, size):
             count = min(size, outer - first)
             numbers = count * channels
@@ -96,8 +94,7 @@ class _Work:
         """``matrices``: how many of scratch memory a part needs."""
         self._axes = form.axes(tuple(x.shape))
         self.parts = list(_parts(x, self._axes is not None))
-        streams = x.numel() * x.element_size() >= _STREAM_BYTES
-        self._kind = (DTYPES[x.dtype], int(form.inverse), int(form.simplified), int(streams))
+        self._kind = (DTYPES[x.dtype], int(form.inverse), int(form.simplified), x.numel())
         self._threads = torch.get_num_threads()
         self._spatial, self._channels, self._side_by_side = x.shape[2:], x.shape[1], extents(x)[2] == 1
         most = max(part.positions for part in self.parts)
@@ -128,6 +125,12 @@ class _Work:
             sample.copy_(field_adjoint(sample, self._axes, self._spatial))
 
 
+def _computed(parameter: Tensor, compute: torch.dtype) -> Tensor:
+    """In the type that is computed in, and without a NaN's payload, which would not round to bfloat16 as one."""
+    numbers = parameter.to(compute)
+    return numbers.masked_fill(numbers.isnan(), math.nan)
+
+
 @torch.no_grad()
 def forward(form: Form, x: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
     """y, of x's shape, dtype and memory format."""
@@ -136,13 +139,13 @@ def forward(form: Form, x: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
     if x.numel() == 0:
         return y
     compute = compute_dtype(x)
-    column, gamma = beta.to(compute).unsqueeze(1), gamma.to(compute)
+    column, weights = _computed(beta, compute).unsqueeze(1), _computed(gamma, compute)
     work = _Work(form, x, 2)
     for part in work.parts:
         s, d = work.matrices(part)
         work.run(module.gdn_pool, part, [x], s)
         work.average(s)
-        torch.addmm(column, gamma, s, out=d)
+        torch.addmm(column, weights, s, out=d)
         work.run(module.gdn_forward, part, [x, y], d)
     return y
 
@@ -160,11 +163,12 @@ def backward(
         t.new_zeros(t.shape, dtype=compute) if need else None for t, need in zip((beta, gamma), needs[1:], strict=True)
     )
     if x.numel() > 0:
-        column, weights = beta.to(compute).unsqueeze(1), gamma.to(compute)
+        column, weights = _computed(beta, compute).unsqueeze(1), _computed(gamma, compute)
         work = _Work(form, x, 3)
+        told = y is not None
         for part in work.parts:
             s, e, dd = work.matrices(part)
-            told = y is not None and work.run(module.gdn_slope_of_result, part, [dy, x, y], s, e, dd)
+            told = told and work.run(module.gdn_slope_of_result, part, [dy, x, y], s, e, dd)
             if not told:
                 work.run(module.gdn_pool, part, [x], s)
             work.average(s)
