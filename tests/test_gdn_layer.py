@@ -163,6 +163,16 @@ def test_half_parameters_compute_in_float32(dtype):
     assert layer.gamma.grad.dtype == dtype
 
 
+def test_what_changes_y_in_place_behind_the_layer():
+    """Is torch's error, but beside half types, whose y is not kept."""
+    model, x = nn.Sequential(dk.GDN(4, backend="cpu"), nn.ReLU(inplace=True)), torch.randn(2, 4, 3)
+    y = model(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    model.bfloat16()(x.bfloat16()).sum().backward()
+    assert model[0].gamma.grad.any()
+
+
 MODELS = {"plain": {}, "inverse": {"inverse": True}, "simplified": {"simplified": True}, "window": {"window": (3, 2)}}
 
 

@@ -80,11 +80,12 @@ class _NonNegative(nn.Module):
 class GDN(Recorded, WithBackend, nn.Module):
     """Generalized divisive normalization of (N, C, ...): ``y_i = x_i / sqrt(beta_i + sum_j gamma_ij x_j^2)``.
 
-    A drop-in for CompressAI's ``GDN``, and simplified for its ``GDN1``: its arguments in its order, its parametrization
-    and the keys of its state_dict, so that checkpoints of published codecs load. The parameters are roots:
+    It takes the place of CompressAI's ``GDN``, and simplified of its ``GDN1``: its arguments in its order, its
+    parametrization and the keys of its state_dict, so that checkpoints of published codecs load. Unlike theirs, on the
+    CPU y in float32 and float64 is kept for backward: torch raises where it was changed in place before, as by
+    ``nn.ReLU(inplace=True)``. The parameters are roots:
     ``beta = max(raw, sqrt(beta_min + 2^-36))^2 - 2^-36``, gamma likewise with a least value of 0. A raw value below its
     bound has a gradient where that would raise it. They and what is computed from them are float32 beside half types.
-    On the CPU, y in float32 and float64 is kept for backward and must not be changed in place before it.
     Source: Balle, Laparra & Simoncelli, ICLR 2016 (arXiv 1511.06281); simplified: Johnston et al., 2019.
 
     Args:
