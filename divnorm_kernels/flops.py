@@ -47,6 +47,8 @@ def register() -> None:
     for registry in (counter.flop_registry, *(c.flop_registry for c in at_work)):
         registry.setdefault(operators.forward, forward_flops)
         registry.setdefault(operators.backward, backward_flops)
+        registry.setdefault(operators.gdn_forward, gdn_forward_flops)
+        registry.setdefault(operators.gdn_backward, gdn_backward_flops)
 
 
 def forward_flops(
@@ -134,6 +136,67 @@ def backward_flops(
     number += dx * ((1 + g.norm.p) * deviation + 2 * mean + (dl1 is not None))
     position = (2 + g.norm.p) * through + dsigma + dx * (_window(g) + 1) * (deviation + mean)
     return g.numel * number + _positions(g) * position
+
+
+def gdn_forward_flops(
+    x: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+    inverse: bool,
+    simplified: bool,
+    window: str,
+    backend: str | None,
+    out_val: Any = None,
+) -> int:
+    """What a call of the operator costs at a number of x, of C channels.
+
+    - x^2: 1, simplified 0; its window's sum and 1 (the average), over a whole field 1;
+    - the product with gamma, and beta: 2 C;
+    - the root: 1, simplified 0; x times or over it: 1.
+    """
+    square = root = not simplified
+    return x.numel() * (square + _averaged(x, window) + 2 * x.shape[1] + root + 1)
+
+
+def gdn_backward_flops(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    beta: Tensor,
+    gamma: Tensor,
+    needs: list[bool],
+    inverse: bool,
+    simplified: bool,
+    window: str,
+    backend: str | None,
+    out_val: Any = None,
+) -> int:
+    """What a call of the operator costs at a number of x, of C channels, as far as its results need it.
+
+    - f(D): with y, 1 (y / x); else D and the root again as forward has them, and unless inverse 1 (its reciprocal);
+    - what gamma multiplies, for D and dgamma: as forward has it;
+    - the gradient of D: 5 (five products of 1/2, dy, x, f, f and f), simplified 3; inverse 3, both 1;
+    - dbeta: 1 (a sum), dgamma: 2 C;
+    - dx: 2 C (the product with gamma); its window as forward has it; 4 (dy f, two products with x, their sum),
+      simplified 2.
+    """
+    dx, dbeta, dgamma = needs
+    if not any(needs):
+        return 0
+    product, square = 2 * x.shape[1], not simplified
+    number = 1 if y is not None else product + square + (not inverse)
+    if y is None or dgamma:
+        number += square + _averaged(x, window)
+    number += 1 + 2 * (not inverse) + 2 * square
+    number += dbeta + product * dgamma + dx * (product + _averaged(x, window) + 2 + 2 * square)
+    return x.numel() * number
+
+
+def _averaged(x: Tensor, window: str) -> int:
+    """What the average over a form's window costs at a number of x."""
+    if not window:
+        return 0
+    return _window(geometry(parsed(window), tuple(x.shape))) + 1
 
 
 def _positions(g: Geometry) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from divnorm_kernels import DivisiveNorm2d, GroupNorm, LayerNorm, RMSNorm, divisive_norm
+from divnorm_kernels import GDN, DivisiveNorm2d, GroupNorm, LayerNorm, RMSNorm, divisive_norm, gdn
 
 X = (2, 4, 5, 6)
 NUMBERS, POSITIONS = 2 * 4 * 5 * 6, 2 * 5 * 6
@@ -75,6 +75,42 @@ def test_a_residual(activation, backward):
     forward, y = counted(lambda: divisive_norm(x, window=3, residual=residual, activation=activation))
     assert forward == NUMBERS * 6 + POSITIONS * 13
     assert counted(y.sum().backward)[0] == NUMBERS * backward + POSITIONS * 14
+
+
+OF_GDN = {
+    # forward: x^2, a product with gamma of 2 for each of 4 channels, the root and the division; backward: f from y,
+    # x^2 again, the gradient of D 5, dbeta 1, two products, dx 4
+    "plain": ({}, 1 + 8 + 2, 1 + 1 + 5 + 1 + 16 + 4),
+    "inverse": ({"inverse": True}, 1 + 8 + 2, 1 + 1 + 3 + 1 + 16 + 4),
+    # abs(x) and its sign are free, and there is no root
+    "simplified": ({"simplified": True}, 8 + 1, 1 + 3 + 1 + 16 + 2),
+    "both": ({"inverse": True, "simplified": True}, 8 + 1, 1 + 1 + 1 + 16 + 2),
+    # x^2's average in both directions, and the gradient's: a sum along each of two dimensions and 1
+    "window": ({"window": 3}, 11 + 5, 28 + 2 * 5),
+    "whole": ({"window": "all"}, 11 + 1, 28 + 2),
+}
+
+
+@pytest.mark.parametrize("name", OF_GDN)
+def test_gdn(name):
+    options, *expected = OF_GDN[name]
+    x = torch.randn(X, requires_grad=True)
+    beta, gamma = (torch.ones(shape, requires_grad=True) for shape in ((4,), (4, 4)))
+    forward, y = counted(lambda: gdn(x, beta, gamma, **options, backend="cpu"))
+    backward, _ = counted(y.sum().backward)
+    assert [forward, backward] == [NUMBERS * number for number in expected]
+
+
+def test_gdn_of_a_half_type_makes_all_of_forward_again():
+    x = torch.randn(X).bfloat16().requires_grad_()
+    _, y = counted(lambda: gdn(x, torch.ones(4), torch.eye(4), backend="cpu"))
+    # x^2, D, the root and its reciprocal, the gradient of D 5, a product, dx 4
+    assert counted(y.sum().backward)[0] == NUMBERS * (1 + 8 + 2 + 5 + 8 + 4)
+
+
+def test_the_layer_of_gdn():
+    """Whose parametrization is not counted."""
+    assert counted(lambda: GDN(4)(torch.randn(X)))[0] == NUMBERS * 11
 
 
 def test_what_needs_no_gradient_costs_none():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .. import sharding
+from .. import flops, sharding
 from ..addresses import check_alive, check_held
 from ..backends import check_name
 from ..norm import Window
@@ -35,7 +35,9 @@ def gdn(
     float64, of parts of x that a cache holds; under Triton `tl.dot`, which adds in float32 and rounds what it
     multiplies to tf32 where ``torch.backends.cuda.matmul.fp32_precision`` is "tf32". Both follow
     `torch.set_float32_matmul_precision`, and unless it is "highest" are less exact.
-    On the CPU, x and for float32 and float64 y are kept for backward, so that y must not be changed in place before it.
+    On the CPU, x and for float32 and float64 y are kept for backward: where y was changed in place before it, torch
+    raises. The same input gives the same bits on every run, on the CPU with as many threads of torch's: the products
+    are torch's, which may add in another order with more.
     Source: Balle, Laparra & Simoncelli, ICLR 2016 (arXiv 1511.06281); simplified: Johnston et al., 2019.
 
     Args:
@@ -87,4 +89,5 @@ def gdn(
         return evaluate(form, *tensors)
     if eager:
         check_alive(**given)
+    flops.register()
     return torch.ops.divnorm_kernels.gdn_forward(x, beta, gamma, *form, backend)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import flops
 from ..addresses import check_held, check_readable
 from ..layout import dense
 from .backends import select
@@ -98,6 +99,7 @@ def _autograd(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         check_held(dy=dy, x=x, beta=beta, gamma=gamma)
         found = gradients(ctx.form, dy, x, beta, gamma, needs)
     else:
+        flops.register()
         found = torch.ops.divnorm_kernels.gdn_backward(dy, x, y, beta, gamma, needs, *ctx.form, ctx.backend)
         found = tuple(t if need else None for t, need in zip(found, needs, strict=True))
     return (*found, None, None, None, None)
