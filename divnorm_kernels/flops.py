@@ -49,6 +49,8 @@ def register() -> None:
         registry.setdefault(operators.backward, backward_flops)
         registry.setdefault(operators.gdn_forward, gdn_forward_flops)
         registry.setdefault(operators.gdn_backward, gdn_backward_flops)
+        registry.setdefault(operators.channel_forward, channel_forward_flops)
+        registry.setdefault(operators.channel_backward, channel_backward_flops)
 
 
 def forward_flops(
@@ -206,3 +208,55 @@ def _positions(g: Geometry) -> int:
 def _window(g: Geometry) -> int:
     """What a window's sum costs at a position."""
     return 0 if g.whole else 2 * len(g.spatial)
+
+
+_POWER = 3
+"""D^-beta by roots, or by a logarithm, a product and an exponential."""
+
+
+def channel_forward_flops(
+    x: Tensor,
+    learned: Tensor | None,
+    box: list[int],
+    squared: bool,
+    scalars: list[float],
+    backend: str | None,
+    out_val: Any = None,
+) -> int:
+    """What a call of the operator costs at a number of x.
+
+    - x^2: 1; its pool; D: 2 (a times it, and k); D^-beta: 3; the numerator times it: 1.
+    """
+    return x.numel() * (1 + _pooled(box) + 2 + _POWER + 1)
+
+
+def channel_backward_flops(
+    dy: Tensor,
+    x: Tensor,
+    learned: Tensor | None,
+    needs: list[bool],
+    box: list[int],
+    squared: bool,
+    scalars: list[float],
+    backend: str | None,
+    out_val: Any = None,
+) -> int:
+    """What a call of the operator costs at a number of x, as far as its results need it.
+
+    - D^-beta as forward has it; 1 / D: 1; u = dy n D^-(beta + 1): 3;
+    - dx: its pool, and 3 (x, a factor, a sum), 1 more for a squared numerator;
+    - dlearned: k 1 (a sum of u), a, beta and rho 2 (sums of products) each, and the pool's slope by rho as the pool.
+    """
+    if not any(needs):
+        return 0
+    number = 1 + _pooled(box) + 2 + _POWER + 1 + 3
+    number += needs[0] * (_pooled(box) + 3 + squared)
+    if needs[1]:
+        k, a, beta, rho = (value != value for value in scalars)
+        number += k + 2 * (a + beta + rho) + rho * (not box) * _pooled(box)
+    return x.numel() * number
+
+
+def _pooled(box: list[int]) -> int:
+    """What a sum over channels costs at a number: of a box by blocks, or with decaying weights by two recursions."""
+    return 3 if box else 5

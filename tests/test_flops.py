@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from divnorm_kernels import GDN, DivisiveNorm2d, GroupNorm, LayerNorm, RMSNorm, divisive_norm, gdn
+from divnorm_kernels import (
+    GDN,
+    DivisiveNorm2d,
+    Exponential,
+    GroupNorm,
+    LayerNorm,
+    RMSNorm,
+    channel_norm,
+    divisive_norm,
+    gdn,
+)
 
 X = (2, 4, 5, 6)
 NUMBERS, POSITIONS = 2 * 4 * 5 * 6, 2 * 5 * 6
@@ -140,3 +150,19 @@ def test_a_mapping_of_ones_own_is_kept():
     with FlopCounterMode(display=False, custom_mapping=mapping) as mode:
         divisive_norm(torch.randn(X), window=3)
     assert mode.get_total_flops() == 7
+
+
+@pytest.mark.parametrize(
+    ("window", "learns", "expected"),
+    [
+        (3, False, (10, 19)),  # 1 + 3 + 2 + 3 + 1, and 13 + 3 + 3
+        (Exponential(2.0), False, (12, 23)),
+        (3, True, (10, 19 + 2)),  # a learns
+    ],
+)
+def test_channel_norm(window, learns, expected):
+    x = torch.randn(2, 6, 4, requires_grad=True)
+    alpha = torch.tensor(0.5, requires_grad=True) if learns else 0.5
+    forward, y = counted(lambda: channel_norm(x, window, alpha=alpha, backend="cpu"))
+    backward, _ = counted(lambda: y.sum().backward())
+    assert (forward, backward) == tuple(number * x.numel() for number in expected)

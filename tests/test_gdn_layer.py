@@ -189,6 +189,13 @@ def test_jit_trace_holds_for_other_sizes(name):
     assert not any("divnorm" in node.kind() for node in traced.inlined_graph.nodes())
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_with_a_window(dynamic):
+    torch.compiler.reset()
+    layer, x = trained(dtype=torch.float32, window=3), torch.randn(2, 5, 6, 7)
+    close(torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="eager")(x), layer(x))
+
+
 def test_exported_in_plain_operators_for_other_sizes():
     layer, x = trained(dtype=torch.float32, window=(3, 2)).eval(), torch.randn(3, 5, 9, 4)
     dim = torch.export.Dim

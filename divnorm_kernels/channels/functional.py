@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .. import sharding
+from .. import flops, sharding
 from ..addresses import check_alive, check_held
 from ..backends import check_name
 from ..checks import check_activation, check_flag, compute_dtype
@@ -87,6 +87,7 @@ def channel_norm(
         return evaluate(pool, x, learned)
     if eager:
         check_alive(**given)
+    flops.register()
     box = [] if pool.box is None else list(pool.box)
     return torch.ops.divnorm_kernels.channel_forward(x, learned, box, squared, list(pool.scalars), backend)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import flops
 from ..addresses import check_held, check_readable
 from ..checks import check_activation, compute_dtype
 from ..layout import dense
@@ -108,6 +109,7 @@ def _autograd(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         check_held(dy=dy, x=x, learned=learned)
         found = gradients(_pool(x, learned, *ctx.pool), dy, x, learned, needs)
     else:
+        flops.register()
         found = torch.ops.divnorm_kernels.channel_backward(dy, x, learned, needs, *ctx.pool, ctx.backend)
         found = tuple(t if need else None for t, need in zip(found, needs, strict=True))
     return (*found, None, None, None, None)

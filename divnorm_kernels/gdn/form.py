@@ -43,9 +43,8 @@ def form_of(x: Tensor, inverse: bool, simplified: bool, window: Window) -> Form:
     norm = norm_of(window, None)
     if x.dim() == 2:
         raise ValueError(f"window: got {window!r} for x of shape {tuple(x.shape)}, expected None: it has no positions")
-    form = Form(inverse, simplified, norm.text)
-    form.axes(recorded_sizes(x))
-    return form
+    geometry(norm, recorded_sizes(x))  # a compiler does not read texts
+    return Form(inverse, simplified, norm.text)
 
 
 def recorded_sizes(x: Tensor) -> tuple[int, ...]:
