@@ -21,8 +21,8 @@ from ..layout import dense
 from ..reference import field_adjoint, field_average
 from .form import Form
 
-_NUMBERS = 1 << 17
-"""Of a part at most; backward has three in scratch memory, of 1.5 MB in float32. With a window a part is a sample."""
+_NUMBERS = 1 << 18
+"""Of a part at most; backward has three in scratch memory, of 3 MB in float32. With a window a part is a sample."""
 _LINE = 32
 """Of which number of positions a part is where it can be: rows of it are whole lines of a cache."""
 
