@@ -113,6 +113,19 @@ def check_parameter(name: str, value: object, shape: tuple[int, ...], what: str,
     _check_parameter(name, value, x)
 
 
+def check_like(x: Tensor, **tensors: Tensor | None) -> None:
+    """Raises unless the tensors that are there have the shape, dtype and device of ``x``."""
+    for name, t in tensors.items():
+        if t is None:
+            continue
+        if t.shape != x.shape:
+            raise ValueError(f"{name}: got shape {tuple(t.shape)}, expected that of x, {tuple(x.shape)}")
+        if t.dtype != x.dtype:
+            raise TypeError(f"{name}: got dtype {t.dtype}, expected that of x, {x.dtype}")
+        if t.device != x.device:
+            raise ValueError(f"{name}: got device {t.device}, expected that of x, {x.device}")
+
+
 def check_per_channel(x: Tensor, **tensors: Tensor | None) -> None:
     """Raises unless the tensors that are there have one number per channel of ``x``."""
     for name, t in tensors.items():

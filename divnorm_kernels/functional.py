@@ -29,7 +29,7 @@ from .fields import UNKNOWN, geometry
 from .norm import Norm, Window, exact, norm_of
 from .prepared import prepared
 from .reference import evaluate, statistics
-from .states import recorded, transformed
+from .states import recorded, transformed, unless_transformed
 
 # Function.apply without its test for torch.func, which transformed() has made already.
 _apply = super(torch.autograd.Function, DivisiveNormFunction).apply
@@ -173,14 +173,7 @@ def normalize(
         sigma = float(sigma)
     check_flag("return_l1", with_l1)
 
-    kernels = select(backend, g, x)
-    if kernels is not None and transformed():
-        if backend is not None:
-            raise RuntimeError(
-                f"backend: got {backend!r}, which neither torch.func nor forward-mode differentiation can transform; "
-                'expected None or "reference"'
-            )
-        kernels = None
+    kernels = unless_transformed(select(backend, g, x), backend)
     by_reference = kernels is None or recorded()
     if not by_reference and direct(x, weight, bias, sigma, residual, threshold):
         if torch.is_grad_enabled():

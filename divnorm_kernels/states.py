@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -17,6 +18,22 @@ def recorded() -> bool:
 def transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work, which see through plain PyTorch alone."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def unless_transformed(kernels: ModuleType | None, backend: str | None) -> ModuleType | None:
+    """The kernels of a call, or the reference, which ``None`` stands for, where no kernel is seen through.
+
+    Raises:
+        RuntimeError: where a backend was named.
+    """
+    if kernels is None or not transformed():
+        return kernels
+    if backend is not None:
+        raise RuntimeError(
+            f"backend: got {backend!r}, which neither torch.func nor forward-mode differentiation can transform; "
+            'expected None or "reference"'
+        )
+    return None
 
 
 def under_autocast(x: Tensor) -> bool:

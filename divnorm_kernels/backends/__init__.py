@@ -59,6 +59,26 @@ def select(name: str | None, g: Geometry, x: Tensor) -> ModuleType | None:
     return KERNELS[name]
 
 
+def serving(kernels: dict[str, ModuleType], name: str | None, *call: object) -> ModuleType | None:
+    """The named one of an operator's backends, or for ``None`` the first that serves; ``None``: the reference.
+
+    ``call`` is what their ``refusal`` takes.
+
+    Raises:
+        TypeError, ValueError: on a name that is none.
+        RuntimeError: where the named backend is missing here or cannot serve the call; the message says why.
+    """
+    if name is None:
+        return next((backend for backend in kernels.values() if backend.refusal(*call) is None), None)
+    check_name(name)
+    if name == "reference":
+        return None
+    reason = kernels[name].refusal(*call) if name in kernels else "it has no kernels for this normalization"
+    if reason is not None:
+        raise RuntimeError(f"backend: got {name!r}, which cannot serve this call: {reason}")
+    return kernels[name]
+
+
 def name_of(backend: ModuleType) -> str:
     """The name of a backend that was selected."""
     return _NAME_OF[backend]

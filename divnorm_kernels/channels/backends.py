@@ -15,26 +15,13 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ..backends import check_name
+from ..backends import serving
 from . import cpu, cuda, triton
 
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
-_ORDER = ("cpu", "cuda", "triton")
+"""In the order in which they are tried."""
 
 
 def select(name: str | None, x: Tensor) -> ModuleType | None:
-    """The named backend, or for ``None`` the first that serves the call; ``None`` stands for the reference.
-
-    Raises:
-        TypeError, ValueError: on a name that is none.
-        RuntimeError: where the named backend is missing here or cannot serve the call; the message says why.
-    """
-    if name is None:
-        return next((KERNELS[n] for n in _ORDER if KERNELS[n].refusal(x) is None), None)
-    check_name(name)
-    if name == "reference":
-        return None
-    reason = KERNELS[name].refusal(x)
-    if reason is not None:
-        raise RuntimeError(f"backend: got {name!r}, which cannot serve this call: {reason}")
-    return KERNELS[name]
+    """As `divnorm_kernels.backends.serving`."""
+    return serving(KERNELS, name, x)

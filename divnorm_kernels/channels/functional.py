@@ -13,7 +13,7 @@ from ..addresses import check_alive, check_held
 from ..backends import check_name
 from ..checks import check_activation, check_flag, compute_dtype
 from ..norm import Span
-from ..states import recorded, transformed
+from ..states import recorded, transformed, unless_transformed
 from . import ops  # noqa: F401  registers the operators
 from .backends import select
 from .pool import Exponential, pool_of
@@ -75,14 +75,7 @@ def channel_norm(
     if eager:
         check_held(**given)
     pool, learned = pool_of(x, window, alpha, beta, k, squared, compute_dtype(x))
-    kernels = select(backend, x)
-    if kernels is not None and transformed():
-        if backend is not None:
-            raise RuntimeError(
-                f"backend: got {backend!r}, which neither torch.func nor forward-mode differentiation can transform; "
-                'expected None or "reference"'
-            )
-        kernels = None
+    kernels = unless_transformed(select(backend, x), backend)
     if kernels is None or recorded():
         return evaluate(pool, x, learned)
     if eager:

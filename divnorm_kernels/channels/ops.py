@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import flops
 from ..addresses import check_held, check_readable
-from ..checks import check_activation, compute_dtype
+from ..checks import check_activation, check_like, compute_dtype
 from ..layout import dense
 from .backends import select
 from .pool import Pool
@@ -49,12 +49,7 @@ def _pool(x: Tensor, learned: Tensor | None, box: list[int], squared: bool, scal
 
 
 def _check_upstream(dy: Tensor, x: Tensor, learned: Tensor | None, needs: list[bool]) -> None:
-    if dy.shape != x.shape:
-        raise ValueError(f"dy: got shape {tuple(dy.shape)}, expected that of x, {tuple(x.shape)}")
-    if dy.dtype != x.dtype:
-        raise TypeError(f"dy: got dtype {dy.dtype}, expected that of x, {x.dtype}")
-    if dy.device != x.device:
-        raise ValueError(f"dy: got device {dy.device}, expected that of x, {x.device}")
+    check_like(x, dy=dy)
     if len(needs) != 2 or (needs[1] and learned is None):
         raise ValueError(f"needs: got {list(needs)}, expected whether of x and of learned, where that is given")
 

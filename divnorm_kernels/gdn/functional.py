@@ -12,7 +12,7 @@ from .. import flops, sharding
 from ..addresses import check_alive, check_held
 from ..backends import check_name
 from ..norm import Window
-from ..states import recorded, transformed
+from ..states import recorded, transformed, unless_transformed
 from . import ops  # noqa: F401  registers the operators
 from .backends import select
 from .form import check_tensors, form_of
@@ -77,14 +77,7 @@ def gdn(
     given = {"x": x, "beta": beta, "gamma": gamma}
     if eager:
         check_held(**given)
-    kernels = select(backend, form, x)
-    if kernels is not None and transformed():
-        if backend is not None:
-            raise RuntimeError(
-                f"backend: got {backend!r}, which neither torch.func nor forward-mode differentiation can transform; "
-                'expected None or "reference"'
-            )
-        kernels = None
+    kernels = unless_transformed(select(backend, form, x), backend)
     if kernels is None or recorded():
         return evaluate(form, *tensors)
     if eager:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import flops
 from ..addresses import check_held, check_readable
+from ..checks import check_like
 from ..layout import dense
 from .backends import select
 from .form import Form, check_tensors
@@ -28,15 +29,7 @@ _library.define(
 
 
 def _check_upstream(x: Tensor, needs: list[bool], **tensors: Tensor | None) -> None:
-    for name, t in tensors.items():
-        if t is None:
-            continue
-        if t.shape != x.shape:
-            raise ValueError(f"{name}: got shape {tuple(t.shape)}, expected that of x, {tuple(x.shape)}")
-        if t.dtype != x.dtype:
-            raise TypeError(f"{name}: got dtype {t.dtype}, expected that of x, {x.dtype}")
-        if t.device != x.device:
-            raise ValueError(f"{name}: got device {t.device}, expected that of x, {x.device}")
+    check_like(x, **tensors)
     if len(needs) != 3:
         raise ValueError(f"needs: got {list(needs)}, expected whether of x, beta and gamma")
 
