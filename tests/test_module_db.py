@@ -1,5 +1,7 @@
 """The inputs with which torch tests its own layers, through ours of the same name: values, gradients and buffers."""
 
+from inspect import signature
+
 import pytest
 import torch
 from torch import nn
@@ -22,7 +24,8 @@ def ran(make, row, seed):
     torch.manual_seed(seed)
     given = info.module_inputs_func(info, "cpu", torch.float64, True, training)[i]
     constructor, forward = given.constructor_input, given.forward_input
-    layer = make(*constructor.args, **{**constructor.kwargs, "dtype": torch.float64}).train(training)
+    factory = {"dtype": torch.float64} if "dtype" in signature(info.module_cls).parameters else {}
+    layer = make(*constructor.args, **constructor.kwargs | factory).train(training)
     for t in layer.state_dict().values():
         if t.is_floating_point():
             t.uniform_(0.5, 2.0)
@@ -54,4 +57,4 @@ def test_torchs_own_inputs(row):
 def test_all_of_torchs_layers_that_we_have_are_among_them():
     names = {row[0].module_cls for row in ROWS}
     kinds = {f"{kind}{dims}d" for kind in ("BatchNorm", "InstanceNorm") for dims in "123"}
-    assert names == {getattr(nn, name) for name in (*kinds, "GroupNorm", "LayerNorm", "RMSNorm")}
+    assert names == {getattr(nn, name) for name in (*kinds, "GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm")}
