@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from .family import IMAGES
 from .machine import describe
 from .measure import ready
 from .options import Device, Dtypes, Threads, chosen, command_line, device_named, width
-from .results import geometric_mean
+from .results import geometric_mean, write_rows
 from .subjects import Subject, activation, groups_for
 from .timing import interleaved, keep_freed_memory
 
@@ -173,12 +172,6 @@ def missed(rows: list[Row]) -> list[str]:
     return found
 
 
-def write(path: Path, rows: list[Row], machine: dict, command: str) -> None:
-    """One JSON document."""
-    document = {"machine": machine, "command": command, "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(document, indent=1) + "\n")
-
-
 def command(
     device: Device = "auto",
     dtype: Dtypes = None,
@@ -198,7 +191,7 @@ def command(
     machine = describe(device)
     for of in track(settings(dtypes), "timing", console=console, transient=True):
         rows += measure(*of, device, seconds, compiled)
-        write(out / "behind.json", rows, machine, command_line())
+        write_rows(out / "behind.json", rows, machine, command_line())
     console.print(table(rows))
     for words in missed(rows):
         console.print(words)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,7 @@ from .family import IMAGES
 from .machine import describe
 from .measure import ready
 from .options import Device, Dtypes, Formats, Threads, chosen, command_line, device_named, width
-from .results import geometric_mean
+from .results import geometric_mean, write_rows
 from .subjects import Subject, activation
 from .timing import Times, interleaved, keep_freed_memory
 
@@ -97,12 +96,6 @@ def missed(rows: list[Row]) -> list[str]:
     return found
 
 
-def write(path: Path, rows: list[Row], machine: dict, command: str) -> None:
-    """One JSON document."""
-    document = {"machine": machine, "command": command, "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(document, indent=1) + "\n")
-
-
 def command(
     device: Device = "auto",
     dtype: Dtypes = None,
@@ -124,7 +117,7 @@ def command(
     settings = [(shape, dtype, form) for shape in IMAGES for dtype in dtypes for form in formats]
     for of in track(settings, "timing", console=console, transient=True):
         rows += measure(*of, device, seconds)
-        write(out / "channels.json", rows, machine, command_line())
+        write_rows(out / "channels.json", rows, machine, command_line())
     console.print(table(rows))
     ratios = [times[TORCHS] / times[OURS] for times in _by_setting(rows).values()]
     console.print(f"{TORCHS} takes {geometric_mean(ratios):.1f} of ours on average")

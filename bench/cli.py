@@ -23,7 +23,7 @@ from .measure import Ended, copy_bandwidth
 from .options import GO_ON, Device, Dtypes, Formats, Threads, chosen, command_line, device_named, width
 from .plots import plot_ratios, plot_windows
 from .report import print_headline, sweep_table, table
-from .results import headline, read
+from .results import headline, read, write_rows
 from .running import Plan, Results, steps
 from .timing import keep_freed_memory
 from .training.command import app as train
@@ -245,7 +245,7 @@ def models_command(
     machine = describe(device)
     for setting in track(models.settings(dtypes, formats, device), "timing", console=console, transient=True):
         rows += models.measure(setting, norms, modes, seconds)
-        models.write(out / "models.json", rows, machine, command_line())
+        write_rows(out / "models.json", rows, machine, command_line())
     console.print(models.table(rows))
     if any(row["times"] is None for row in rows):
         raise typer.Exit(1)
@@ -272,7 +272,7 @@ def overhead_command(
         for row in overhead.measure(name, device)
     ]
     out.mkdir(parents=True, exist_ok=True)
-    overhead.write(out / "overhead.json", rows, describe(device), command_line())
+    write_rows(out / "overhead.json", rows, describe(device), command_line())
     console.print(overhead.table(rows))
     for words in overhead.missed(rows):
         console.print(words)
@@ -336,7 +336,7 @@ def cells(
     keep_freed_memory()
     rows, machine = recurrent.measure(models, norms, seconds), describe("cpu")
     out.mkdir(parents=True, exist_ok=True)
-    recurrent.write(out / "cells.json", rows, machine, command_line())
+    write_rows(out / "cells.json", rows, machine, command_line())
     Console(width=width()).print(recurrent.table(rows))
 
 

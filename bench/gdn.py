@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from .cases import DTYPES, FORMATS, Case, Setting, random_input
 from .machine import describe
 from .measure import ready
 from .options import Device, Dtypes, Formats, Threads, chosen, command_line, device_named, width
+from .results import write_rows
 from .subjects import OURS, Subject, activation
 from .timing import Times, interleaved, keep_freed_memory, return_freed_memory
 
@@ -128,12 +128,6 @@ def missed(rows: list[Row]) -> list[str]:
     return found
 
 
-def write(path: Path, rows: list[Row], machine: dict, command: str) -> None:
-    """One JSON document."""
-    document = {"machine": machine, "command": command, "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(document, indent=1) + "\n")
-
-
 def command(
     device: Device = "auto",
     dtype: Dtypes = None,
@@ -158,7 +152,7 @@ def command(
     keep_freed_memory()
     for of, needed in track(list(zip(settings, extra, strict=True)), "timing", console=console, transient=True):
         rows += measure(*of, device, seconds, needed, compiled)
-        write(out / "gdn.json", rows, machine, command_line())
+        write_rows(out / "gdn.json", rows, machine, command_line())
     console.print(table(rows))
     for words in missed(rows):
         console.print(words)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,9 +125,3 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 def _place(row: dict[str, Any]) -> tuple[str, str, str]:
     return row["mode"], row["dtype"], row["format"]
-
-
-def write(path: Path, rows: list[dict[str, Any]], machine: dict, command: str) -> None:
-    """One JSON document."""
-    document = {"machine": machine, "command": command, "rows": rows}
-    path.write_text(json.dumps(document, indent=1) + "\n")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
@@ -142,9 +140,3 @@ def missed(rows: list[dict[str, Any]]) -> list[str]:
         for peer, share in [CASES[case].targets[part]]
         if own > share * times[case, peer, part]
     ]
-
-
-def write(path: Path, rows: list[dict[str, Any]], machine: dict, command: str) -> None:
-    """One JSON document."""
-    document = {"machine": machine, "command": command, "rows": rows}
-    path.write_text(json.dumps(document, indent=1) + "\n")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -91,9 +89,3 @@ def table(rows: list[dict[str, Any]]) -> Table:
             "-" if peer is None else f"{peer / _token(row):.2f}x",
         )
     return out
-
-
-def write(path: Path, rows: list[dict[str, Any]], machine: dict, command: str) -> None:
-    """One JSON document."""
-    document = {"machine": machine, "command": command, "rows": rows}
-    path.write_text(json.dumps(document, indent=1) + "\n")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict, is_dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from .measure import LIMIT_COPIES
 from .subjects import BATCH_NORM, GROUP_NORM, OURS, PEERS
@@ -20,6 +22,12 @@ Rows = list[dict]
 KEY = ("case", "dtype", "format", "window")
 SAME = ("gpu", "processor", "threads", "torch", "divnorm_kernels")
 """What a run that goes on must have in common with the one before."""
+
+
+def write_rows(path: Path, rows: list[Any], machine: dict, command: str) -> None:
+    """One JSON document of rows that are dataclasses or dictionaries."""
+    plain = [asdict(row) if is_dataclass(row) else row for row in rows]
+    path.write_text(json.dumps({"machine": machine, "command": command, "rows": plain}, indent=1) + "\n")
 
 
 def machine_name(machine: dict) -> str:

@@ -10,6 +10,7 @@ from bench_command import run
 
 import divnorm_kernels as dk
 from bench import behind, channels, gdn, models, overhead
+from bench.results import write_rows
 from bench.subjects import OURS
 from bench.timing import Times, step
 
@@ -61,7 +62,7 @@ def test_overhead(tmp_path, monkeypatch):
     assert all(0 < row["us"][0] <= row["us"][2] for row in rows)
     slow = [row | {"us": [1e6] * 3} if row["layer"] == "LayerNorm" else row for row in rows]
     assert any(words.startswith("LayerNorm, forward + backward: ") for words in overhead.missed(slow))
-    overhead.write(tmp_path / "overhead.json", rows, {}, "command")
+    write_rows(tmp_path / "overhead.json", rows, {}, "command")
     assert json.loads((tmp_path / "overhead.json").read_text())["rows"] == rows
     assert overhead.table(rows).row_count == 3
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from channel_layers import BACKENDS, LEARNING, close, double
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,16 +13,6 @@ from divnorm_kernels import Exponential, Span, channel_norm
 from divnorm_kernels.channels import cpu
 
 SHAPES = [(3, 7), (2, 9, 5), (2, 6, 3, 4), (2, 5, 2, 3, 4)]
-BACKENDS = ("reference", "cpu")
-LEARNING = (lambda: dk.LocalResponseNorm(3, 0.5, learnable=True), dk.ExponentialNorm)
-
-
-def double(*shape):
-    return torch.randn(shape, dtype=torch.float64)
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -234,11 +225,14 @@ def test_bad_windows_and_layers():
         dk.ExponentialNorm(0)
 
 
-def test_freed_storage_is_told_before_it_is_read():
-    x = torch.ones(2, 3)
-    x.untyped_storage().resize_(0)
-    with pytest.raises(ValueError, match=r"^x: got a Tensor of shape"):
-        channel_norm(x, 3)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_freed_storage_is_told_before_it_is_read(backend):
+    """By kernels and, of the reference, by torch."""
+    for name in ("x", "alpha"):
+        given = {"x": torch.ones(2, 3), "alpha": torch.ones(())}
+        given[name].untyped_storage().resize_(0)
+        with pytest.raises(ValueError, match=rf"^{name}: got a Tensor of shape"):
+            channel_norm(given["x"], 3, alpha=given["alpha"], backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -4,20 +4,10 @@ import math
 
 import pytest
 import torch
+from channel_layers import BACKENDS, LEARNING, close, double
 
 import divnorm_kernels as dk
 from divnorm_kernels import Exponential, channel_norm
-
-BACKENDS = ("reference", "cpu")
-LEARNING = (lambda: dk.LocalResponseNorm(3, 0.5, learnable=True), dk.ExponentialNorm)
-
-
-def double(*shape):
-    return torch.randn(shape, dtype=torch.float64)
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("make", LEARNING, ids=["lrn", "exp"])

@@ -18,6 +18,11 @@ if module is not None and "DIVNORM_INSTRUCTION_SET" in os.environ:
 
 def refusal(g: Geometry, x: Tensor) -> str | None:
     """Why this call cannot be served, or ``None``."""
+    return unreadable(x)
+
+
+def unreadable(x: Tensor) -> str | None:
+    """Why no kernel of the CPU's can take such an x, whatever it computes, or ``None``."""
     if module is None:
         return missing()
     if not x.is_cpu:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends.native import DTYPES, missing, module
+from ..backends.cpu import unreadable
+from ..backends.native import DTYPES, module
 from ..checks import compute_dtype
 from ..layout import dense
 from .layout import address, extents
@@ -14,13 +15,7 @@ from .pool import Pool
 
 def refusal(x: Tensor) -> str | None:
     """Why this call cannot be served, or ``None``."""
-    if module is None:
-        return missing()
-    if not x.is_cpu:
-        return f"x is on {x.device}, this backend computes on the CPU"
-    if x.dtype not in DTYPES:
-        return f"x has dtype {x.dtype}"
-    return None
+    return unreadable(x)
 
 
 def forward(pool: Pool, x: Tensor, learned: Tensor | None) -> Tensor:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.native import DTYPES, missing, module
+from ..backends.cpu import unreadable
+from ..backends.native import DTYPES, module
 from ..channels.layout import extents
 from ..checks import compute_dtype
 from ..layout import dense
@@ -29,11 +30,7 @@ _LINE = 32
 
 def refusal(form: Form, x: Tensor) -> str | None:
     """Why this call cannot be served, or ``None``."""
-    if module is None:
-        return missing()
-    if not x.is_cpu:
-        return f"x is on {x.device}, this backend computes on the CPU"
-    return None
+    return unreadable(x)
 
 
 def keeps_result(x: Tensor) -> bool:
