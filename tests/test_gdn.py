@@ -364,6 +364,16 @@ def test_the_operators_refuse_what_they_cannot_read():
         forward(X, BETA, GAMMA, False, False, "", "reference")
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_freed_storage_is_told_before_it_is_read(backend):
+    """By kernels and, of the reference, by torch."""
+    for name in ("x", "beta", "gamma"):
+        given = {"x": X.clone(), "beta": BETA.clone(), "gamma": GAMMA.clone()}
+        given[name].untyped_storage().resize_(0)
+        with pytest.raises(ValueError, match=rf"^{name}: got a Tensor of shape"):
+            gdn(*given.values(), backend=backend)
+
+
 def test_views_that_negate_are_resolved():
     imaginary = torch.complex(torch.zeros_like(X), -X).conj().imag
     assert imaginary.is_neg()
