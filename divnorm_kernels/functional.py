@@ -11,24 +11,15 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import flops, sharding
+from . import flops, seam, sharding
 from .addresses import check_alive, check_held, direct
 from .autograd import DivisiveNormFunction
 from .backends import check_name, select
-from .checks import (
-    check_activation,
-    check_affine,
-    check_flag,
-    check_residual,
-    check_sigma,
-    check_threshold,
-    sizes_of,
-)
-from .epilogue import promoted
-from .fields import UNKNOWN, geometry
+from .arguments import checked
+from .checks import check_flag
 from .norm import Norm, Window, exact, norm_of
 from .prepared import prepared
-from .reference import evaluate, statistics
+from .reference import OnStatistics, evaluate, statistics
 from .states import recorded, transformed, unless_transformed
 
 # Function.apply without its test for torch.func, which transformed() has made already.
@@ -51,6 +42,7 @@ def divisive_norm(
     residual: Tensor | None = None,
     activation: str | None = None,
     threshold: Tensor | None = None,
+    on_statistics: OnStatistics | None = None,
     return_l1: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -89,6 +81,11 @@ def divisive_norm(
             ``"silu"``, y sigmoid(y), and ``"gelu"`` and ``"gelu_tanh"``, torch's two forms of it; ``"tlu"``,
             max(y, threshold).
         threshold: of "tlu", as ``weight``; where y is no larger, the gradient is the threshold's.
+        on_statistics: of fields that are whole and both there, with p = 2: ``mean, variance = on_statistics(mean,
+            variance)`` stands between the statistics and their use, on tensors of one number a row, of shape
+            (N, groups, 1, ...) or over the batch (1, groups, 1, ...), in the dtype of the computation; the variance is
+            the biased one, without sigma. It runs under autograd, once a call, and may be anything of torch's: a merge
+            of processes' statistics, or one with a prior.
         return_l1: also return the mean of abs(v), the paper's sparse regulariser before its coefficient.
         backend: ``None`` (the best for x), ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
@@ -100,7 +97,7 @@ def divisive_norm(
         TypeError, ValueError: on a bad argument; the message names it, what it got and what was expected.
         RuntimeError: where the named backend cannot serve the call; the message says why.
     """
-    if exact(window, norm_window) and not is_dynamo_compiling():
+    if on_statistics is None and exact(window, norm_window) and not is_dynamo_compiling():
         try:
             call = _prepared(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean, backend)
         except (TypeError, ValueError):  # a list, which has no hash, or what is refused below
@@ -128,10 +125,14 @@ def divisive_norm(
             residual=residual,
             activation=activation,
             threshold=threshold,
+            on_statistics=on_statistics,
             return_l1=return_l1,
             backend=backend,
         )
     norm = norm_of(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean)
+    if on_statistics is not None:
+        y, l1 = seam.normalize(norm, x, weight, bias, sigma, residual, threshold, on_statistics, return_l1, backend)
+        return (y, l1) if return_l1 else y
     y, l1, _ = normalize(norm, x, weight, bias, sigma, return_l1, backend, residual=residual, threshold=threshold)
     return (y, l1) if return_l1 else y
 
@@ -161,14 +162,7 @@ def normalize(
         if found is not NotImplemented:
             y, l1, maps = found if with_l1 or with_statistics else (found, None, None)
             return y, l1, (maps[0], maps[-1]) if with_statistics else None
-    check_activation(x)
-    x, residual = promoted(x, residual, (weight, bias, sigma, threshold))
-    g = geometry(norm, _sizes(x))
-    check_affine("weight", weight, g, x)
-    check_affine("bias", bias, g, x)
-    check_sigma(sigma, g, x)
-    check_threshold(threshold, g, x)
-    check_residual(residual, x)
+    g, x, residual = checked(norm, x, weight, bias, sigma, residual, threshold)
     if not isinstance(sigma, Tensor):
         sigma = float(sigma)
     check_flag("return_l1", with_l1)
@@ -234,14 +228,6 @@ def _prepared(
 ) -> Callable[..., Any]:
     check_name(backend)
     return prepared(Norm(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean), backend)
-
-
-def _sizes(x: Tensor) -> tuple[int, ...]:
-    """The shape of ``x``; while torch.jit traces, with unknown extents in place of the example's."""
-    shape = sizes_of(x)
-    if len(shape) < 3 or not torch.jit.is_tracing():
-        return shape
-    return (UNKNOWN, shape[1], *(UNKNOWN,) * (len(shape) - 2))
 
 
 def _check_gradient(dy: Tensor) -> None:

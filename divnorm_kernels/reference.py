@@ -6,6 +6,7 @@ Source: Ren, Liao, Urtasun, Sinz, Zemel, "Normalizing the Normalizers", ICLR 201
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,12 @@ from .checks import compute_dtype
 from .epilogue import applied
 from .fields import Axis, Geometry, geometry
 from .norm import Window, norm_of
+
+
+Rows = tuple[Tensor, Tensor]
+"""Mean and variance of rows, a number each."""
+OnStatistics = Callable[[Tensor, Tensor], Rows]
+"""What stands between the statistics of rows and their use."""
 
 
 def field_average(m: Tensor, axes: tuple[Axis, ...], extents: tuple[int, ...]) -> Tensor:
@@ -166,22 +173,24 @@ def evaluate(
     sigma: Tensor | float,
     residual: Tensor | None = None,
     threshold: Tensor | None = None,
+    given: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The operator on ``x`` of the geometry's input shape: ``(y, l1)``. Half types compute in float32.
 
-    Only the channels are taken from the geometry, other sizes from x: a recording of this holds for any.
+    Only the channels are taken from the geometry, other sizes from x: a recording of this holds for any. ``given``, for
+    whole fields: mean and variance of the rows, as of `row_statistics`, in place of x's own.
     """
     norm = g.norm
     numerator = v = _in_groups(g, x)
     compute = v.dtype
     if g.summation is not None:
-        v = v - _row_average(g, x, v, g.summation).unsqueeze(2)
+        v = v - (_row_average(g, x, v, g.summation) if given is None else given[0]).unsqueeze(2)
 
     y = v if norm.subtract_mean else numerator
     if g.suppression is not None:
         if isinstance(sigma, Tensor):
             sigma = sigma.to(compute).reshape(-1, *[1] * len(g.spatial))
-        y = y / deviation(sigma, _powers(g, x, v), norm.p).unsqueeze(2)
+        y = y / deviation(sigma, _powers(g, x, v) if given is None else given[1], norm.p).unsqueeze(2)
 
     y = y[:, 0, 0] if g.features else y.flatten(1, 2)
     affine = (-1,) if g.features else (-1, *[1] * len(g.spatial))
@@ -194,10 +203,15 @@ def evaluate(
 
 
 @torch.no_grad()
-def statistics(g: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of ``x`` for whole fields, a number a row, (N, groups, 1, ...); without gradients.
+def statistics(g: Geometry, x: Tensor) -> Rows:
+    """As `row_statistics`, without gradients."""
+    return row_statistics(g, x)
 
-    The variance is the square of what s is without sigma.
+
+def row_statistics(g: Geometry, x: Tensor) -> Rows:
+    """Mean and biased variance of ``x`` for whole fields, a number a row: (N, groups, 1, ...), over the batch N is 1.
+
+    The variance is the square of what s is without sigma. In the dtype of the computation.
     """
     first = (slice(None), slice(None), *(slice(1),) * len(g.spatial))
     v = _in_groups(g, x)
@@ -262,9 +276,11 @@ def divisive_norm(
     residual: Tensor | None = None,
     activation: str | None = None,
     threshold: Tensor | None = None,
+    on_statistics: OnStatistics | None = None,
     return_l1: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`divnorm_kernels.divisive_norm`, from its definition. Same arguments (but ``backend``), same results."""
-    norm = norm_of(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean)
-    y, l1 = evaluate(geometry(norm, tuple(x.shape)), x, weight, bias, sigma, residual, threshold)
+    g = geometry(norm_of(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean), tuple(x.shape))
+    given = None if on_statistics is None else on_statistics(*row_statistics(g, x))
+    y, l1 = evaluate(g, x, weight, bias, sigma, residual, threshold, given)
     return (y, l1) if return_l1 else y
