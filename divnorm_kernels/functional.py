@@ -13,9 +13,9 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import flops, seam, sharding
 from .addresses import check_alive, check_held, direct
+from .arguments import checked
 from .autograd import DivisiveNormFunction
 from .backends import check_name, select
-from .arguments import checked
 from .checks import check_flag
 from .norm import Norm, Window, exact, norm_of
 from .prepared import prepared

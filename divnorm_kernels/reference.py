@@ -18,7 +18,6 @@ from .epilogue import applied
 from .fields import Axis, Geometry, geometry
 from .norm import Window, norm_of
 
-
 Rows = tuple[Tensor, Tensor]
 """Mean and variance of rows, a number each."""
 OnStatistics = Callable[[Tensor, Tensor], Rows]
