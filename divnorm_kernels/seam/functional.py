@@ -50,7 +50,7 @@ def normalize(
     if eager:
         check_alive(x=x, **given)
     flops.register()
-    mean, variance, *handed = ops.statistics(norm, x, residual is not None, backend)
+    mean, variance, *handed = ops.statistics(norm, x, residual if norm.activation else None, backend)
     rows = _replaced(on_statistics, mean, variance)
     return ops.normalized(norm, handed, x, rows, **given, with_l1=with_l1, backend=backend)
 

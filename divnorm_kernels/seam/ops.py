@@ -9,7 +9,6 @@ gradients of the statistics through what the caller has put between the halves, 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -28,22 +27,23 @@ from .backends import select
 _library = torch.library.Library("divnorm_kernels", "FRAGMENT")
 _PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? residual, Tensor? threshold"
 _SCHEMAS = {
-    "row_statistics": "(Tensor x, str norm, str? backend) -> (Tensor mean, Tensor variance, Tensor of_x, "
+    "row_statistics": "(Tensor x, Tensor? residual, str norm, str? backend) -> (Tensor mean, Tensor variance, Tensor of_x, "
     "Tensor of_rows, Tensor of_parameters, Tensor of_l1)",
     "row_norm": "(Tensor[] handed, Tensor x, Tensor mean, Tensor variance, Tensor? sigma, float sigma_value, "
     f"{_PARAMETERS}, str norm, bool with_l1, str? backend) -> (Tensor y, Tensor l1)",
     "row_sums": f"(Tensor dy, Tensor? l1_scale, Tensor x, Tensor rows, {_PARAMETERS}, str norm, bool[] needs, "
-    "str? backend) -> (Tensor sums, Tensor dweight, Tensor dbias, Tensor dthreshold, Tensor dresidual)",
+    "str? backend) -> (Tensor sums, Tensor dweight, Tensor dbias, Tensor dthreshold)",
     "row_gradient": "(Tensor dy, Tensor? l1_scale, Tensor x, Tensor rows, Tensor slopes, Tensor? parameters, "
-    "str norm, str? backend) -> Tensor dx",
+    "Tensor? residual, str norm, bool[] needs, str? backend) -> (Tensor dx, Tensor dresidual)",
 }
 
 
-def statistics(norm: Norm, x: Tensor, residual: bool, backend: str | None) -> tuple[Tensor, ...]:
-    """Mean and variance of the rows of ``x``, and what `normalized` is to be handed."""
-    # with a residual the way back through the activation is the first pass', which makes the residual's gradient
-    behind = replace(norm, activation=None) if residual and norm.activation is not None else norm
-    return torch.ops.divnorm_kernels.row_statistics(x, behind.text, backend)
+def statistics(norm: Norm, x: Tensor, residual: Tensor | None, backend: str | None) -> tuple[Tensor, ...]:
+    """Mean and variance of the rows of ``x``, and what `normalized` is to be handed.
+
+    ``residual``: whose gradient comes about in the pass that makes x's, as it does in front of an activation.
+    """
+    return torch.ops.divnorm_kernels.row_statistics(x, residual, norm.text, backend)
 
 
 def normalized(
@@ -115,14 +115,14 @@ def _handed(g: Geometry, x: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def _statistics(x, norm, backend):
+def _statistics(x, residual, norm, backend):
     check_readable(x=x)
-    g = _check(x, norm, None, None, 1.0, None, _any_threshold(x, norm))
+    g = _check(x, norm, None, None, 1.0, residual, _any_threshold(x, norm))
     return *_kernels(backend, g, x).statistics(g, x), *_handed(g, x)
 
 
-def _statistics_fake(x, norm, backend):
-    g = _check(x, norm, None, None, 1.0, None, _any_threshold(x, norm))
+def _statistics_fake(x, residual, norm, backend):
+    g = _check(x, norm, None, None, 1.0, residual, _any_threshold(x, norm))
     row = x.new_empty(g.maps_shape[1:], dtype=compute_dtype(x))
     return row, torch.empty_like(row), *_handed(g, x)
 
@@ -165,38 +165,43 @@ def _sums(dy, l1_scale, x, rows, weight, bias, residual, threshold, norm, needs,
 def _check_sums(g: Geometry, dy: Tensor, l1_scale: Tensor | None, x: Tensor, rows: Tensor, needs: list[bool]) -> None:
     _check_upstream(dy, l1_scale, x)
     _check_rows(g, x, 2, rows=rows)
-    if len(needs) != 4:
-        raise ValueError(f"needs: got {len(needs)} entries, expected weight's, bias', threshold's and residual's")
+    if len(needs) != 3:
+        raise ValueError(f"needs: got {len(needs)} entries, expected weight's, bias' and threshold's")
 
 
 def _sums_fake(dy, l1_scale, x, rows, weight, bias, residual, threshold, norm, needs, backend):
     g = _check(x, norm, weight, bias, 1.0, residual, threshold)
     _check_sums(g, dy, l1_scale, x, rows, needs)
-    inputs = (weight, bias, threshold, dense(x))
+    inputs = (weight, bias, threshold)
     found = (torch.empty_like(t) if need else x.new_empty(0) for t, need in zip(inputs, needs, strict=True))
     return rows.new_empty(3, *rows.shape[1:]), *found
 
 
-def _gradient(dy, l1_scale, x, rows, slopes, parameters, norm, backend):
-    check_readable(dy=dy, l1_scale=l1_scale, x=x, rows=rows, slopes=slopes, parameters=parameters)
-    g, given = _check_gradient(dy, l1_scale, x, rows, slopes, parameters, norm)
-    kernels = _kernels(backend, g, x)
-    return kernels.gradient(g, dy, l1_scale, x, rows.contiguous(), slopes.contiguous(), *given)
+def _gradient(dy, l1_scale, x, rows, slopes, parameters, residual, norm, needs, backend):
+    check_readable(dy=dy, l1_scale=l1_scale, x=x, rows=rows, slopes=slopes, parameters=parameters, residual=residual)
+    g, given = _check_gradient(dy, l1_scale, x, rows, slopes, parameters, residual, norm, needs)
+    rows, slopes = rows.contiguous(), slopes.contiguous()
+    found = _kernels(backend, g, x).gradient(g, dy, l1_scale, x, rows, slopes, *given, tuple(needs))
+    return tuple(x.new_empty(0) if t is None else t for t in found)
 
 
-def _check_gradient(dy, l1_scale, x, rows, slopes, parameters, norm) -> tuple[Geometry, tuple[Tensor | None, ...]]:
-    """The geometry, and weight, bias and threshold of what is in front of the activation."""
+def _check_gradient(
+    dy, l1_scale, x, rows, slopes, parameters, residual, norm, needs
+) -> tuple[Geometry, tuple[Tensor | None, ...]]:
+    """The geometry, and weight, bias, residual and threshold."""
     weight, bias, threshold = (None, None, None) if parameters is None else parameters.unbind()
     threshold = threshold if parsed(norm).activation == "tlu" else None
-    g = _check(x, norm, weight, bias, 1.0, None, threshold)
+    g = _check(x, norm, weight, bias, 1.0, residual, threshold)
     _check_upstream(dy, l1_scale, x)
     _check_rows(g, x, 2, rows=rows, slopes=slopes)
-    return g, (weight, bias, threshold)
+    if len(needs) != 2 or (needs[1] and residual is None):
+        raise ValueError(f"needs: got {list(needs)}, expected whether of x and of a residual that is given")
+    return g, (weight, bias, residual, threshold)
 
 
-def _gradient_fake(dy, l1_scale, x, rows, slopes, parameters, norm, backend):
-    _check_gradient(dy, l1_scale, x, rows, slopes, parameters, norm)
-    return torch.empty_like(dense(x))
+def _gradient_fake(dy, l1_scale, x, rows, slopes, parameters, residual, norm, needs, backend):
+    _check_gradient(dy, l1_scale, x, rows, slopes, parameters, residual, norm, needs)
+    return tuple(torch.empty_like(dense(x)) if need else x.new_empty(0) for need in needs)
 
 
 def _any_threshold(x: Tensor, norm: str) -> Tensor | None:
@@ -206,30 +211,32 @@ def _any_threshold(x: Tensor, norm: str) -> Tensor | None:
 
 
 def _keep_for_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, ctx.norm, ctx.backend = inputs
-    ctx.save_for_backward(x, output[0])
+    x, residual, ctx.norm, ctx.backend = inputs
+    ctx.save_for_backward(x, residual, output[0])
     ctx.set_materialize_grads(False)
 
 
 def _of_statistics(ctx: Any, dmean, dvariance, dy, rows, parameters, l1_scale) -> tuple[Any, ...]:
-    """The gradient of x; where `_of_norm` has handed nothing over, that which goes by the statistics alone."""
-    x, mean = ctx.saved_tensors
+    """Gradients of x and residual; where `_of_norm` has handed nothing over, what goes by the statistics alone."""
+    x, residual, mean = ctx.saved_tensors
     g = _geometry(x, ctx.norm)
     if dmean is None and dvariance is None and dy is None:
-        return None, None, None
+        return None, None, None, None
     dmean, dvariance = (torch.zeros_like(mean) if t is None else t for t in (dmean, dvariance))
     if dy is None:
         check_held(x=x)
         with torch.enable_grad():
             own = x.view_as(x) if torch.is_grad_enabled() else x.detach().requires_grad_()
             (dx,) = torch.autograd.grad(row_statistics(g, own), own, (dmean, dvariance), create_graph=True)
-        return dx, None, None
+        return dx, None, None, None
     count = max(x.numel() // max(mean.numel(), 1), 1)
     slope = dvariance * (-2 / count)
     shift = slope * (rows[0] - mean) - dmean / count
     slopes = torch.stack((slope / rows[1], shift))
-    given = dy, l1_scale, x, rows, slopes, parameters, ctx.norm, ctx.backend
-    return torch.ops.divnorm_kernels.row_gradient(*given), None, None
+    needs = ctx.needs_input_grad[:2]
+    given = dy, l1_scale, x, rows, slopes, parameters, residual, ctx.norm, needs, ctx.backend
+    found = torch.ops.divnorm_kernels.row_gradient(*given)
+    return *(t if need else None for t, need in zip(found, needs, strict=True)), None, None
 
 
 def _keep_for_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -255,10 +262,8 @@ def _of_norm(ctx: Any, dy: Tensor | None, dl1: Tensor | None) -> tuple[Any, ...]
     rows = _rows(mean, variance, ctx.sigma_value if sigma is None else sigma)
     dy = torch.zeros_like(x) if dy is None else dy
     l1_scale = None if dl1 is None else dl1 / x.numel()
-    activates = g.norm.activation is not None
-    slopes_first = activates and residual is not None
-    needs = [of_given[0], of_given[1], of_given[3], slopes_first]
-    sums, dweight, dbias, dthreshold, dresidual = torch.ops.divnorm_kernels.row_sums(
+    needs = [of_given[0], of_given[1], of_given[3]]
+    sums, dweight, dbias, dthreshold = torch.ops.divnorm_kernels.row_sums(
         dy, l1_scale, x, rows, *given, ctx.norm, needs, ctx.backend
     )
     pull, product, signs = sums
@@ -271,12 +276,9 @@ def _of_norm(ctx: Any, dy: Tensor | None, dl1: Tensor | None) -> tuple[Any, ...]
         each = dvariance.sum([d for d in range(dvariance.dim()) if d != 1]) if sigma.dim() else dvariance.sum()
         dsigma = (2 * sigma * each.reshape(sigma.shape)).to(sigma.dtype)
     handed = none
-    if of_x:
-        message = dresidual if slopes_first else dy
-        handed = [message, rows, _parameters(g, rows, weight, bias, threshold), l1_scale]
-    if of_given[2] and not slopes_first:
-        dresidual = dy
-    found = (dweight, dbias, dresidual, dthreshold)
+    if any(to_hand):
+        handed = [dy, rows, _parameters(g, rows, weight, bias, threshold), l1_scale]
+    found = (dweight, dbias, None if g.norm.activation else dy, dthreshold)
     found = tuple(t if need else None for t, need in zip(found, of_given, strict=True))
     return (handed, None, dmean, dvariance, dsigma, None, *found, None, None, None)
 
