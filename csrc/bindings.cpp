@@ -10,6 +10,7 @@
 #include "bindings_channels.h"
 #include "bindings_gdn.h"
 #include "bindings_problem.h"
+#include "bindings_seam.h"
 #include "call.h"
 #include "cpu/calls.h"
 #include "operators.h"
@@ -85,6 +86,7 @@ PYBIND11_MODULE(_native, m) {
       .def("backward", &backward);
   bind_channels(m);
   bind_gdn(m);
+  bind_seam(m);
   bind_call(m);
   bind_operators(m);
 #ifdef DIVNORM_CUDA

@@ -15,6 +15,11 @@ constexpr Dtype compute_dtype(Dtype dtype) { return dtype == Dtype::float64 ? Dt
 
 enum class Direction { forward, backward };
 
+// What is computed of a call by whole fields. Forward's first half writes mean and variance alone, and the second reads
+// mean and rstd. Backward's first half makes the sums and the parameters' gradients, and the second the others by the
+// slopes.
+enum class Part { both, first, second };
+
 // What stands behind the norm. tlu: max(z, threshold); gelu is that of the error function, gelu_tanh its approximation.
 enum class Activation : int { none, relu, tlu, silu, gelu, gelu_tanh };
 
@@ -97,9 +102,13 @@ struct ForwardTensors {
   void* rstd = nullptr;
   void* variance = nullptr;
   double* l1 = nullptr;  // null: not wanted
+  Part part = Part::both;
 };
 
-// Of a problem in_backward(). dresidual, of x's shape and layout: the residual's gradient.
+// Of a problem in_backward(). dresidual, of x's shape and layout: the residual's gradient. Of a half alone: sums,
+// (3, rows), of g, of g times the numerator and, where dl1 is not zero, of the signs of v, where g is weight times the
+// gradient in front of the activation; slopes, (2, rows), by which dx = (g - slope v) rstd - shift. Both in the type of
+// the statistics.
 struct BackwardTensors {
   const void* x = nullptr;
   const void* dy = nullptr;
@@ -111,6 +120,9 @@ struct BackwardTensors {
   void* dx = nullptr;
   void* dresidual = nullptr;                     // null: not wanted
   Parameter dweight, dbias, dsigma, dthreshold;  // data null: not wanted
+  Part part = Part::both;
+  void* sums = nullptr;
+  const void* slopes = nullptr;
 };
 
 }  // namespace divnorm

@@ -53,6 +53,49 @@ def channels_backward(
 ) -> None:
     """Its gradients; an address of 0 is no tensor."""
 
+Rows = tuple[int, int]
+Numbers = tuple[int, int, int]
+Parameters = tuple[Numbers, Numbers, Numbers]
+
+def seam_statistics(calls: CpuCalls, x: int, rows: Rows, threads: int, /) -> None:
+    """Mean and variance of the rows of a tensor at this address, as `divnorm_kernels.seam.cpu` lays them out."""
+
+def seam_normalize(
+    calls: CpuCalls, x: int, rows: Rows, parameters: Parameters, residual: int, y: int, with_l1: bool, threads: int, /
+) -> float:
+    """The y by mean and 1/s of the rows; returns l1. Of parameters there are address, dtype and number."""
+
+def seam_sums(
+    calls: CpuCalls,
+    dy: int,
+    l1_scale: float,
+    x: int,
+    rows: Rows,
+    parameters: Parameters,
+    residual: int,
+    sums: int,
+    gradients: Parameters,
+    threads: int,
+    /,
+) -> None:
+    """The first half of backward."""
+
+def seam_gradient(
+    calls: CpuCalls,
+    dy: int,
+    l1_scale: float,
+    x: int,
+    rows: Rows,
+    slopes: int,
+    parameters: Parameters,
+    residual: int,
+    dx: int,
+    dresidual: int,
+    threads: int,
+    /,
+) -> None:
+    """The second half; an address of 0 is no tensor."""
+
 class CpuCalls:
     """The CPU's forward and backward of a geometry, for tensors of one dtype and memory format."""
 

@@ -116,6 +116,15 @@ void write_statistics(const Problem& p, const ForwardTensors& tensors, int64_t a
   static_cast<A*>(tensors.variance)[at] = static_cast<A>(p.p == 1 ? added * added : added);
 }
 
+// What a caller has made of the statistics of row `at`.
+template <class A, class Tensors>
+RowScale<A> given_scale(const Problem& p, const Tensors& tensors, int64_t at) {
+  RowScale<A> scale;
+  if (p.summation.present) scale.mean = static_cast<const A*>(tensors.mean)[at];
+  if (p.suppression.present) scale.rstd = static_cast<const A*>(tensors.rstd)[at];
+  return scale;
+}
+
 // Sums over a row of g = weight dy, of g times the numerator, of sign(v) and of what a threshold stops.
 struct GradientSums {
   double g, gv, sign, stopped;
@@ -145,6 +154,20 @@ RowSlopes<A> row_slopes(const Problem& p, const GradientSums& sums, double rstd,
         static_cast<A>(((p.subtract_mean ? sums.g * rstd : 0) + (of_signs == 0 ? 0 : of_signs * sums.sign)) / count);
   }
   return s;
+}
+
+template <class A>
+void write_sums(const Problem& p, const BackwardTensors& tensors, int64_t at, const GradientSums& sums) {
+  A* out = static_cast<A*>(tensors.sums) + at;
+  const double found[] = {sums.g, sums.gv, sums.sign};
+  for (int kind = 0; kind < 3; ++kind) out[kind * p.map_rows()] = static_cast<A>(found[kind]);
+}
+
+// What a caller has made of the sums of row `at`.
+template <class A>
+RowSlopes<A> given_slopes(const Problem& p, const BackwardTensors& tensors, int64_t at) {
+  const A* given = static_cast<const A*>(tensors.slopes) + at;
+  return {given[0], given[p.map_rows()]};
 }
 
 // The type of the values in an array of them.

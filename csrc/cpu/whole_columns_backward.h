@@ -48,7 +48,7 @@ class BackwardColumns {
     member.sync();
     member.share(0, p.groups, [&](int64_t from, int64_t to) {
       for (int64_t group = from; group < to; ++group) {
-        const RowScale<A> row = scale_of(unit, group);
+        const RowScale<A> row = given_scale<A>(p, s_.tensors, unit.row(p) + group);
         s_.layout.each_channel(group, [&](int64_t at) {
           mean_[at] = row.mean;
           offset_[at] = row.offset(p);
@@ -58,22 +58,15 @@ class BackwardColumns {
       }
     });
     member.sync();
-    smooth_room_.first_look();
-    member.share(0, tiles, [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
-        const int64_t offset = s_.layout.offset(unit.rows, i);
-        with_kinks<T>(p, s_.beside, l1, [&](auto epilogue, auto kinks, auto sloped) {
-          tile_sums<kinks.value>(i, offset, x + offset, gradients<sloped.value>(Look::first), epilogue);
-        });
-      }
-    });
-    member.sync();
-    member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_tiles(from, to); });
-    member.sync();
-    member.share(0, p.groups, [&](int64_t from, int64_t to) {
-      for (int64_t group = from; group < to; ++group) join_channels(unit, group);
-    });
-    member.sync();
+    if (s_.tensors.part == Part::second) {
+      member.share(0, p.groups, [&](int64_t from, int64_t to) {
+        for (int64_t group = from; group < to; ++group) use(group, given_slopes<A>(p, s_.tensors, unit.row(p) + group));
+      });
+      member.sync();
+    } else {
+      sum_up(unit, x, member);
+    }
+    if (s_.tensors.part == Part::first) return;
     smooth_room_.second_look();
     member.share(0, tiles, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
@@ -96,18 +89,30 @@ class BackwardColumns {
   }
 
  private:
+  // The first look at a unit: its rows' sums and the parameters' gradients, and what the second goes by.
+  void sum_up(const WholeUnit& unit, const T* x, const Member& member) {
+    const Problem& p = s_.problem;
+    smooth_room_.first_look();
+    member.share(0, s_.layout.tiles(), [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t offset = s_.layout.offset(unit.rows, i);
+        with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks, auto sloped) {
+          tile_sums<kinks.value>(i, offset, x + offset, gradients<sloped.value>(Look::first), epilogue);
+        });
+      }
+    });
+    member.sync();
+    member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_tiles(from, to); });
+    member.sync();
+    member.share(0, p.groups, [&](int64_t from, int64_t to) {
+      for (int64_t group = from; group < to; ++group) join_channels(unit, group);
+    });
+    member.sync();
+  }
+
   template <bool Sloped>
   Gradients<T, Wide, Sloped> gradients(Look look) {
     return {s_.problem, s_.beside, smooth_room_, static_cast<const T*>(s_.tensors.dy), look};
-  }
-
-  RowScale<A> scale_of(const WholeUnit& unit, int64_t group) const {
-    const Problem& p = s_.problem;
-    const int64_t row = unit.row(p) + group;
-    RowScale<A> scale;
-    if (p.summation.present) scale.mean = static_cast<const A*>(s_.tensors.mean)[row];
-    if (p.suppression.present) scale.rstd = static_cast<const A*>(s_.tensors.rstd)[row];
-    return scale;
   }
 
   // Sums without the weight.
@@ -162,7 +167,8 @@ class BackwardColumns {
 
   void join_channels(const WholeUnit& unit, int64_t group) const {
     const Problem& p = s_.problem;
-    const RowScale<A> row = scale_of(unit, group);
+    const int64_t number = unit.row(p) + group;
+    const RowScale<A> row = given_scale<A>(p, s_.tensors, number);
     A* dweight = s_.dweight + unit.block * s_.layout.channels();
     A* dbias = s_.dbias + unit.block * s_.layout.channels();
     A* dthreshold = s_.dthreshold == nullptr ? nullptr : s_.dthreshold + unit.block * s_.layout.channels();
@@ -178,7 +184,13 @@ class BackwardColumns {
     });
     const double count = static_cast<double>(s_.layout.pixels()) * s_.layout.group_channels();
     const RowSlopes<A> slopes = row_slopes<A>(p, all, row.rstd, s_.l1_scale, count);
-    s_.for_sigma[unit.row(p) + group] = slopes.for_sigma;
+    s_.for_sigma[number] = slopes.for_sigma;
+    if (s_.tensors.sums != nullptr) write_sums<A>(p, s_.tensors, number, all);
+    use(group, slopes);
+  }
+
+  // Makes the gradients of the channels of a group by these.
+  void use(int64_t group, const RowSlopes<A>& slopes) const {
     s_.layout.each_channel(group, [&](int64_t at) {
       slope_[at] = slopes.slope;
       shift_[at] = slopes.shift;

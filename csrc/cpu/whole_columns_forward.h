@@ -55,6 +55,20 @@ class ForwardColumns {
       });
       member.sync();
     };
+    if (s_.tensors.part == Part::second) {
+      each_group([&](int64_t group) { use(group, given_scale<A>(p, s_.tensors, unit.row(p) + group)); });
+    } else {
+      find_statistics(unit, x, each_tile, each_group, member);
+    }
+    if (s_.tensors.part == Part::first) return;
+    write_result(unit, x, member);
+  }
+
+ private:
+  template <class EachTile, class EachGroup>
+  void find_statistics(const WholeUnit& unit, const T* x, EachTile&& each_tile, EachGroup&& each_group,
+                       const Member& member) const {
+    const Problem& p = s_.problem;
     if (p.summation.present) {
       each_tile([&](int64_t i, const T* in) { centred_moments(i, in); });
       member.share(0, s_.layout.channels(), [&](int64_t from, int64_t to) { join_moments(from, to); });
@@ -67,6 +81,11 @@ class ForwardColumns {
       member.sync();
     }
     each_group([&](int64_t group) { finish_statistics(unit, group); });
+  }
+
+  void write_result(const WholeUnit& unit, const T* x, const Member& member) const {
+    const Problem& p = s_.problem;
+    const int64_t tiles = s_.layout.tiles();
     member.share(0, tiles, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         double* l1 = s_.l1 == nullptr ? nullptr : s_.l1 + unit.rows.sample * tiles + i;
@@ -87,7 +106,6 @@ class ForwardColumns {
     if (s_.stream) stream_fence();
   }
 
- private:
   bool streamable(const T* y) const {
     const uintptr_t bits = reinterpret_cast<uintptr_t>(y) | (s_.layout.channels() * sizeof(T));
     return !is_pair<Wide> || bits % kVectorBytes == 0;
@@ -181,9 +199,14 @@ class ForwardColumns {
       });
     const RowScale<A> row = row_scale<A>(p, all, s_.sigma[group]);
     write_statistics(p, s_.tensors, unit.row(p) + group, row, all);
+    use(group, row);
+  }
+
+  // Normalizes the channels of a group by this.
+  void use(int64_t group, const RowScale<A>& row) const {
     s_.layout.each_channel(group, [&](int64_t at) {
       mean_[at] = row.mean;
-      offset_[at] = row.offset(p);
+      offset_[at] = row.offset(s_.problem);
       scale_[at] = row.rstd * s_.weight[at];
     });
   }

@@ -37,9 +37,37 @@ class BackwardRuns {
     const T* x = static_cast<const T*>(s_.tensors.x);
     T* dx = static_cast<T*>(s_.tensors.dx);
     const int64_t row = unit.row(p), pieces = layout.pieces(unit.rows);
-    RowScale<A> scale;
-    if (p.summation.present) scale.mean = static_cast<const A*>(s_.tensors.mean)[row];
-    if (p.suppression.present) scale.rstd = static_cast<const A*>(s_.tensors.rstd)[row];
+    const RowScale<A> scale = given_scale<A>(p, s_.tensors, row);
+    const bool given = s_.tensors.part == Part::second;
+    const RowSlopes<A> slopes = given ? given_slopes<A>(p, s_.tensors, row) : sum_up(unit, x, scale, member);
+    if (s_.tensors.part == Part::first) return;
+    smooth_room_.second_look();
+    member.share(0, pieces, [&](int64_t from, int64_t to) {
+      with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks, auto sloped) {
+        auto dy = gradients<sloped.value>(Look::second);
+        with_exponent<kinks.value>(p, [&](auto exponent) {
+          layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
+            T* out = dx + piece.offset;
+            const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0);
+            const auto rows = layout.rows_from(i, to, stream);
+            const auto run = [&](auto stream) {
+              gradient<stream.value, kinks.value, exponent.value>(piece, rows, x + piece.offset, dy, scale, slopes,
+                                                                  epilogue, out);
+            };
+            specialize_if<kStreams<T>>(run, stream);
+          });
+        });
+      });
+    });
+    if (s_.stream) stream_fence();
+  }
+
+ private:
+  // The first look at a unit: the row's sums and the parameters' gradients, and what the second goes by.
+  RowSlopes<A> sum_up(const WholeUnit& unit, const T* x, RowScale<A> scale, const Member& member) {
+    const Problem& p = s_.problem;
+    const Layout& layout = s_.layout;
+    const int64_t row = unit.row(p), pieces = layout.pieces(unit.rows);
     A* dweight = s_.dweight + unit.block * p.affine_size();
     A* dbias = s_.dbias + unit.block * p.affine_size();
     A* dthreshold = s_.dthreshold == nullptr ? nullptr : s_.dthreshold + unit.block * p.affine_size();
@@ -70,30 +98,12 @@ class BackwardRuns {
     const RowSlopes<A> slopes = row_slopes<A>(p, all, scale.rstd, s_.l1_scale, count);
     if (member.rank == 0) {
       s_.for_sigma[row] = slopes.for_sigma;
+      if (s_.tensors.sums != nullptr) write_sums<A>(p, s_.tensors, row, all);
       if constexpr (!AlongRow) add_planes(unit, scale.rstd, dweight, dbias, dthreshold);
     }
-    smooth_room_.second_look();
-    member.share(0, pieces, [&](int64_t from, int64_t to) {
-      with_kinks<T>(p, s_.beside, s_.l1_scale != 0, [&](auto epilogue, auto kinks, auto sloped) {
-        auto dy = gradients<sloped.value>(Look::second);
-        with_exponent<kinks.value>(p, [&](auto exponent) {
-          layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
-            T* out = dx + piece.offset;
-            const bool stream = s_.stream && (!is_pair<Wide> || reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0);
-            const auto rows = layout.rows_from(i, to, stream);
-            const auto run = [&](auto stream) {
-              gradient<stream.value, kinks.value, exponent.value>(piece, rows, x + piece.offset, dy, scale, slopes,
-                                                                  epilogue, out);
-            };
-            specialize_if<kStreams<T>>(run, stream);
-          });
-        });
-      });
-    });
-    if (s_.stream) stream_fence();
+    return slopes;
   }
 
- private:
   template <bool Sloped>
   Gradients<T, Wide, Sloped> gradients(Look look) {
     return {s_.problem, s_.beside, smooth_room_, static_cast<const T*>(s_.tensors.dy), look};

@@ -35,8 +35,25 @@ class ForwardRuns {
   void work(const WholeUnit& unit, const Member& member) {
     const Problem& p = s_.problem;
     const T* x = static_cast<const T*>(s_.tensors.x);
-    const int64_t row = unit.row(p), pieces = s_.layout.pieces(unit.rows), chunks = s_.layout.chunks(unit.rows);
+    const int64_t row = unit.row(p), pieces = s_.layout.pieces(unit.rows);
     member.sync();
+    const bool given = s_.tensors.part == Part::second;
+    const RowScale<A> scale = given ? given_scale<A>(p, s_.tensors, row) : statistics(unit, x, member);
+    if (s_.tensors.part == Part::first) return;
+    double* l1 = s_.l1 == nullptr ? nullptr : s_.l1 + row * s_.pieces;
+    member.share(0, pieces, [&](int64_t from, int64_t to) {
+      if (is_smooth(p)) return write_smoothly(unit.rows, from, to, x, scale, l1);
+      s_.layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
+        write_piece(piece, x, scale, l1 == nullptr ? nullptr : l1 + i);
+      });
+    });
+    if (s_.stream) stream_fence();
+  }
+
+ private:
+  RowScale<A> statistics(const WholeUnit& unit, const T* x, const Member& member) const {
+    const Problem& p = s_.problem;
+    const int64_t chunks = s_.layout.chunks(unit.rows);
     const auto look = [&](auto&& at) {
       member.share(0, chunks, [&](int64_t from, int64_t to) {
         for (int64_t i = from; i < to; ++i) moments_[i] = at(i);
@@ -59,18 +76,10 @@ class ForwardRuns {
       }
     }
     const RowScale<A> scale = row_scale<A>(p, all, s_.sigma[unit.rows.group]);
-    if (member.rank == 0) write_statistics(p, s_.tensors, row, scale, all);
-    double* l1 = s_.l1 == nullptr ? nullptr : s_.l1 + row * s_.pieces;
-    member.share(0, pieces, [&](int64_t from, int64_t to) {
-      if (is_smooth(p)) return write_smoothly(unit.rows, from, to, x, scale, l1);
-      s_.layout.each_piece(unit.rows, from, to, [&](int64_t i, const Piece& piece) {
-        write_piece(piece, x, scale, l1 == nullptr ? nullptr : l1 + i);
-      });
-    });
-    if (s_.stream) stream_fence();
+    if (member.rank == 0) write_statistics(p, s_.tensors, unit.row(p), scale, all);
+    return scale;
   }
 
- private:
   [[gnu::flatten]] Moments centred_moments(const Unit& unit, int64_t index, const T* x) const {
     Sums<A, 1, 4> total;
     int64_t count = 0;

@@ -54,11 +54,16 @@ def use_instruction_set(name: str) -> None:
 
 def plan_for(g: Geometry, x: Tensor, residual: bool = False) -> module.Plan:
     """The compiled module's plan for calls of ``g`` on such an x; ``residual``: whether they have one."""
+    return module.Plan(g, sys.modules[__name__], calls_for(g, x, residual), x, residual)
+
+
+def calls_for(g: Geometry, x: Tensor, residual: bool = False) -> module.CpuCalls:
+    """The kernels of ``g`` on such an x, which has no gaps; ``residual``: whether there is one."""
     key = (x.dtype, channels_last_strides(x), residual)
     calls = g.cache.get(key)
     if calls is None:
         calls = g.cache[key] = module.CpuCalls(g, DTYPES[x.dtype], *key[1:])
-    return module.Plan(g, sys.modules[__name__], calls, x, residual)
+    return calls
 
 
 def forward(

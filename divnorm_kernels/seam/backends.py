@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ..backends import serving
 from ..fields import Geometry
+from . import cpu
 
-KERNELS: dict[str, ModuleType] = {}
+KERNELS: dict[str, ModuleType] = {"cpu": cpu}
 """In the order in which they are tried."""
 
 

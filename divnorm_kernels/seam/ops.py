@@ -27,8 +27,8 @@ from .backends import select
 _library = torch.library.Library("divnorm_kernels", "FRAGMENT")
 _PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? residual, Tensor? threshold"
 _SCHEMAS = {
-    "row_statistics": "(Tensor x, Tensor? residual, str norm, str? backend) -> (Tensor mean, Tensor variance, Tensor of_x, "
-    "Tensor of_rows, Tensor of_parameters, Tensor of_l1)",
+    "row_statistics": "(Tensor x, Tensor? residual, str norm, str? backend) -> (Tensor mean, Tensor variance, "
+    "Tensor of_x, Tensor of_rows, Tensor of_parameters, Tensor of_l1)",
     "row_norm": "(Tensor[] handed, Tensor x, Tensor mean, Tensor variance, Tensor? sigma, float sigma_value, "
     f"{_PARAMETERS}, str norm, bool with_l1, str? backend) -> (Tensor y, Tensor l1)",
     "row_sums": f"(Tensor dy, Tensor? l1_scale, Tensor x, Tensor rows, {_PARAMETERS}, str norm, bool[] needs, "
