@@ -339,11 +339,7 @@ class NormalizationLayer(Recorded, nn.Module):
     ) -> tuple[Tensor, Statistics | None]:
         """``(y, statistics)`` of a call; keeps the penalty in ``l1`` where it counts."""
         wants_l1 = self.l1_weight > 0 and self.training
-        sigma = self._sigma()
-        if isinstance(sigma, Tensor):
-            sigma = sigma.squeeze(0) if sigma.shape == (1,) else sigma
-        elif sigma is None and self._default_eps is None:
-            sigma = self._least_sigma(x)
+        sigma = self._sigma_for(x)
         call = None
         if self._form is None and not torch.compiler.is_dynamo_compiling():
             call = self._prepared_call()
@@ -352,6 +348,13 @@ class NormalizationLayer(Recorded, nn.Module):
         )
         self._keep(y, l1 if wants_l1 else None)
         return y, statistics
+
+    def _sigma_for(self, x: Tensor) -> Tensor | float:
+        """Sigma as the operator takes it."""
+        sigma = self._sigma()
+        if isinstance(sigma, Tensor):
+            return sigma.squeeze(0) if sigma.shape == (1,) else sigma
+        return self._least_sigma(x) if sigma is None and self._default_eps is None else sigma
 
     def _sigma(self) -> Tensor | float | None:
         """What the operator is called with; ``None`` where it goes by the dtype of x."""

@@ -138,8 +138,14 @@ class _RunningNorm(NormalizationLayer):
         """``(y, statistics, count)`` by the statistics of ``x``, averages of ``count`` values."""
         flat = x.dim() == 2
         rows, added = (t.unsqueeze(-1) if flat and t is not None else t for t in (x, residual))
-        y, statistics = self._normalize(rows, added, self.weight, self.bias, self.threshold, with_statistics)
+        y, statistics, count = self._normalized_rows(rows, added, with_statistics, count)
         return (y.squeeze(-1) if flat else y), statistics, count
+
+    def _normalized_rows(
+        self, x: Tensor, residual: Tensor | None, with_statistics: bool, count: int
+    ) -> tuple[Tensor, Statistics | None, Tensor | int]:
+        """`_normalized` of an x with spatial dimensions."""
+        return *self._normalize(x, residual, self.weight, self.bias, self.threshold, with_statistics), count
 
     def _track(self, statistics: Statistics | None, count: Tensor | int) -> None:
         """Moves the running statistics towards those of the call; the variance is the unbiased one of ``count``.
@@ -259,15 +265,16 @@ class _BatchNorm(_RunningNorm):
     def _across_processes(self) -> bool:
         return self.sync and self.training and torch.distributed.is_initialized()
 
-    def _normalized(
+    def _normalized_rows(
         self, x: Tensor, residual: Tensor | None, with_statistics: bool, count: int
     ) -> tuple[Tensor, Statistics | None, Tensor | int]:
         if not self._across_processes():
-            return super()._normalized(x, residual, with_statistics, count)
+            return super()._normalized_rows(x, residual, with_statistics, count)
+        given = self.weight, self.bias, self._sigma_for(x), self.threshold
         y, l1, statistics, joined = batch_norm_across(
-            self.process_group, self.norm, x, residual, self.weight, self.bias, self.sigma, self.threshold
+            self.process_group, self.norm, x, residual, *given, self.l1_weight > 0, self.backend
         )
-        self._keep(y, l1 if self.l1_weight > 0 else None)
+        self._keep(y, l1)
         return y, statistics if with_statistics else None, joined
 
 
