@@ -20,7 +20,7 @@ CHANNELS = (1, 2, 3, 4, 5, 8, 9, 17, 33)
 LAYOUTS = ("contiguous", "channels_last", "reversed", "sliced")
 
 
-def _laid_out(values: Tensor, layout: str) -> Tensor:
+def laid_out(values: Tensor, layout: str) -> Tensor:
     """The same values in another memory layout."""
     dims = values.dim()
     if layout == "channels_last" and dims > 2:
@@ -71,13 +71,13 @@ class Recipe:
         if isinstance(sigma, str):
             size = () if sigma == "scalar" else (self.options["groups"],)
             sigma = (torch.rand(size) + 0.5).to(self.parameter_dtype)
-        residual = None if self.residual is None else _laid_out(torch.randn(self.shape).to(self.dtype), self.residual)
+        residual = None if self.residual is None else laid_out(torch.randn(self.shape).to(self.dtype), self.residual)
         return Call(
-            _laid_out(x, self.layout),
+            laid_out(x, self.layout),
             weight,
             bias,
             sigma,
-            _laid_out(dy, self.dy_layout),
+            laid_out(dy, self.dy_layout),
             self.dl1,
             self.options,
             residual,

@@ -106,12 +106,12 @@ def _check_upstream(dy: Tensor, l1_scale: Tensor | None, x: Tensor) -> None:
 
 def _handed(g: Geometry, x: Tensor) -> tuple[Tensor, ...]:
     """Tensors whose gradients are messages."""
-    blank = x.new_zeros((), dtype=compute_dtype(x))
+    of_rows, of_parameters, of_l1 = (x.new_zeros((), dtype=compute_dtype(x)) for _ in range(3))
     return (
         x.new_zeros(()).expand(x.shape),
-        blank.expand(2, *g.maps_shape[1:]),
-        blank.expand(3, g.affine_size),
-        blank.clone(),
+        of_rows.expand(2, *g.maps_shape[1:]),
+        of_parameters.expand(3, g.affine_size),
+        of_l1,
     )
 
 
