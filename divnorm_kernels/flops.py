@@ -51,6 +51,10 @@ def register() -> None:
         registry.setdefault(operators.gdn_backward, gdn_backward_flops)
         registry.setdefault(operators.channel_forward, channel_forward_flops)
         registry.setdefault(operators.channel_backward, channel_backward_flops)
+        registry.setdefault(operators.row_statistics, row_statistics_flops)
+        registry.setdefault(operators.row_norm, row_norm_flops)
+        registry.setdefault(operators.row_sums, row_sums_flops)
+        registry.setdefault(operators.row_gradient, row_gradient_flops)
 
 
 def forward_flops(
@@ -260,3 +264,85 @@ def channel_backward_flops(
 def _pooled(box: list[int]) -> int:
     """What a sum over channels costs at a number: of a box by blocks, or with decaying weights by two recursions."""
     return 3 if box else 5
+
+
+def row_statistics_flops(
+    x: Tensor, residual: Tensor | None, norm: str, backend: str | None, out_val: Any = None
+) -> int:
+    """What the first half of a forward costs at a number of x: 4, the sum of x and that of (x - mean)^2."""
+    return 4 * x.numel()
+
+
+def row_norm_flops(
+    handed: list[Tensor],
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    sigma: Tensor | None,
+    sigma_value: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    threshold: Tensor | None,
+    norm: str,
+    with_l1: bool,
+    backend: str | None,
+    out_val: Any = None,
+) -> int:
+    """What the second half costs at a number of x: 2 (x - mean, 1 / root), and what `forward_flops` has behind it."""
+    number = 2 + sum(t is not None for t in (weight, bias, residual)) + with_l1
+    return x.numel() * (number + _VALUE.get(parsed(norm).activation, 0))
+
+
+def row_sums_flops(
+    dy: Tensor,
+    l1_scale: Tensor | None,
+    x: Tensor,
+    rows: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    threshold: Tensor | None,
+    norm: str,
+    needs: list[bool],
+    backend: str | None,
+    out_val: Any = None,
+) -> int:
+    """What the first half of a backward costs at a number of x.
+
+    - x - mean: 1; dy in front of the activation (`_in_front`);
+    - the sums of g and of g times the numerator, dweight's and dbias' among them: 3; of a threshold and of l1: 1 each.
+    """
+    given = sum(t is not None for t in (weight, bias, residual))
+    return x.numel() * (4 + _in_front(norm, given) + needs[2] + (l1_scale is not None))
+
+
+def row_gradient_flops(
+    dy: Tensor,
+    l1_scale: Tensor | None,
+    x: Tensor,
+    rows: Tensor,
+    slopes: Tensor,
+    parameters: Tensor | None,
+    residual: Tensor | None,
+    norm: str,
+    needs: list[bool],
+    backend: str | None,
+    out_val: Any = None,
+) -> int:
+    """What the second half costs at a number of x.
+
+    - x - mean: 1; dy in front of the activation (`_in_front`);
+    - dx: 4 (a slope times x, its subtraction, 1 / root, a shift), and 1 each with a weight and with l1.
+    """
+    weighed = parameters is not None
+    number = 1 + _in_front(norm, 2 * weighed + (residual is not None))
+    return x.numel() * (number + needs[0] * (4 + weighed + (l1_scale is not None)))
+
+
+def _in_front(norm: str, given: int) -> int:
+    """What the way back through an activation costs at a number, with ``given`` of weight, bias and residual."""
+    activation = parsed(norm).activation
+    if activation is None:
+        return 0
+    return 1 + given + (_SLOPE[activation] + 1 if activation in _SLOPE else 0)

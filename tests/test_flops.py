@@ -166,3 +166,23 @@ def test_channel_norm(window, learns, expected):
     forward, y = counted(lambda: channel_norm(x, window, alpha=alpha, backend="cpu"))
     backward, _ = counted(lambda: y.sum().backward())
     assert (forward, backward) == tuple(number * x.numel() for number in expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "forward", "backward"),
+    [
+        # forward: two sums 4, x normalized 2, weight and bias; backward: x - mean, three sums; x - mean, dx 4, weight 1
+        ({}, 8, 10),
+        # forward: 3; backward: in either half z again 3, the slope 6 and the product with dy
+        ({"activation": "silu"}, 11, 30),
+        # forward: a sum; backward: a sum, and its share of dx
+        ({"return_l1": True}, 9, 12),
+    ],
+)
+def test_something_between_statistics_and_their_use(options, forward, backward):
+    x, weight, bias = (torch.randn(s, requires_grad=True) for s in (X, 4, 4))
+    options = {"window": "all", "over_batch": True, "groups": 2, "on_statistics": lambda *rows: rows, **options}
+    count, found = counted(lambda: divisive_norm(x, weight, bias, **options))
+    assert count == forward * NUMBERS
+    loss = sum(t.sum() for t in found) if isinstance(found, tuple) else found.sum()
+    assert counted(loss.backward)[0] == backward * NUMBERS
