@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .checks import check_flag, check_number
-from .modules import NormalizationLayer
+from .modules import GDN, NormalizationLayer
 
-_NORMS = (NormalizationLayer, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_NORMS = (NormalizationLayer, GDN, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def no_decay_groups(model: nn.Module, weight_decay: float, biases: bool = False) -> list[dict[str, Any]]:
@@ -44,12 +44,16 @@ def no_decay_groups(model: nn.Module, weight_decay: float, biases: bool = False)
     ]
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether ``module`` is a normalization layer: of this package, of torch.nn, or by its name and parameters."""
+    if isinstance(module, _NORMS):
+        return True
+    return "norm" in type(module).__name__.lower() and all(p.dim() == 1 for p in module.parameters(recurse=False))
+
+
 def _kept(module: nn.Module, biases: bool) -> Iterator[nn.Parameter]:
     """The module's own parameters that do not decay."""
-    own = dict(module.named_parameters(recurse=False))
-    norm = isinstance(module, _NORMS) or (
-        "norm" in type(module).__name__.lower() and all(p.dim() == 1 for p in own.values())
-    )
-    for name, parameter in own.items():
+    norm = is_norm(module)
+    for name, parameter in module.named_parameters(recurse=False):
         if norm or (not biases and "bias" in name):
             yield parameter

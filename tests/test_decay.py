@@ -5,7 +5,7 @@ import torch
 from other_norms import LlamaRMSNorm
 from torch import nn
 
-from divnorm_kernels import BatchNorm2d, DivisiveNorm2d, no_decay_groups
+from divnorm_kernels import GDN, BatchNorm2d, DivisiveNorm2d, no_decay_groups
 
 
 class NormalizedLinear(nn.Module):
@@ -22,6 +22,7 @@ class Model(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3)
         self.dn = DivisiveNorm2d(4, 3, sigma=0.5, learn_sigma=True)
         self.bn = BatchNorm2d(4)
+        self.gdn = GDN(4)
         self.torchs = nn.ModuleList([nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm((4, 2, 2)), nn.RMSNorm(4)])
         self.lrn = nn.LocalResponseNorm(2)
         self.theirs = LlamaRMSNorm(4)
@@ -38,7 +39,7 @@ DECAYED = {"conv.weight", "linear.weight", "linear.scale", "attention.in_proj_we
     "attention.out_proj.weight"
 }
 BIASES = {"conv.bias", "attention.in_proj_bias", "attention.out_proj.bias", "frozen.bias", "tied.bias"}
-NORMS = {"dn.weight", "dn.bias", "dn.sigma", "bn.weight", "bn.bias", "theirs.weight"} | {
+NORMS = {"dn.weight", "dn.bias", "dn.sigma", "bn.weight", "bn.bias", "gdn.beta", "gdn.gamma", "theirs.weight"} | {
     f"torchs.{i}.{name}" for i in range(4) for name in ("weight", "bias") if (i, name) != (3, "bias")
 }
 
