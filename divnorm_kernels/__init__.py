@@ -1,5 +1,6 @@
 """Divisive normalization for PyTorch: one operator for windowed, layer, group, instance and batch normalization."""
 
+from . import weights as weights
 from .autograd import DivisiveNormFunction
 from .channels import Exponential, channel_norm
 from .convert import convert_norm
