@@ -103,7 +103,7 @@ def by_rows(
 
 
 def held_here(t: Tensor) -> Tensor:
-    """The memory of a buffer that every process has the whole of, be it a DTensor or not."""
+    """What this process holds of a tensor, be it a DTensor or not."""
     return t.to_local() if distributed(t) else t
 
 

@@ -9,6 +9,7 @@ import copy
 import sys
 
 import distributed_tensors
+import distributed_weights
 import pytest
 import torch
 import torch.multiprocessing
@@ -165,6 +166,7 @@ def main(rank: int, folder: str) -> None:
         data_parallel(rank, batch_norm)
     fully_sharded(rank)
     distributed_tensors.compare_all(rank, WORLD)
+    distributed_weights.compare_all(WORLD)
     distributed.destroy_process_group()
 
 
