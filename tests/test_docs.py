@@ -6,6 +6,7 @@ import pytest
 from process import ROOT
 
 import divnorm_kernels
+from divnorm_kernels import weights
 
 PAGES = ROOT / "docs"
 SECTIONS = re.split(r"^## ", (PAGES / "recipes.md").read_text(), flags=re.MULTILINE)[1:]
@@ -22,11 +23,12 @@ def test_recipes_run(section, capsys):
     exec(compile(source, "recipes.md", "exec"), {"__name__": "recipe"})
 
 
-def test_overview_runs():
-    exec(compile(code((PAGES / "index.md").read_text()), "index.md", "exec"), {})
+@pytest.mark.parametrize("page", ["index.md", "weights.md"])
+def test_pages_run(page, capsys):
+    exec(compile(code((PAGES / page).read_text()), page, "exec"), {"__name__": "page"})
 
 
 def test_every_public_name_has_its_place():
     documented = "\n".join(page.read_text() for page in (PAGES / "api").glob("*.rst"))
-    for name in set(divnorm_kernels.__all__) - {"__version__"}:
+    for name in {*divnorm_kernels.__all__, *weights.__all__} - {"__version__"}:
         assert re.search(rf"^\.\. auto(class|function):: {name}$", documented, flags=re.MULTILINE), name
