@@ -7,6 +7,16 @@ from .convert import convert_norm
 from .decay import no_decay_groups
 from .functional import divisive_norm
 from .gdn import gdn
+from .kalman import (
+    KalmanNorm1d,
+    KalmanNorm2d,
+    KalmanNorm3d,
+    KalmanState,
+    add_states,
+    kalman_chain,
+    propagate,
+    transition,
+)
 from .modules import (
     GDN,
     BatchNorm1d,
@@ -64,6 +74,10 @@ __all__ = [
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "KalmanNorm1d",
+    "KalmanNorm2d",
+    "KalmanNorm3d",
+    "KalmanState",
     "LayerNorm",
     "LocalContrastNorm2d",
     "LocalResponseNorm",
@@ -78,12 +92,16 @@ __all__ = [
     "VarianceNorm2d",
     "VarianceNorm3d",
     "__version__",
+    "add_states",
     "channel_norm",
     "collect_l1",
     "convert_norm",
     "convert_sync",
     "divisive_norm",
     "gdn",
+    "kalman_chain",
     "l1_penalty",
     "no_decay_groups",
+    "propagate",
+    "transition",
 ]

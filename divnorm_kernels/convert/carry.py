@@ -118,6 +118,12 @@ def hooked(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in _HOOKS)
 
 
+def clear_hooks(module: nn.Module) -> None:
+    """Takes all hooks off a module, such as those that a copy has come with."""
+    for name in _HOOKS:
+        getattr(module, name).clear()
+
+
 def share_hooks(old: nn.Module, layer: nn.Module) -> None:
     """Gives ``layer`` the dictionaries themselves, from which the handles of the hooks remove them."""
     for name in _HOOKS:

@@ -1,0 +1,451 @@
+"""Models of Kalman norms, wired: values and gradients by the formulas, and what states must not do."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from resnets import BasicBlock, Bottleneck, Preactivated, ResNet, Scaled
+from test_architectures import timm, torchvision
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import divnorm_kernels as dk
+from divnorm_kernels import KalmanNorm2d, KalmanState, convert_norm, kalman_chain, transition
+
+
+def sequence(*behind):
+    """Every transition between two norms that a network of this kind has."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6)),
+        nn.ReLU(),
+        nn.Sequential(nn.Dropout(0.0), nn.Identity()),
+        nn.Conv2d(6, 2, 1, bias=False),
+        nn.BatchNorm2d(2, affine=False),
+        *behind,
+    )
+
+
+MODELS = {
+    "sequence": sequence,
+    "basic": ResNet,
+    "bottleneck": lambda: ResNet(Bottleneck, stages=1),
+    "blocks": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), BasicBlock(4, 4, shortcut="shortcut")),
+}
+
+
+def drawn(name, dtype=torch.float64):
+    model = MODELS[name]().to(dtype)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d) and m.affine:
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.uniform_(m.bias, -0.5, 0.5)
+    return model, torch.randn(2, 3, 12, 12, dtype=dtype)
+
+
+def by_the_formulas(module, x, state, p=0.9):
+    """A batch norm's model as a Kalman chain, from the names of its modules; y and its state."""
+    if isinstance(module, nn.BatchNorm2d):
+        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+        if state is not None and (state[1] / variance).mean() < 100:
+            m, v = state
+            gap = p * (1 - p) * (mean - m) ** 2
+            mean, variance = p * m + (1 - p) * mean, p * v + (1 - p) * variance + gap
+        y = (x - mean.view(1, -1, 1, 1)) / (variance + module.eps).sqrt().view(1, -1, 1, 1)
+        if module.affine:
+            y = y * module.weight.view(1, -1, 1, 1) + module.bias.view(1, -1, 1, 1)
+        return y, (mean, variance)
+    if isinstance(module, nn.Sequential):
+        for child in module:
+            x, state = by_the_formulas(child, x, state, p)
+        return x, state
+    if isinstance(module, ResNet):
+        names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2"]
+        for name in names[: 4 + module.stages]:
+            x, state = by_the_formulas(getattr(module, name), x, state, p)
+        return module.fc(x.mean((2, 3))), None
+    if isinstance(module, BasicBlock | Bottleneck):
+        names = "conv1 bn1 relu conv2 bn2" + (" relu conv3 bn3" if isinstance(module, Bottleneck) else "")
+        y, own = x, state
+        for name in names.split():
+            y, own = by_the_formulas(getattr(module, name), y, own, p)
+        other = module._modules.get("downsample") or module._modules.get("shortcut")
+        if other is not None:
+            x, state = by_the_formulas(other, x, state, p)
+        return by_the_formulas(module.relu, y + x, (own[0] + state[0], own[1] + state[1]), p)
+    y = F.relu(x) if isinstance(module, nn.ReLU) else module(x)  # a copy, where the module writes in place
+    return y, None if state is None else moved(module, *state)
+
+
+def moved(module, mean, variance):
+    if isinstance(module, nn.ReLU):
+        s = variance.sqrt()
+        t = mean / s
+        density, above = torch.exp(-t * t / 2) / math.sqrt(2 * math.pi), (1 + torch.erf(t / math.sqrt(2))) / 2
+        first = mean * above + s * density
+        return first, (mean**2 + variance) * above + mean * s * density - first**2
+    if isinstance(module, nn.Conv2d):
+        # a convolution of a picture with one number in each channel
+        size = [1, -1, *module.kernel_size]
+        convolved = [
+            F.conv2d(t.view(1, -1, 1, 1).expand(size), weight, groups=module.groups).flatten()
+            for t, weight in ((mean, module.weight), (variance, module.weight**2))
+        ]
+        return convolved[0] + (0 if module.bias is None else module.bias), convolved[1]
+    if isinstance(module, nn.AvgPool2d):
+        return mean, variance / 4
+    if isinstance(module, nn.MaxPool2d):  # of four normals, by their distribution function
+        x = torch.linspace(-10, 10, 4001, dtype=torch.float64)
+        density = 4 * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi) * torch.special.ndtr(x) ** 3
+        largest = torch.trapezoid(x * density, x)
+        return mean + largest * variance.sqrt(), variance * torch.trapezoid((x - largest) ** 2 * density, x)
+    return mean, variance
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def gradients(model, y):
+    return torch.autograd.grad(y.square().sum() + y.sum(), list(model.parameters()))
+
+
+@pytest.mark.parametrize("p", [0.05, 0.9])
+@pytest.mark.parametrize("name", MODELS)
+def test_values_and_gradients_are_the_formulas(name, p):
+    model, x = drawn(name)
+    expected = by_the_formulas(model, x, None, p)[0]
+    wanted = gradients(model, expected)
+    chain = kalman_chain(model, p)
+    assert chain is model
+    y = chain(x)
+    close(y, expected)
+    for found, t in zip(gradients(chain, y), wanted, strict=True):
+        close(found, t)
+
+
+def test_gradients_flow_through_the_states():
+    """Differences of a weight that stands before a state."""
+    model, x = drawn("sequence")
+    chain = kalman_chain(model)
+
+    def call(weight):
+        return torch.func.functional_call(chain, {"0.weight": weight}, (x,))
+
+    assert torch.autograd.gradcheck(call, model[0].weight.detach().clone().requires_grad_(), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_eval_mode_it_is_the_batch_norms_model_and_computes_no_state(name, monkeypatch):
+    model, x = drawn(name)
+    model(x)
+    chain = kalman_chain(model, inplace=False)
+    monkeypatch.setattr("divnorm_kernels.kalman.carriers.transition", None)
+    assert torch.equal(chain.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_stays_from_call_to_call(name):
+    chain, x = drawn(name)
+    kalman_chain(chain)
+    first = chain(x)
+    held = [value for m in chain.modules() for value in vars(m).values() if isinstance(value, torch.Tensor | tuple)]
+    assert not [value for value in held if isinstance(value, torch.Tensor | KalmanState)]
+    chain(3 * x + 5)
+    assert torch.equal(chain(x), first)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_are_the_very_ones_and_checkpoints_load_both_ways(name):
+    model, x = drawn(name)
+    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    keys = list(model.state_dict())
+    untouched = copy.deepcopy(model)
+    kalman_chain(model)
+    after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert before.keys() == after.keys()
+    assert all(after[key] is t for key, t in before.items())
+    assert list(model.state_dict()) == keys
+    model(x)
+    untouched.load_state_dict(model.state_dict())
+    assert torch.equal(untouched.eval()(x), model.eval()(x))
+    model.load_state_dict(untouched.state_dict())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("name", MODELS)
+def test_copies_and_pickles(name, copied):
+    model, x = drawn(name)
+    chain = kalman_chain(model)
+    other = copied(chain)
+    assert type(other) is type(chain)
+    assert torch.equal(other(x), chain(x))
+    before = chain.state_dict()["1.running_mean" if name in ("sequence", "blocks") else "bn1.running_mean"].clone()
+    other(x + 1)
+    assert before.equal(chain.state_dict()["1.running_mean" if name in ("sequence", "blocks") else "bn1.running_mean"])
+
+
+def test_a_copy_leaves_the_model_as_it_was():
+    model, _ = drawn("basic")
+    kinds = [type(m) for m in model.modules()]
+    chain = kalman_chain(model, inplace=False)
+    assert isinstance(chain, ResNet)
+    assert isinstance(chain.layer1[0], BasicBlock)
+    assert [type(m) for m in model.modules()] == kinds
+    assert sum(isinstance(m, KalmanNorm2d) for m in chain.modules()) == kinds.count(nn.BatchNorm2d)
+
+
+def test_options_modes_and_hooks_go_along():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.BatchNorm2d(4, eps=1e-3, momentum=None),
+        nn.Conv2d(4, 4, 1),
+        nn.BatchNorm2d(4, track_running_stats=False).eval(),
+        dk.BatchNorm2d(4, bias=False, backend="reference"),
+    )
+    seen = []
+    handle = model[1].register_forward_hook(lambda module, inputs, outputs: seen.append(module))
+    kalman_chain(model, 0.3)
+    shown = [str(model[i]) for i in (1, 3, 4)]
+    assert shown == [
+        "KalmanNorm2d(4, prior_weight=0.3, eps=0.001, momentum=None)",
+        "KalmanNorm2d(4, prior_weight=0.3, track_running_stats=False)",
+        "KalmanNorm2d(4, prior_weight=0.3, bias=False, backend='reference')",
+    ]
+    assert [model[i].training for i in (1, 3, 4)] == [True, False, True]
+    model(torch.randn(2, 3, 4, 4))
+    handle.remove()
+    model(torch.randn(2, 3, 4, 4))
+    assert seen == [model[1]]
+
+
+def test_a_frozen_norm_hands_on_its_averages():
+    model, x = drawn("sequence")
+    kalman_chain(model)
+    model(x)
+    model[1].eval()
+    state = KalmanState(model[1].running_mean.clone(), model[1].running_var.clone())
+    y = model(x)
+    between = nn.Sequential(model[2], *model[3][:2])
+    a, state = model[1](model[0](x))
+    b, state = model[3][2](between(a), dk.propagate(between, state))
+    b, _ = model[7](model[6](F.relu(b)), dk.propagate(nn.Sequential(model[4], model[6]), state))
+    close(y, b)
+
+
+def test_containers_may_be_called_with_a_state():
+    model, _ = drawn("sequence")
+    kalman_chain(model)
+    inner = model[3]
+    features = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    prior = KalmanState(torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64))
+    alone = inner(features)
+    y, state = inner(features, None)
+    assert torch.equal(y, alone)
+    assert state.mean.shape == (6,)
+    assert not torch.equal(inner(features, prior)[0], alone)
+    assert not torch.equal(model[2:4](features, prior)[0], model[2:4](features))  # a slice is a chain too
+
+
+def test_one_graph_under_torch_compile():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2), BasicBlock(4, 4))
+    chain = kalman_chain(model.double())
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(chain, backend=counter, fullgraph=True)
+    for shift in (0, 1):
+        expected = chain(x + shift)
+        y = compiled(x + shift)
+        close(y, expected)
+        for found, wanted in zip(gradients(chain, y), gradients(chain, expected), strict=True):
+            close(found, wanted)
+    assert counter.frame_count == 1
+
+
+def test_a_compiled_part_goes_on_handing_states_on():
+    model, x = drawn("sequence")
+    expected = kalman_chain(model)(x)
+    model[3] = torch.compile(model[3], backend="eager")
+    close(model(x), expected)
+
+
+def test_checkpointed_parts_have_the_same_gradients():
+    model, x = drawn("basic")
+    chain = kalman_chain(model)
+    found = []
+    for run in (lambda part, *given: part(*given), lambda *given: checkpoint(*given, use_reentrant=False)):
+        y, _ = chain.layer2(*run(chain.layer1, *chain.bn1(chain.conv1(x))))
+        found.append(torch.autograd.grad(y.square().sum(), [chain.conv1.weight, *chain.layer1.parameters()]))
+    close(*found)
+
+
+def replica(module):
+    """As `torch.nn.parallel.replicate` makes it: parameters are tensors of another device, buffers are copies."""
+    made = module._replicate_for_data_parallel()
+    for name, child in module._modules.items():
+        made._modules[name] = None if child is None else replica(child)
+    for name, t in module._parameters.items():
+        setattr(made, name, None if t is None else t * 1)
+    for name, t in module._buffers.items():
+        made._buffers[name] = None if t is None else t.clone()
+    return made
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_replicas(name):
+    model, x = drawn(name)
+    chain = kalman_chain(model)
+    expected = chain(x)
+    y = replica(chain)(x)
+    close(y, expected)
+    for found, wanted in zip(gradients(chain, y), gradients(chain, expected), strict=True):
+        close(found, wanted)
+
+
+class Unknown(nn.Module):
+    def forward(self, x):
+        return x + 1
+
+
+class Known(Unknown):
+    """Which a test registers."""
+
+
+def test_behind_the_last_norm_anything_may_stand():
+    model = sequence(nn.Flatten(0), nn.Linear(2 * 2 * 3 * 3, 2), Unknown(), nn.LogSoftmax(0)).double()
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    close(kalman_chain(model)(x).exp().sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_a_registered_module_between_norms():
+    @transition.register
+    def _(module: Known, state: KalmanState) -> KalmanState:
+        return KalmanState(state.mean + 1, state.variance)
+
+    known = kalman_chain(nn.Sequential(nn.BatchNorm2d(3), Known(), nn.BatchNorm2d(3)))
+    x = torch.randn(2, 3, 4, 4)
+    _, state = known[0](x)
+    y, _ = known[2](known[0](x)[0] + 1, KalmanState(state.mean + 1, state.variance))
+    torch.testing.assert_close(known(x), y)
+
+
+class Own(nn.Module):
+    """A container that nobody knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+class Between(nn.Sequential):
+    """A sequence with a forward of its own."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def norms(between):
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), between, nn.BatchNorm2d(4))
+
+
+REFUSED = {
+    "unknown between": (lambda: norms(Unknown()), TypeError, "model.2: got Unknown between two norms"),
+    "unknown inside": (lambda: norms(nn.Sequential(Unknown())), TypeError, "model.2: got Sequential between two norms"),
+    "unknown container": (lambda: norms(Own()), TypeError, "model.2: got Own with batch norms, expected a Sequential"),
+    "its own sequence": (lambda: norms(Between(nn.BatchNorm2d(4))), TypeError, "model.2: got Between with batch norms"),
+    "preactivated": (lambda: norms(Preactivated(4, 4)), TypeError, "model.2: got Preactivated, whose forward"),
+    "scaled": (lambda: norms(Scaled(4, 4)), TypeError, "model.2: got Scaled, whose forward does not"),
+    "scaled in a network": (lambda: ResNet(Scaled), TypeError, "model: got ResNet, whose forward does not"),
+    "network first": (lambda: norms(ResNet()), TypeError, "model.2: got ResNet in front of a norm"),
+    "across processes": (lambda: norms(nn.SyncBatchNorm(4)), TypeError, "model.2: got SyncBatchNorm(4"),
+    "synchronised": (lambda: norms(dk.convert_sync(dk.BatchNorm2d(4))), TypeError, "model.2: got BatchNorm2d(4)"),
+    "more than a norm": (lambda: norms(dk.BatchNorm2d(4, p=1)), TypeError, "model.2: got BatchNorm2d(4, p=1)"),
+    "lazy": (lambda: norms(nn.LazyBatchNorm2d()), TypeError, "model.2: got LazyBatchNorm2d, which is lazy"),
+    "without norms": (lambda: nn.Sequential(nn.ReLU()), ValueError, "model: got Sequential without batch norms"),
+    "a norm": (lambda: nn.BatchNorm2d(4), TypeError, "model: got BatchNorm2d, expected a container"),
+    "no module": (lambda: torch.relu, TypeError, "model: got builtin_function_or_method, expected a torch.nn.Module"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_stays_as_it_was(name):
+    make, error, message = REFUSED[name]
+    model = make()
+    kinds = [type(m) for m in model.modules()] if isinstance(model, nn.Module) else None
+    with pytest.raises(error) as raised:
+        kalman_chain(model)
+    assert str(raised.value).startswith(message)
+    assert kinds is None or [type(m) for m in model.modules()] == kinds
+
+
+def test_bad_options():
+    with pytest.raises(ValueError, match=r"^prior_weight: got 2, expected a number from 0 to 1"):
+        kalman_chain(sequence(), 2)
+    with pytest.raises(TypeError, match=r"^inplace: got None of type NoneType, expected a bool"):
+        kalman_chain(sequence(), inplace=None)
+
+
+def test_what_has_random_numbers_leaves_the_generator_alone_and_hooks_are_not_called():
+    model, called = ResNet(), []
+    model.layer1.register_forward_hook(lambda *_: called.append(1))
+    before = torch.get_rng_state()
+    kalman_chain(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not called
+
+
+def test_wired_twice_it_is_the_same():
+    model, x = drawn("basic")
+    once = kalman_chain(model)(x)
+    assert torch.equal(kalman_chain(model)(x), once)
+
+
+def test_convert_norm_leaves_a_chain_as_it_is():
+    model, x = drawn("sequence")
+    expected = kalman_chain(model)(x)
+    with pytest.warns(UserWarning, match="left as it is: KalmanNorm2d"):
+        convert_norm(model, "dn", window=3, report=None)
+    assert torch.equal(model(x), expected)
+
+
+def shallow(resnet):
+    return resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], num_classes=5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torchvision("resnet18"),
+        lambda: shallow(pytest.importorskip("torchvision.models.resnet", exc_type=ImportError)),
+        lambda: timm("resnet10t"),
+        lambda: timm("resnet26d", layers=(1, 1, 1, 1)),
+    ],
+    ids=["torchvision resnet18", "torchvision, bottlenecks", "timm resnet10t", "timm resnet26d"],
+)
+def test_libraries_resnets(make):
+    model = make().eval()
+    x = torch.randn(2, 3, 32, 32)
+    expected = model(x)
+    chain = kalman_chain(model)
+    assert not [m for m in chain.modules() if type(m) is nn.BatchNorm2d]
+    assert torch.equal(chain(x), expected)
+    chain.train()
+    y = chain(x)
+    y.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in chain.parameters())
+    if hasattr(chain, "set_grad_checkpointing"):
+        before = [p.grad for p in chain.parameters()]
+        chain.zero_grad()
+        chain.set_grad_checkpointing()
+        chain(x).sum().backward()
+        for p, wanted in zip(chain.parameters(), before, strict=True):
+            torch.testing.assert_close(p.grad, wanted)
