@@ -23,7 +23,7 @@ def test_recipes_run(section, capsys):
     exec(compile(source, "recipes.md", "exec"), {"__name__": "recipe"})
 
 
-@pytest.mark.parametrize("page", ["index.md", "weights.md"])
+@pytest.mark.parametrize("page", ["index.md", "kalman.md", "weights.md"])
 def test_pages_run(page, capsys):
     exec(compile(code((PAGES / page).read_text()), page, "exec"), {"__name__": "page"})
 

@@ -36,8 +36,15 @@ MODELS = {
     "sequence": sequence,
     "basic": ResNet,
     "bottleneck": lambda: ResNet(Bottleneck, stages=1),
-    "blocks": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), BasicBlock(4, 4, shortcut="shortcut")),
+    "blocks": lambda: blocks(),
 }
+
+
+def blocks():
+    """One whose other branch has no norm, and one that calls it otherwise."""
+    plain = BasicBlock(4, 4)
+    plain.downsample = nn.Conv2d(4, 4, 1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), plain, BasicBlock(4, 6, shortcut="shortcut"))
 
 
 def drawn(name, dtype=torch.float64):
