@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from resnets import BasicBlock, Bottleneck, Preactivated, ResNet, Scaled
-from test_architectures import timm, torchvision
+from test_architectures import timm
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
@@ -32,19 +32,19 @@ def sequence(*behind):
     )
 
 
-MODELS = {
-    "sequence": sequence,
-    "basic": ResNet,
-    "bottleneck": lambda: ResNet(Bottleneck, stages=1),
-    "blocks": lambda: blocks(),
-}
-
-
 def blocks():
     """One whose other branch has no norm, and one that calls it otherwise."""
     plain = BasicBlock(4, 4)
     plain.downsample = nn.Conv2d(4, 4, 1)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), plain, BasicBlock(4, 6, shortcut="shortcut"))
+
+
+MODELS = {
+    "sequence": sequence,
+    "basic": ResNet,
+    "bottleneck": lambda: ResNet(Bottleneck, stages=1),
+    "blocks": blocks,
+}
 
 
 def drawn(name, dtype=torch.float64):
@@ -424,22 +424,23 @@ def test_convert_norm_leaves_a_chain_as_it_is():
     assert torch.equal(model(x), expected)
 
 
-def shallow(resnet):
-    return resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], num_classes=5)
+def shallow(block):
+    resnet = pytest.importorskip("torchvision.models.resnet", exc_type=ImportError)
+    return resnet.ResNet(getattr(resnet, block), [1, 1, 1, 1], num_classes=5)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: torchvision("resnet18"),
-        lambda: shallow(pytest.importorskip("torchvision.models.resnet", exc_type=ImportError)),
-        lambda: timm("resnet10t"),
-        lambda: timm("resnet26d", layers=(1, 1, 1, 1)),
-    ],
-    ids=["torchvision resnet18", "torchvision, bottlenecks", "timm resnet10t", "timm resnet26d"],
-)
-def test_libraries_resnets(make):
-    model = make().eval()
+SMALL = {"channels": (8, 16, 24, 32), "layers": (1, 1, 1, 1)}
+LIBRARIES = {
+    "torchvision, basic": lambda: shallow("BasicBlock"),
+    "torchvision, bottlenecks": lambda: shallow("Bottleneck"),
+    "timm resnet10t": lambda: timm("resnet10t", **SMALL),
+    "timm resnet26d": lambda: timm("resnet26d", **SMALL),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_libraries_resnets(name):
+    model = LIBRARIES[name]().eval()
     x = torch.randn(2, 3, 32, 32)
     expected = model(x)
     chain = kalman_chain(model)
