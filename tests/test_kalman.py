@@ -62,13 +62,14 @@ def test_values_and_gradients_are_the_formulas(name, p):
 @pytest.mark.parametrize("affine", [True, False])
 def test_gradients_are_the_differences(affine):
     layer, x, prior = drawn("2d", affine=affine, track_running_stats=False)
+    x = x[:, :, :2, :2].detach().requires_grad_()
 
     def call(x, mean, variance):
         y, state = layer(x, (mean, variance))
         return y, *state
 
     assert torch.autograd.gradcheck(call, (x, *prior))
-    assert torch.autograd.gradgradcheck(call, (x[:1, :, :2, :2].detach().requires_grad_(), *prior))
+    assert torch.autograd.gradgradcheck(call, (x, *prior), fast_mode=True)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -148,7 +148,7 @@ class _Wiring:
                 got = f"{type(module).__name__}, which failed on x of shape {tuple(x.shape)}"
                 raise TypeError(f"{path}: got {got}, expected a ResNet or its block") from error
             if not torch.allclose(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item()):
-                got = f"{type(module).__name__}, whose forward does not what its children's names tell"
+                got = f"{type(module).__name__}, whose forward does not do what its children's names tell"
                 raise TypeError(f"{path}: got {got}, expected a ResNet or its block as torchvision or timm have it")
 
     def apply(self) -> None:
