@@ -22,11 +22,15 @@ from .modules import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    Derf,
     DivisiveNorm,
     DivisiveNorm1d,
     DivisiveNorm2d,
     DivisiveNorm3d,
     DivisiveNormFeatures,
+    DyT,
+    EvoNorm2dB0,
+    EvoNorm2dS0,
     ExponentialNorm,
     FilterResponseNorm1d,
     FilterResponseNorm2d,
@@ -41,6 +45,7 @@ from .modules import (
     NormalizationLayer,
     PositionalNorm2d,
     RMSNorm,
+    StandardizedReLU,
     TopKBatchNorm1d,
     TopKBatchNorm2d,
     TopKBatchNorm3d,
@@ -52,6 +57,7 @@ from .modules import (
     l1_penalty,
 )
 from .norm import Span
+from .snn import to_snn
 from .version import __version__
 
 __all__ = [
@@ -59,12 +65,16 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Derf",
     "DivisiveNorm",
     "DivisiveNorm1d",
     "DivisiveNorm2d",
     "DivisiveNorm3d",
     "DivisiveNormFeatures",
     "DivisiveNormFunction",
+    "DyT",
+    "EvoNorm2dB0",
+    "EvoNorm2dS0",
     "Exponential",
     "ExponentialNorm",
     "FilterResponseNorm1d",
@@ -85,6 +95,7 @@ __all__ = [
     "PositionalNorm2d",
     "RMSNorm",
     "Span",
+    "StandardizedReLU",
     "TopKBatchNorm1d",
     "TopKBatchNorm2d",
     "TopKBatchNorm3d",
@@ -103,5 +114,6 @@ __all__ = [
     "l1_penalty",
     "no_decay_groups",
     "propagate",
+    "to_snn",
     "transition",
 ]

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .checks import check_flag, check_number
-from .modules import GDN, NormalizationLayer
+from .modules import GDN, Derf, DyT, NormalizationLayer
 
-_NORMS = (NormalizationLayer, GDN, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_NORMS = (NormalizationLayer, GDN, DyT, Derf, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def no_decay_groups(model: nn.Module, weight_decay: float, biases: bool = False) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ from .carry import replacement
 from .fast_paths import keep_off
 from .fuse import closed, fused, opened
 from .local_response import local_response
+from .preceding import Preceding, check_options, normalize_weights, preceding
 from .sources import examine, looks_like_one
-from .targets import LOCAL_RESPONSE, Wanted, split, target
+from .targets import BY_WEIGHTS, LOCAL_RESPONSE, Wanted, split, target
 
 Only = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool] | None
 
@@ -50,11 +51,18 @@ def convert_norm(
         model: any module; where it is a normalization layer itself, its replacement is returned.
         to: a class or a partial, called with the number of channels, ``device``, ``dtype`` and ``options``, or a name:
             "bn", "l1bn" (of p=1), "vn" (`VarianceNorm2d`), "ln", "gn", "in", "frn" (`FilterResponseNorm2d`), "rms",
-            "dn", "dn-mean-only", "lrn" (`LocalResponseNorm`, in place of torch.nn's alone) or "none". "-s" behind it
-            means sigma = 1, "*" sigma = 1 and l1_weight = 0.01, the paper's variants. A name takes the form that fits
-            the place: on images "ln" is normalization over (C, H, W), on the last dimension of tokens or features it is
-            `LayerNorm`, in place of a layer that normalizes every position of an image `PositionalNorm2d`, and "dn" on
-            tokens or features is `DivisiveNormFeatures`.
+            "dn", "dn-mean-only", "evo-b0" and "evo-s0" (`EvoNorm2dB0`, `EvoNorm2dS0`), "dyt" (`DyT`), "derf" (`Derf`),
+            "isru" (every number by itself, ``x / sqrt(sigma^2 + x^2)``), "lrn" (`LocalResponseNorm`, in place of
+            torch.nn's alone) or "none". "-s" behind one of the first nine means sigma = 1, "*" sigma = 1 and
+            l1_weight = 0.01, the paper's variants. A name takes the form that fits the place: on images "ln" is
+            normalization over (C, H, W), on the last dimension of tokens or features it is `LayerNorm`, in place of a
+            layer that normalizes every position of an image `PositionalNorm2d`, and "dn" on tokens or features is
+            `DivisiveNormFeatures`. "wn" and "sws" drop the norm and normalize the weights before it, by weight norm and
+            scaled weight standardization (`divnorm_kernels.weights.normalize`, which takes ``options``): those of a
+            convolution or a linear layer whose output goes to the norm alone, as `torch.fx` shows it. For "wn" that
+            layer first takes in what the norm does to a channel in eval mode, as for `to_snn`, so that a batch
+            normalization in eval mode was the same function; for "sws" the norm's weight becomes the gain, and its bias
+            the layer's.
         only: which of them: a class or a tuple of classes, a pattern for names such as ``"layer1.*"``, or a function of
             name and module.
         inplace: whether the model itself is changed, or a copy.
@@ -63,7 +71,8 @@ def convert_norm(
             alone, by what `torch.fx` records of the module that calls both, whatever flags it has: `torch.nn.Identity`
             takes its place. In the ResNet blocks of torchvision, timm and transformers also the residual, where nothing
             stands between: such a block gets a subclass of its class. What is hooked, shared, a function in place of a
-            module or called by code around stays; the recipes say what cannot be seen.
+            module or called by code around stays; the recipes say what cannot be seen. EvoNorm, an activation itself,
+            takes the place of an activation module behind it.
         options: for the new layers' constructor, such as ``window=5``, ``sigma=0.5``, ``affine=False``.
 
     Returns:
@@ -80,6 +89,8 @@ def convert_norm(
         raise TypeError(f"to: got {to!r} of type {type(to).__name__}, expected a str, a class or a partial")
     if isinstance(to, str):
         split(to)
+        if to in BY_WEIGHTS:
+            check_options(to, options)
     elif (to.func if isinstance(to, partial) else to) in (LocalResponseNorm, ExponentialNorm):
         raise ValueError(
             f"to: got {to!r}, which takes no number of channels, expected {LOCAL_RESPONSE!r} or a function"
@@ -106,6 +117,7 @@ def _converted(
     made: dict[nn.Module, nn.Module] = {}
     left: dict[tuple[str, str], list[str]] = defaultdict(list)
     without: dict[tuple[str, str], list[str]] = defaultdict(list)
+    layers = preceding(model) if to in BY_WEIGHTS else None
 
     def replace(name: str, module: nn.Module) -> nn.Module | None:
         if module in made:
@@ -113,7 +125,7 @@ def _converted(
         if not (looks_like_one(module) and _wanted(only, name, module)):
             return None
         kind, path = type(module).__name__, name or "model"
-        found = _new(module, to, options, like)
+        found = _new(module, to, options, like, layers)
         if isinstance(found, str):
             left[kind, found].append(path)
             return None
@@ -144,6 +156,10 @@ def _converted(
             raise
         for line in taken_in if report is not None else ():
             report(line)
+    for place in [layers[norm] for norm in made] if layers is not None else ():
+        normalize_weights(place, to, options)
+        if report is not None:
+            report(f"{place.path}: {place.kind} by {to!r}")
     if whole is None:
         keep_off(model, made.values())
     for (kind, reason), paths in left.items():
@@ -157,9 +173,16 @@ def _converted(
 
 
 def _new(
-    module: nn.Module, to: Wanted, options: dict[str, Any], like: nn.Parameter | None
+    module: nn.Module,
+    to: Wanted,
+    options: dict[str, Any],
+    like: nn.Parameter | None,
+    layers: dict[nn.Module, Preceding] | None,
 ) -> tuple[nn.Module, list[str]] | str:
-    """What takes the place of a module, and what of its options that has no place for; or why it is to be left."""
+    """What takes the place of a module, and what of its options that has no place for; or why it is to be left.
+
+    With ``layers``, by the norms that they precede, these are to normalize their weights.
+    """
     if to == LOCAL_RESPONSE:
         layer = local_response(module, options, like)
         return layer if isinstance(layer, str) else (layer, [])
@@ -167,9 +190,12 @@ def _new(
     if isinstance(source, str):
         return source
     wanted = target(source, to, options)
+    if layers is not None and module not in layers:
+        return "has no convolution or linear layer before it that could normalize its weights"
     if source.kind == "frozen" and wanted.moves_statistics:
         return "has statistics that never move"
-    return replacement(source, wanted)
+    layer, missing = replacement(source, wanted)
+    return layer, missing if layers is None or layers[module].folds else ["weight", "bias"]
 
 
 def _wanted(only: Only, name: str, module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 from ..modules import NormalizationLayer, convert_sync
+from ..modules.evonorm import EvoNorm2d
 from .options import missing, options, owner_of
 from .sources import Source
 from .targets import Target
@@ -98,7 +99,9 @@ def _followed(layer: nn.Module, source: Source, asked: dict[str, Any]) -> nn.Mod
         layer.followed_by = tuple(followers)
         return layer
     activation = _MODULES.get(source.module.activation) if source.ours else None
-    if activation is not None:
+    if isinstance(layer, EvoNorm2d) and layer.activates:
+        followers.pop("act", None)
+    elif activation is not None:
         followers = {"activation": activation(), **followers}
     if not followers:
         return layer

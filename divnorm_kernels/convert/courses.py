@@ -17,6 +17,7 @@ MOST = 32
 """Courses that are looked at; code that may take more says nothing."""
 
 Asked = Callable[[Hashable, bool], bool]
+Called = Callable[[nn.Module], set[str]]
 
 
 def followers(module: nn.Module) -> dict[str, list[str]]:
@@ -42,6 +43,19 @@ def followers(module: nn.Module) -> dict[str, list[str]]:
 def called(module: nn.Module) -> set[str]:
     """The modules, by their paths, that the code of ``module`` calls in any course, as far as that can be told."""
     return {path for graph, _ in _courses(module) for path in _calls(graph)}
+
+
+def called_from_around(model: nn.Module, path: str, called: Called) -> set[str]:
+    """What lies in the module at ``path`` and is called by modules around it themselves, as far as that can be told.
+
+    ``called`` is the function of this module, or one that keeps what that found.
+    """
+    parts, found = path.split(".") if path else [], set()
+    for depth in range(len(parts)):
+        own = ".".join(parts[depth:]) + "."
+        calls = called(model.get_submodule(".".join(parts[:depth])))
+        found |= {name.removeprefix(own) for name in calls if name.startswith(own)}
+    return found
 
 
 def _calls(graph: Graph) -> list[str]:

@@ -38,6 +38,16 @@ class DenseDivisiveNorm(DivisiveNorm1d):
     _dims = (2, 3)
 
 
+class DenseChannelNorm(DenseDivisiveNorm):
+    """Divisive normalization of every channel by itself, in a BatchNorm1d's place: (N, C) is one position to it."""
+
+    def _call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.dim() > 2:
+            return super()._call(x, residual)
+        added = None if residual is None else residual.unsqueeze(-1)
+        return super()._call(x.unsqueeze(-1), added).squeeze(-1)
+
+
 class BatchedInstanceNorm(InstanceNorm1d):
     """Instance normalization of (N, C, L) alone: a BatchNorm1d's (N, C) is no (C, L) without a batch."""
 

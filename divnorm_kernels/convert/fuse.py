@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..modules import NormalizationLayer
+from ..modules.evonorm import EvoNorm2d
 from . import blocks, courses
 from .carry import hooked
 
 Undo = Callable[[], None]
-Called = Callable[[nn.Module], set[str]]
 _PLAIN = {nn.ReLU: "relu", nn.SiLU: "silu"}
 _GELU = {"none": "gelu", "tanh": "gelu_tanh"}
 _TRANSFORMERS = {"SiLUActivation": "silu", "GELUActivation": "gelu", "GELUTanh": "gelu_tanh"}
@@ -45,8 +45,8 @@ def fused(model: nn.Module, new: Collection[nn.Module]) -> list[str]:
     done: list[str] = []
     undo: list[Undo] = []
     times = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
-    free = {m for m in new if isinstance(m, NormalizationLayer) and times[id(m)] == 1 and m.activation is None}
-    free = {m for m in free if not hooked(m)}
+    alone = [m for m in new if times[id(m)] == 1 and not hooked(m)]
+    free = {m for m in alone if isinstance(m, NormalizationLayer) and m.activation is None}
     try:
         for path, module in model.named_modules():
             _fuse_follower(path, module, free, done, undo)
@@ -54,6 +54,7 @@ def fused(model: nn.Module, new: Collection[nn.Module]) -> list[str]:
         called = cache(courses.called)
         for path, _ in model.named_modules():
             _fuse_block(model, path, called, free, done, undo)
+        free |= {m for m in alone if isinstance(m, EvoNorm2d) and m.activates}  # which add no residual
         for path, module in list(model.named_modules()):
             if not free.isdisjoint(module._modules.values()):
                 _fuse_pairs(model, path, called, free, done, undo)
@@ -85,7 +86,9 @@ def closed(again: list[nn.Module]) -> None:
         _fuse_block(module, "", courses.called, norms, [], [])
 
 
-def _take_in(norm: NormalizationLayer, activation: str, undo: list[Undo]) -> None:
+def _take_in(norm: nn.Module, activation: str, undo: list[Undo]) -> None:
+    if isinstance(norm, EvoNorm2d):  # has one of its own
+        return
     norm.activation = activation
     undo.append(lambda: setattr(norm, "activation", None))
 
@@ -111,7 +114,7 @@ def _fuse_follower(path: str, norm: nn.Module, free: set[nn.Module], done: list[
 
 
 def _fuse_block(
-    model: nn.Module, path: str, called: Called, free: set[nn.Module], done: list[str], undo: list[Undo]
+    model: nn.Module, path: str, called: courses.Called, free: set[nn.Module], done: list[str], undo: list[Undo]
 ) -> None:
     module = model.get_submodule(path)
     known = blocks.block_of(module)
@@ -124,7 +127,7 @@ def _fuse_block(
     pairs = [(children.get(norm), activation_of(children.get(act))) for norm, act in block.pairs]
     if any(norm not in free or activation is None for norm, activation in pairs):
         return
-    if not _called_from_around(model, path, called).isdisjoint(child for pair in block.pairs for child in pair):
+    if not courses.called_from_around(model, path, called).isdisjoint(child for pair in block.pairs for child in pair):
         return
     kind = type(module)
     module.__class__ = getattr(blocks, name)
@@ -139,13 +142,13 @@ def _fuse_block(
 
 
 def _fuse_pairs(
-    model: nn.Module, path: str, called: Called, free: set[nn.Module], done: list[str], undo: list[Undo]
+    model: nn.Module, path: str, called: courses.Called, free: set[nn.Module], done: list[str], undo: list[Undo]
 ) -> None:
     module = model.get_submodule(path)
     if "forward" in vars(module):
         return
     found = courses.followers(module)
-    elsewhere = _called_from_around(model, path, called) if found else set()
+    elsewhere = courses.called_from_around(model, path, called) if found else set()
     for name, names in found.items():
         act, norms = module._modules[name], [module._modules.get(norm) for norm in names]
         activation = activation_of(act)
@@ -161,13 +164,3 @@ def _fuse_pairs(
             done.append(f"{path}.{its_name}: with {type(act).__name__}".lstrip("."))
         module._modules[name] = nn.Identity()
         undo.append(lambda name=name, act=act: module._modules.__setitem__(name, act))
-
-
-def _called_from_around(model: nn.Module, path: str, called: Called) -> set[str]:
-    """What lies in the module at ``path`` and is called by modules around it themselves, as far as that can be told."""
-    parts, found = path.split(".") if path else [], set()
-    for depth in range(len(parts)):
-        own = ".".join(parts[depth:]) + "."
-        calls = called(model.get_submodule(".".join(parts[:depth])))
-        found |= {name.removeprefix(own) for name in calls if name.startswith(own)}
-    return found

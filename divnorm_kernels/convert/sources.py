@@ -10,7 +10,14 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .. import modules
 from ..modules import NormalizationLayer
-from .forms import AnyBatchNorm, AnyFilterResponseNorm, BatchedInstanceNorm, DenseDivisiveNorm, LastBatchNorm
+from .forms import (
+    AnyBatchNorm,
+    AnyFilterResponseNorm,
+    BatchedInstanceNorm,
+    DenseChannelNorm,
+    DenseDivisiveNorm,
+    LastBatchNorm,
+)
 from .probing import FOLLOWERS, STATE, recognized
 
 _KINDS: dict[type[nn.Module], tuple[str, int | None]] = {
@@ -40,6 +47,7 @@ _KINDS: dict[type[nn.Module], tuple[str, int | None]] = {
     modules.DivisiveNorm: ("dn", None),
     modules.DivisiveNorm1d: ("dn", 1),
     DenseDivisiveNorm: ("dn", 1),
+    DenseChannelNorm: ("dn", 1),
     modules.DivisiveNorm2d: ("dn", 2),
     modules.DivisiveNorm3d: ("dn", 3),
     modules.LocalContrastNorm2d: ("dn", 2),

@@ -15,7 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import modules
 from ..modules import NormalizationLayer
 from ..modules.base import EPS
-from .forms import AnyBatchNorm, AnyFilterResponseNorm, BatchedInstanceNorm, DenseDivisiveNorm, LastBatchNorm
+from .forms import (
+    AnyBatchNorm,
+    AnyFilterResponseNorm,
+    BatchedInstanceNorm,
+    DenseChannelNorm,
+    DenseDivisiveNorm,
+    LastBatchNorm,
+)
 from .sources import Source
 
 Wanted = str | type[nn.Module] | Callable[..., nn.Module]
@@ -43,7 +50,13 @@ _FAMILIES: dict[str, tuple[type[NormalizationLayer], ...]] = {
     "gn": (modules.GroupNorm,),
     "ln": (modules.LayerNorm, modules.PositionalNorm2d),
     "rms": (modules.RMSNorm,),
-    "windows": (*_DIVISIVE.values(), DenseDivisiveNorm, modules.LocalContrastNorm2d, modules.DivisiveNormFeatures),
+    "windows": (
+        *_DIVISIVE.values(),
+        DenseDivisiveNorm,
+        DenseChannelNorm,
+        modules.LocalContrastNorm2d,
+        modules.DivisiveNormFeatures,
+    ),
 }
 """The family of each class that may be asked for."""
 
@@ -55,7 +68,12 @@ SUFFIXES: dict[str, dict[str, Any]] = {
 """The paper's variants: a real sigma, and the penalty too. Both numbers are for options to overrule."""
 LOCAL_RESPONSE = "lrn"
 """For layers of one class, which have no number of channels."""
-NAMES = ("bn", "l1bn", "vn", "ln", "gn", "in", "frn", "rms", "dn", "dn-mean-only", LOCAL_RESPONSE, "none")
+BY_WEIGHTS = ("wn", "sws")
+"""For no layer: the norm goes, and the weights before it are normalized."""
+_WITH_SUFFIX = ("bn", "l1bn", "vn", "ln", "gn", "in", "frn", "rms", "dn")
+_EVOLVED = {"evo-b0": modules.EvoNorm2dB0, "evo-s0": modules.EvoNorm2dS0}
+_POINTWISE = {"dyt": modules.DyT, "derf": modules.Derf}
+NAMES = (*_WITH_SUFFIX, "dn-mean-only", *_EVOLVED, *BY_WEIGHTS, *_POINTWISE, "isru", LOCAL_RESPONSE, "none")
 _BATCH_KINDS: dict[str, dict[str, Any]] = {"bn": {}, "l1bn": {"p": 1}, "vn": {"subtract_mean": False}}
 """What a name of batch normalization adds to it."""
 
@@ -81,15 +99,15 @@ class Target:
 
     @property
     def moves_statistics(self) -> bool:
-        """Whether it is a batch normalization, this package's or torch.nn's."""
+        """Whether it has statistics of earlier batches, as batch normalization, this package's and torch.nn's."""
         made = self.make.func if isinstance(self.make, partial) else self.make
-        return isinstance(made, type) and issubclass(made, _BatchNorm)
+        return isinstance(made, type) and issubclass(made, _BatchNorm | modules.EvoNorm2dB0)
 
 
 def split(name: str) -> tuple[str, dict[str, Any]]:
     """The family that a name is of, and the options of its suffix."""
     for suffix in ("*", "-s"):
-        if name.endswith(suffix) and name.removesuffix(suffix) in NAMES[:-3]:
+        if name.endswith(suffix) and name.removesuffix(suffix) in _WITH_SUFFIX:
             return name.removesuffix(suffix), SUFFIXES[suffix]
     if name not in NAMES:
         expected = ", ".join(map(repr, NAMES))
@@ -103,8 +121,10 @@ def target(source: Source, to: Wanted, options: dict[str, Any]) -> Target:
     """What takes the place of ``source`` where ``to`` is asked for."""
     if isinstance(to, str):
         family, variant = split(to)
-        if family == "none":
-            return Target(lambda **_: nn.Identity(), None, family)
+        if family == "none" or family in BY_WEIGHTS:
+            return Target(lambda **_: nn.Identity(), None, "none")
+        if family in _EVOLVED or family in _POINTWISE:
+            return Target(_without_fields(family, source), None, family, explicit=options)
         layer, place = _named(family, source)
         explicit = _renamed(layer, overruled(variant, options))
         family = "bn" if family in _BATCH_KINDS else family
@@ -123,6 +143,18 @@ def target(source: Source, to: Wanted, options: dict[str, Any]) -> Target:
     return Target(layer, layer, family, place, explicit)
 
 
+def _without_fields(family: str, source: Source) -> Callable[..., nn.Module]:
+    """What makes a layer that is no call of the operator in the place of ``source``."""
+    shape = source.shape
+    if family in _POINTWISE:
+        return partial(_POINTWISE[family], source.size, dim=1 if shape is None else -len(shape))
+    if source.dims not in (None, 2) or (shape is not None and len(shape) == 1):
+        expected = "one for images (N, C, H, W)"
+        raise ValueError(f"to: got {family!r} for a {type(source.module).__name__}, expected {expected}")
+    groups = {"groups": _groups(source.size)} if family == "evo-s0" else {}
+    return partial(_EVOLVED[family], source.size, **groups)
+
+
 def _named(family: str, source: Source) -> tuple[type[NormalizationLayer], dict[str, Any]]:
     """The layer of a family that fits the place of ``source``, and the options that make it fit."""
     shape, dims = source.shape, source.dims
@@ -137,6 +169,9 @@ def _named(family: str, source: Source) -> tuple[type[NormalizationLayer], dict[
     windows = DenseDivisiveNorm if dense else _DIVISIVE[dims]
     if family in ("dn", "dn-mean-only"):
         return windows, _mean_only(family)
+    if family == "isru":
+        alone = DenseChannelNorm if dense else windows
+        return alone, {"window": None, "norm_window": 1, "groups": source.size}
     if family == "rms":
         eps = torch.finfo(torch.float32).eps if source.kind == "rms" else EPS  # where the source tells none
         return windows, {"window": None, "norm_window": 1 if source.positions else "all", "eps": eps}
@@ -163,11 +198,14 @@ def _over_the_end(family: str) -> tuple[type[NormalizationLayer], dict[str, Any]
         "rms": modules.RMSNorm,
         "dn": modules.DivisiveNormFeatures,
         "dn-mean-only": modules.DivisiveNormFeatures,
+        "isru": modules.DivisiveNormFeatures,
         **dict.fromkeys(_BATCH_KINDS, LastBatchNorm),
     }
     if family not in layers:
         names = ", ".join(map(repr, layers))
         raise ValueError(f"to: got {family!r} for a layer over the last dimension, expected one of {names}")
+    if family == "isru":
+        return layers[family], {"window": None, "norm_window": 1}
     return layers[family], _BATCH_KINDS.get(family) or _mean_only(family)
 
 

@@ -20,8 +20,10 @@ from .divisive import (
     LocalContrastNorm2d,
     PositionalNorm2d,
 )
+from .evonorm import EvoNorm2dB0, EvoNorm2dS0
 from .gdn import GDN
 from .penalty import collect_l1, l1_penalty
+from .pointwise import Derf, DyT, StandardizedReLU
 from .response import FilterResponseNorm1d, FilterResponseNorm2d, FilterResponseNorm3d
 from .top_k import TopKBatchNorm1d, TopKBatchNorm2d, TopKBatchNorm3d
 from .variance import VarianceNorm1d, VarianceNorm2d, VarianceNorm3d
@@ -32,11 +34,15 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Derf",
     "DivisiveNorm",
     "DivisiveNorm1d",
     "DivisiveNorm2d",
     "DivisiveNorm3d",
     "DivisiveNormFeatures",
+    "DyT",
+    "EvoNorm2dB0",
+    "EvoNorm2dS0",
     "ExponentialNorm",
     "FilterResponseNorm1d",
     "FilterResponseNorm2d",
@@ -51,6 +57,7 @@ __all__ = [
     "NormalizationLayer",
     "PositionalNorm2d",
     "RMSNorm",
+    "StandardizedReLU",
     "TopKBatchNorm1d",
     "TopKBatchNorm2d",
     "TopKBatchNorm3d",
