@@ -29,7 +29,6 @@ from .timing import keep_freed_memory
 from .training.command import app as train
 from .training.data import DataError
 from .training.images import load as load_images
-from .training.norms import check_norm
 from .tuning.command import tune
 
 app = typer.Typer(
@@ -293,11 +292,11 @@ def properties_command(
     backend: Annotated[str | None, typer.Option(help="Of divnorm_kernels; default: the best.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for properties.json and properties.png.")] = Path("bench/out"),
 ) -> None:
-    """Measures deep networks at their initial values: scale and similarity of activations, gradients."""
+    """Measures deep networks at their initial values: size, similarity and rank of activations, gradients."""
     norms = list(dict.fromkeys(norm or properties.NORMS))
     try:
         for one in norms:
-            check_norm(one)
+            properties.check_norm(one)
         images = load_images(data)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from None

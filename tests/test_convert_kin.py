@@ -86,6 +86,7 @@ def test_evonorm_has_no_activation_behind(name):
     model = convert_norm(images(), name, fuse=True, report=lines.append)
     assert type(model[2]) is nn.Identity
     assert lines[-1] == "1: with ReLU"
+    assert not hasattr(model[1], "activation"), "it has its own"
     kept = convert_norm(dk.BatchNorm2d(8, activation="relu"), name, report=None, apply_act=False)
     assert [type(m) for m in kept] == [type(found.norm), nn.ReLU]
 

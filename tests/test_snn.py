@@ -155,6 +155,11 @@ def tied():
     return model
 
 
+def in_two_places():
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.BatchNorm1d(4), nn.Sequential(layer))
+
+
 def hooked():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     model[0].register_forward_hook(lambda module, args, y: 2 * y)
@@ -171,6 +176,7 @@ class Standardized(nn.Linear):
 LEFT = {
     "called twice": (Shared, "norm"),
     "called from around": (Around, "inner.1"),
+    "in two places": (in_two_places, "1"),
     "tied": (tied, "1"),
     "hooked": (hooked, "1"),
     "of a subclass": (lambda: nn.Sequential(Standardized(4, 4), nn.BatchNorm1d(4)), "1"),
@@ -228,6 +234,14 @@ def test_activations_and_dropout_are_torchs():
     assert torch.equal(model.eval()[3](x), x)
 
 
+def test_a_thresholded_linear_unit_becomes_selu_too():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), dk.FilterResponseNorm2d(8))
+    x = torch.randn(2, 3, 5, 5)
+    expected = F.selu(model[0](x))  # the norm's weight is one and its bias zero
+    torch.testing.assert_close(quiet(model)(x), expected)
+    assert model[1].activation == "tlu", "the model is as it was"
+
+
 def test_alpha_dropout_keeps_the_moments():
     """Of standard normal numbers, N of them: mean to 5 / sqrt(N), mean square to five deviations of its average."""
     n, p = 1 << 18, 0.1
@@ -280,15 +294,18 @@ def test_hooks_and_modes_stay():
     assert seen == [nn.SELU]
 
 
+@pytest.mark.filterwarnings("error:to_snn:UserWarning")
 def test_fused_resnet_blocks():
-    """Of torchvision's classes again, whose modules take one tensor."""
+    """Of torchvision's classes again, whose modules take one tensor, with every norm in the convolution before it."""
     models = pytest.importorskip("torchvision.models", exc_type=ImportError)
-    model = models.resnet18(num_classes=4)
+    model = models.resnet18(num_classes=4).double()
+    expected = quiet(model)
     dk.convert_norm(model, "bn", fuse=True, report=None)
-    to_snn(model, init=True, report=None)
+    to_snn(model, report=None)
     assert not any(isinstance(m, dk.NormalizationLayer | nn.ReLU | nn.BatchNorm2d) for m in model.modules())
     assert sum(isinstance(m, nn.SELU) for m in model.modules()) == 9
-    assert model(torch.randn(1, 3, 32, 32)).isfinite().all()
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    np.testing.assert_allclose(model(x).detach(), expected(x).detach(), rtol=1e-10, atol=1e-10)
 
 
 def test_bad_input():

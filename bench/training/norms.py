@@ -14,6 +14,9 @@ from divnorm_kernels.fields import Window
 PENALIZED = "none*"
 """No normalization, but the penalty: the paper's baseline with L1. The operator without fields and with sigma 1."""
 
+NO_LAYERS_OF_THE_OPERATOR = ("evo-b0", "evo-s0", "wn", "sws", "dyt", "derf")
+"""Names that the experiments have no place for: of layers without the operator's options, or of none."""
+
 PLAIN_AFFINE = ("bn", "bn-s", "bn*", "ln", "gn", "in", "rms")
 """Those that keep weight and bias, as in the paper."""
 
@@ -27,7 +30,9 @@ class Constants:
 
 
 def check_norm(name: str) -> None:
-    """Raises ValueError on a name that is not of the family."""
+    """Raises ValueError on a name that is not of the family, or of layers that the experiments have no place for."""
+    if name in NO_LAYERS_OF_THE_OPERATOR:
+        raise ValueError(f"norm: got {name!r}, expected one that is a layer of the operator")
     if name != PENALIZED:
         convert_norm(nn.BatchNorm2d(1), name, report=None)
 
@@ -90,6 +95,7 @@ class OverTime(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        check_norm(name)
         options = _given(name, constants, backend)
         self.parts, self.units = parts, units
         self.by_rows = family(name) not in ("bn", "none")
