@@ -21,7 +21,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from divnorm_kernels import StandardizedReLU, convert_norm
-from divnorm_kernels.weights import normalize
 
 from .training import norms as experiments
 from .training.images import Images
@@ -55,11 +54,12 @@ def _behind(convolution: nn.Conv2d, norm: str, backend: str | None) -> nn.Module
     width = convolution.out_channels
     if norm in EVOLVED:
         return convert_norm(nn.BatchNorm2d(width), norm, report=None)
-    if norm == "sws":
-        normalize(convolution, "sws", gamma="relu")
-        return nn.ReLU()
-    if norm == "wn":
-        normalize(convolution, "wn")
+    if norm in BY_WEIGHTS:
+        from divnorm_kernels.weights import normalize
+
+        normalize(convolution, norm, **({"gamma": "relu"} if norm == "sws" else {}))
+        if norm == "sws":
+            return nn.ReLU()
         nn.init.ones_(convolution.parametrizations.weight.original0)  # what the activation is standardized for
         return StandardizedReLU()
     return image_norm(norm, width, CONSTANTS, window=WINDOW, backend=backend)

@@ -16,7 +16,7 @@ from .checks import check_flag
 from .convert import convert_norm
 from .convert.carry import share_hooks
 from .convert.fuse import opened
-from .convert.preceding import fold, preceding
+from .convert.preceding import fold, has_state, preceding
 from .convert.sources import Source, examine, looks_like_one
 
 Report = Callable[[str], None]
@@ -85,21 +85,19 @@ def _without_norms(model: nn.Module, init: bool, say: Report) -> nn.Module:
     before, lost = preceding(model), []
     found = [(path, module) for path, module in model.named_modules() if looks_like_one(module)]
     for path, module in found:
-        if module in before and before[module].folds:
-            fold(before[module])
-            say(f"{before[module].path}: with what {path} does to a channel")
-        elif isinstance(examine(module), Source) and not init and _has_state(module):
-            lost.append(path or "model")
+        if not isinstance(examine(module), Source):
+            continue  # which stays
+        if has_state(module):
+            if module in before and before[module].folds:
+                fold(before[module])
+                say(f"{before[module].path}: with what {path} does to a channel")
+            elif not init:
+                lost.append(path or "model")
         if getattr(module, "activation", None) == "tlu":  # whose place a module can take only as a ReLU
             module.activation = "relu"
     if lost:
         warnings.warn(f"to_snn: lost what these do to a channel: {', '.join(lost)}", UserWarning, stacklevel=3)
     return convert_norm(model, "none", report=say) if found else model
-
-
-def _has_state(norm: nn.Module) -> bool:
-    """Whether there is more to it than what it divides by."""
-    return any(True for own in (norm.parameters, norm.buffers) for _ in own(recurse=False))
 
 
 def _exchanged(model: nn.Module, say: Report) -> nn.Module:

@@ -127,6 +127,12 @@ def test_an_optimizer_goes_on_with_the_same_parameters():
     assert model[0].bias is bias
 
 
+def test_a_norm_without_state_leaves_the_layer_before_it_alone():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.InstanceNorm2d(8))
+    to_snn(model, report=None)
+    assert list(model.state_dict()) == ["0.weight"]
+
+
 class Shared(nn.Module):
     """A convolution that is called twice."""
 

@@ -84,6 +84,11 @@ def preceding(model: nn.Module) -> dict[nn.Module, Preceding]:
     return found
 
 
+def has_state(norm: nn.Module) -> bool:
+    """Whether there is more to a norm than what it divides by."""
+    return any(True for own in (norm.parameters, norm.buffers) for _ in own(recurse=False))
+
+
 def fold(before: Preceding) -> None:
     """Gives the layer what its norm does in eval mode: by running statistics where there are any, weight and bias.
 
@@ -119,7 +124,7 @@ def normalize_weights(before: Preceding, kind: str, options: dict[str, Any]) -> 
     from ..weights import normalize
 
     layer, old = before.layer, before.source.module
-    if before.folds and kind == "wn":
+    if kind == "wn" and before.folds and has_state(old):
         fold(before)
     normalize(layer, kind, before.dim, **options)
     if not before.folds or kind == "wn":
