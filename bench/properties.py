@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from divnorm_kernels import StandardizedReLU, convert_norm
+from divnorm_kernels.weights import normalize
 
 from .training import norms as experiments
 from .training.images import Images
@@ -55,8 +56,6 @@ def _behind(convolution: nn.Conv2d, norm: str, backend: str | None) -> nn.Module
     if norm in EVOLVED:
         return convert_norm(nn.BatchNorm2d(width), norm, report=None)
     if norm in BY_WEIGHTS:
-        from divnorm_kernels.weights import normalize
-
         normalize(convolution, norm, **({"gamma": "relu"} if norm == "sws" else {}))
         if norm == "sws":
             return nn.ReLU()

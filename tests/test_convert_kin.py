@@ -121,7 +121,6 @@ def rows(layer, dim):
 
 
 def test_weight_norm_is_the_same_function_in_eval_mode():
-    pytest.importorskip("divnorm_kernels.weights")
     chain = [
         nn.Conv2d(3, 8, 3, bias=False),
         nn.BatchNorm2d(8),
@@ -147,7 +146,6 @@ def test_weight_norm_is_the_same_function_in_eval_mode():
 
 
 def test_scaled_weight_standardization_takes_gain_and_bias():
-    pytest.importorskip("divnorm_kernels.weights")
     model = trained(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).double(), 4, 3, 6, 6)
     before, old = copy.deepcopy(model[0]), model[1]
     weight, bias = old.weight.detach().clone(), old.bias
@@ -161,7 +159,6 @@ def test_scaled_weight_standardization_takes_gain_and_bias():
 
 
 def test_a_norm_whose_affine_part_is_no_number_a_channel_says_so():
-    pytest.importorskip("divnorm_kernels.weights")
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LayerNorm((4, 5, 5)))
     with pytest.warns(UserWarning, match="not carried over: weight, bias of LayerNorm -> Identity"):
         convert_norm(model, "wn", report=None)
@@ -170,7 +167,6 @@ def test_a_norm_whose_affine_part_is_no_number_a_channel_says_so():
 
 @pytest.mark.parametrize("name", ["wn", "sws"])
 def test_norms_that_follow_no_weights_of_their_own_stay(name):
-    pytest.importorskip("divnorm_kernels.weights")
     encoder = nn.TransformerEncoderLayer(8, 2, 16)
     for model in (nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)), encoder, nn.BatchNorm2d(4)):
         keys = list(model.state_dict())
@@ -180,7 +176,6 @@ def test_norms_that_follow_no_weights_of_their_own_stay(name):
 
 
 def test_options_of_weights_are_checked_first():
-    pytest.importorskip("divnorm_kernels.weights")
     model = images()
     with pytest.raises(ValueError, match=r"^gamma: got 2.0 for 'wn'"):
         convert_norm(model, "wn", gamma=2.0)

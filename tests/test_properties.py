@@ -59,7 +59,6 @@ def test_properties_of_a_network_without_norms_follow_from_its_formula():
 @pytest.mark.parametrize("norm", properties.BY_WEIGHTS)
 def test_normalized_weights_keep_the_variance_of_normal_numbers(norm):
     """What a convolution gives of its activation has variance 1, by N samples whose squares vary by 2 each."""
-    pytest.importorskip("divnorm_kernels.weights")
     count, width = 4096, 64
     network = properties.Deep(norm, 1, width, residual=False)
     y = nn.functional.conv2d(network.norms[0](torch.randn(count, width, 3, 3)), network.convolutions[0].weight)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..checks import compute_dtype
 from ..modules.running import scaled
 from ..norm import Norm
+from ..weights import normalize
 from . import courses
 from .carry import hooked
 from .sources import Source, examine, looks_like_one
@@ -114,15 +115,11 @@ def fold(before: Preceding) -> None:
 
 def check_options(kind: str, options: dict[str, Any]) -> None:
     """Raises on options that weights cannot be normalized with."""
-    from ..weights import normalize  # which not every model needs
-
     normalize(nn.Linear(1, 1), kind, **options)
 
 
 def normalize_weights(before: Preceding, kind: str, options: dict[str, Any]) -> None:
     """Parametrizes the layer's weights in place of its norm, which hands over what it multiplies by and adds."""
-    from ..weights import normalize
-
     layer, old = before.layer, before.source.module
     if kind == "wn" and before.folds and has_state(old):
         fold(before)
