@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -61,16 +62,18 @@ def plan_for(g: Geometry, x: Tensor, residual: bool = False) -> Any:
     return module.Plan(g, sys.modules[__name__], None, x, residual)
 
 
-def _kind(t: Tensor | float | None) -> torch.dtype | tuple[torch.dtype, int] | None:
+def kind(t: Tensor | float | None) -> torch.dtype | tuple[torch.dtype, int] | None:
     """What a plan depends on of a parameter."""
     return (t.dtype, t.numel()) if isinstance(t, Tensor) else None
 
 
-def _packed(t: Tensor | float | None) -> Any:
+def packed(t: Tensor | float | None) -> Any:
+    """A parameter as kernels read it."""
     return t.contiguous() if isinstance(t, Tensor) else None
 
 
-def _aligned(*tensors: Tensor | None) -> bool:
+def aligned(*tensors: Tensor | None) -> bool:
+    """Whether every address is a multiple of 16."""
     together = 0
     for t in tensors:
         if t is not None:
@@ -83,16 +86,20 @@ def _elsewhere(x: Tensor) -> bool:
     return x.is_cuda and x.device.index != torch.cuda.current_device()
 
 
-def _run(g: Geometry, key: tuple[Any, ...], x: Tensor, arguments: Any, aligned: bool, **kinds: Any) -> None:
-    """Launches the plan of ``key`` on x's device, made on its first use."""
+def run(
+    g: Geometry, key: tuple[Any, ...], x: Tensor, arguments: Any, aligned: bool, plans: Callable[[], Iterable[Any]]
+) -> None:
+    """Launches the plan of ``key`` on x's device, on its first use the fastest of ``plans``."""
     if _elsewhere(x):
         with torch.cuda.device(x.device):
-            _run_here(g, key, x, arguments, aligned, **kinds)
+            _run_here(g, key, x, arguments, aligned, plans)
     else:
-        _run_here(g, key, x, arguments, aligned, **kinds)
+        _run_here(g, key, x, arguments, aligned, plans)
 
 
-def _run_here(g: Geometry, key: tuple[Any, ...], x: Tensor, arguments: Any, aligned: bool, **kinds: Any) -> None:
+def _run_here(
+    g: Geometry, key: tuple[Any, ...], x: Tensor, arguments: Any, aligned: bool, plans: Callable[[], Iterable[Any]]
+) -> None:
     plan = g.cache.get(key)
     if plan is None:
         from . import launch  # brings triton, which takes a second
@@ -102,9 +109,14 @@ def _run_here(g: Geometry, key: tuple[Any, ...], x: Tensor, arguments: Any, alig
                 f"the first {key[0]} call of this kind on x of shape {tuple(x.shape)} is inside the capture of a CUDA "
                 "graph; make one before the capture, which compiles the kernel and copies its table to the GPU"
             )
-        found = launch.plans(g, x, channels_last_strides(x), **kinds)
-        plan = g.cache[key] = launch.fastest(found, lambda plan: plan.run(arguments, x, aligned))
+        plan = g.cache[key] = launch.fastest(plans(), lambda plan: plan.run(arguments, x, aligned))
     plan.run(arguments, x, aligned)
+
+
+def _plans(g: Geometry, x: Tensor, **kinds: Any) -> Iterable[Any]:
+    from .launch import plans
+
+    return plans(g, x, channels_last_strides(x), **kinds)
 
 
 def forward(
@@ -127,25 +139,29 @@ def forward(
         return y, maps, x.new_zeros((), dtype=torch.float32) if with_l1 else None
     l1 = x.new_empty((), dtype=torch.float32) if with_l1 else None
     value = 0.0 if isinstance(sigma, Tensor) else float(sigma)
-    weight, bias, sigma, threshold = map(_packed, (weight, bias, sigma, threshold))
-    key = ("forward", x.dtype, x.device, channels_last_strides(x), *map(_kind, (weight, bias, sigma, threshold)))
+    weight, bias, sigma, threshold = map(packed, (weight, bias, sigma, threshold))
+    key = ("forward", x.dtype, x.device, channels_last_strides(x), *map(kind, (weight, bias, sigma, threshold)))
     key += (residual is None, with_l1, with_variance)
     sigmas = 0 if sigma is None else sigma.numel()
-    _run(
+    run(
         g,
         key,
         x,
-        lambda scratch: (
+        lambda scratch, counters: (
             *(x, y, weight, bias, sigma, value, residual, threshold, maps, l1, float(g.numel)),
-            scratch,
+            *(scratch, counters),
         ),
-        _aligned(x, weight, bias, sigma, residual, threshold),
-        backward=False,
-        residual=residual is not None,
-        affine=False,
-        sigmas=sigmas,
-        l1=with_l1,
-        variance=with_variance,
+        aligned(x, weight, bias, sigma, residual, threshold),
+        lambda: _plans(
+            g,
+            x,
+            backward=False,
+            residual=residual is not None,
+            affine=False,
+            sigmas=sigmas,
+            l1=with_l1,
+            variance=with_variance,
+        ),
     )
     return y, maps, l1
 
@@ -185,26 +201,30 @@ def backward(
     results = (dx if needs[0] else None, dweight, dbias, dsigma, dresidual, dthreshold)
     if nothing:
         return results
-    weight, sigma, threshold = map(_packed, (weight, sigma, threshold))
-    bias = _packed(bias) if g.norm.activation else None  # of no other use
+    weight, sigma, threshold = map(packed, (weight, sigma, threshold))
+    bias = packed(bias) if g.norm.activation else None  # of no other use
     if g.suppression is None:
         dsigma = None
-    key = ("backward", x.dtype, x.device, channels_last_strides(x), *map(_kind, (weight, bias, sigma, threshold)))
-    key += (residual is None, dl1 is None, dresidual is None, *map(_kind, (dweight, dbias, dsigma, dthreshold)))
-    _run(
+    key = ("backward", x.dtype, x.device, channels_last_strides(x), *map(kind, (weight, bias, sigma, threshold)))
+    key += (residual is None, dl1 is None, dresidual is None, *map(kind, (dweight, dbias, dsigma, dthreshold)))
+    run(
         g,
         key,
         x,
-        lambda scratch: (
+        lambda scratch, counters: (
             *(x, dy, dx, dresidual, weight, bias, sigma, residual, threshold, maps, dl1, float(g.numel)),
-            *(dweight, dbias, dsigma, dthreshold, scratch),
+            *(dweight, dbias, dsigma, dthreshold, scratch, counters),
         ),
-        _aligned(x, dy, weight, bias, sigma, residual, threshold, maps, dl1),
-        backward=True,
-        residual=residual is not None,
-        affine=any(t is not None for t in (dweight, dbias, dthreshold)),
-        sigmas=0 if dsigma is None else dsigma.numel(),
-        l1=False,
-        variance=False,
+        aligned(x, dy, weight, bias, sigma, residual, threshold, maps, dl1),
+        lambda: _plans(
+            g,
+            x,
+            backward=True,
+            residual=residual is not None,
+            affine=any(t is not None for t in (dweight, dbias, dthreshold)),
+            sigmas=0 if dsigma is None else dsigma.numel(),
+            l1=False,
+            variance=False,
+        ),
     )
     return results

@@ -274,15 +274,17 @@ def backward_kernel(
                     partials = scratch + tl.load(table + schema.Header.PARTIALS_SIGMA)
                     sum_sigma(partials, dsigma, table, block - blocks, WINDOW)
             else:
+                rows = tl.load(table + schema.Header.PARTIAL_ROWS)
+                columns = tl.load(table + schema.Header.PARTIAL_COLUMNS)
                 if dweight is not None:
                     partials = scratch + tl.load(table + schema.Header.PARTIALS)
-                    sum_columns(partials, dweight, table, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
+                    sum_columns(partials, dweight, rows, columns, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
                 if dbias is not None:
                     partials = scratch + tl.load(table + schema.Header.PARTIALS_BIAS)
-                    sum_columns(partials, dbias, table, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
+                    sum_columns(partials, dbias, rows, columns, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
                 if THRESHOLD:
                     partials = scratch + tl.load(table + schema.Header.PARTIALS_THRESHOLD)
-                    sum_columns(partials, dthreshold, table, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
+                    sum_columns(partials, dthreshold, rows, columns, block, schema.FINISH_ROWS, schema.FINISH_COLUMNS)
     elif STRATEGY == schema.Strategy.SINGLE:
         _single(
             x, dy, dx, dresidual, weight, bias, sigma, residual, threshold, maps, scratch, dl1, numel, table, item,

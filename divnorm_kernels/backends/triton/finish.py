@@ -17,10 +17,8 @@ def sum_partials(partials, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def sum_columns(partials, target, table, block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A parameter's gradient at a block of channels, from its partial sums."""
-    rows = tl.load(table + schema.Header.PARTIAL_ROWS)
-    columns = tl.load(table + schema.Header.PARTIAL_COLUMNS)
+def sum_columns(partials, target, rows, columns, block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The sums at a block of columns, as of a parameter's gradient at some channels, from ``rows`` of partial ones."""
     at = block * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for begin in range(0, rows, ROWS):

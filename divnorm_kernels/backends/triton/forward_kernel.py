@@ -120,7 +120,7 @@ def _single(
 
 
 @triton.jit
-def _apply(
+def apply(
     x, y, weight, bias, residual, threshold, maps, scratch, table, row, tile, tiles, per_group, pixels,
     SUBTRACT_MEAN: tl.constexpr, SUMMATION: tl.constexpr, SUPPRESSION: tl.constexpr, WHOLE: tl.constexpr,
     OVER_BATCH: tl.constexpr, FEATURES: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr,
@@ -172,7 +172,7 @@ def _stage_item(
     """An item of the stage at ``entry``."""
     kind = tl.load(entry + schema.Column.KIND)
     if kind == schema.Kind.APPLY:
-        _apply(
+        apply(
             x, y, weight, bias, residual, threshold, maps, scratch, table, row, tile, tiles, per_group, pixels,
             SUBTRACT_MEAN, SUMMATION, SUPPRESSION, WHOLE, OVER_BATCH, FEATURES, CHANNELS_LAST, INDEX, L1, ACTIVATION,
             APPLY_CHANNELS, APPLY_PIXELS,

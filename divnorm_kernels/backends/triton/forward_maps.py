@@ -20,7 +20,7 @@ from .device import (
 
 
 @triton.jit
-def _channel_statistics(
+def channel_statistics(
     x, base, p, inside, groups, per_group, pixels, P: tl.constexpr, SUMMATION: tl.constexpr, WHOLE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -118,7 +118,7 @@ def store_row(
 
 
 @triton.jit
-def _merge_whole(
+def merge_whole(
     scratch, table, row, per_tile, pixels,
     P: tl.constexpr, OVER_BATCH: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
@@ -229,7 +229,7 @@ def _statistics(
     p = first + tl.cast(tl.arange(0, PIXELS), INDEX)
     inside = p < pixels
     base = activation_base(row, groups, per_group, pixels, CHANNELS_LAST)
-    mean, variance, rest = _channel_statistics(
+    mean, variance, rest = channel_statistics(
         x, base, p, inside, groups, per_group, pixels, P, SUMMATION, WHOLE, CHANNELS_LAST, INDEX, CHANNELS
     )
     if WHOLE:
@@ -296,13 +296,13 @@ def maps_item(
         )  # fmt: skip
     elif WHOLE:
         if P == 2:
-            mean, variance = _merge_whole(scratch, table, row, PIXELS, pixels, P, OVER_BATCH, WINDOW, 0, 2)
+            mean, variance = merge_whole(scratch, table, row, PIXELS, pixels, P, OVER_BATCH, WINDOW, 0, 2)
             store_row(maps, table, sigma, sigma_value, row, mean, variance, P, SUMMATION, SUPPRESSION)
         elif SUMMATION and tl.load(entry + schema.Column.SOURCE) == schema.Buffer.MEAN:
-            mean, _ = _merge_whole(scratch, table, row, PIXELS, pixels, P, OVER_BATCH, WINDOW, 0, 1)
+            mean, _ = merge_whole(scratch, table, row, PIXELS, pixels, P, OVER_BATCH, WINDOW, 0, 1)
             store_row(maps, table, sigma, sigma_value, row, mean, 0.0, P, SUMMATION, False)
         else:
-            _, deviation = _merge_whole(scratch, table, row, PIXELS, pixels, P, OVER_BATCH, WINDOW, 2, 2)
+            _, deviation = merge_whole(scratch, table, row, PIXELS, pixels, P, OVER_BATCH, WINDOW, 2, 2)
             store_row(maps, table, sigma, sigma_value, row, 0.0, deviation, P, False, SUPPRESSION)
     else:
         p = tl.cast(tile, INDEX) * WINDOW + tl.cast(tl.arange(0, WINDOW), INDEX)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
@@ -18,7 +18,7 @@ from ...fields import Geometry
 from .backward_kernel import backward_kernel
 from .forward_kernel import forward_kernel
 from .schema import FINISH_COLUMNS, Activation
-from .stages import Order, schedule
+from .stages import Order, Schedule, schedule
 from .tiles import Device, Tiles, candidates, choose, most_registers
 
 AUTOTUNE = os.environ.get("DIVNORM_TRITON_AUTOTUNE", "0") == "1"
@@ -96,19 +96,18 @@ class Plan:
     """The arguments behind ``first``."""
     compiled: Any = field(default=None, init=False)
 
-    def run(self, leading: Callable[[Tensor | None], tuple[Any, ...]], like: Tensor, aligned: bool) -> None:
-        """Launches the kernel. ``leading`` gives the arguments before the counters for a scratch memory.
+    def run(
+        self, leading: Callable[[Tensor | None, Tensor | None], tuple[Any, ...]], like: Tensor, aligned: bool
+    ) -> None:
+        """Launches the kernel. ``leading`` gives the arguments before the table for a scratch memory and counters.
 
         ``aligned``: whether every address is a multiple of 16, as those of the first such call, which compiled it.
         """
         scratch = like.new_empty(self.order.scratch, dtype=torch.float32) if self.order.scratch else None
-        arguments = leading(scratch)
-        if self.ordered:
-            counters = like.new_zeros(self.order.counters, dtype=torch.int32)
-            self._launch(self.order.items, (*arguments, counters, self.table, 0, *self.trailing), aligned)
-        else:
-            for first, count in self.order.segments():
-                self._launch(count, (*arguments, None, self.table, first, *self.trailing), aligned)
+        counters = like.new_zeros(self.order.counters, dtype=torch.int32) if self.ordered else None
+        arguments = leading(scratch, counters)
+        for first, count in ((0, self.order.items),) if self.ordered else self.order.segments():
+            self._launch(count, (*arguments, self.table, first, *self.trailing), aligned)
 
         if captures(like):
             _captured.add(self.table)
@@ -130,21 +129,30 @@ def _options(tiles: Tiles, wide: bool) -> dict[str, int]:
     return {**options, "maxnreg": most_registers(tiles.warps) if wide else tiles.registers}
 
 
-def _plan(g: Geometry, x: Tensor, channels_last: bool, tiles: Tiles, *, backward: bool, **wanted: Any) -> Plan:
-    found = schedule(g, tiles, backward=backward, **wanted)
+def planned(
+    kernel: Any,
+    g: Geometry,
+    x: Tensor,
+    channels_last: bool,
+    tiles: Tiles,
+    found: Schedule,
+    taken: Container[str] | None = None,
+) -> Plan:
+    """The plan of a schedule; ``taken``: which of the `constants` the kernel takes, if not all."""
     known = constants(g, tiles, channels_last)
     units = (g.channels // g.groups // known["CHANNEL_UNIT"], prod(g.spatial) // known["PIXEL_UNIT"])
     # the kernel adds to the table's numbers in their type, up to the end of the scratch memory
     table_type = torch.int64 if max(*found.table, found.order.scratch) >= _INT32 else torch.int32
     # a single stage without a finish has items that are all independent
     ordered = tiles.ordered and not found.order.independent
+    known = {**known, "ORDERED": ordered}
     return Plan(
-        backward_kernel if backward else forward_kernel,
+        kernel,
         found.order,
         ordered,
         _options(tiles, known["INDEX"] == tl.int64),
         torch.tensor(found.table, dtype=table_type, device=x.device),
-        (*units, *{**known, "ORDERED": ordered}.values()),
+        (*units, *(value for name, value in known.items() if taken is None or name in taken)),
     )
 
 
@@ -171,7 +179,8 @@ def plans(
     arguments = (g, device_of(x.device), direction, x.element_size(), channels_last, residual)
     chosen = candidates(*arguments) if AUTOTUNE and not INTERPRETED else [choose(*arguments)]
     wanted = {"backward": backward, "finish": finish, "sigmas": sigmas, "variance": variance}
-    return (_plan(g, x, channels_last, t, **wanted) for t in chosen)
+    kernel = backward_kernel if backward else forward_kernel
+    return (planned(kernel, g, x, channels_last, t, schedule(g, t, **wanted)) for t in chosen)
 
 
 def fastest(plans: Iterable[Plan], run: Callable[[Plan], None]) -> Plan:

@@ -113,6 +113,18 @@ def choose(
     return _tiles(row_for(device, direction, element_size), g, device, direction, element_size, channels_last, residual)
 
 
+def in_passes(
+    g: Geometry, device: Device, direction: str, element_size: int, channels_last: bool, residual: bool
+) -> Tiles:
+    """The tiles of passes that are launches of their own, each over all rows at once; no more warps than they fill."""
+    row = row_for(device, direction, element_size)
+    launches = dict.fromkeys(("single", "single_narrow", "single_whole", "looped"), 0) | {"ordered": False}
+    launches["cache_share"] = 1 << 40  # all rows are one chunk
+    tiles = _tiles({**row, **launches}, g, device, direction, element_size, channels_last, residual)
+    largest = max(tiles.channels * tiles.pixels, tiles.apply_channels * tiles.apply_pixels)
+    return replace(tiles, warps=max(1, min(tiles.warps, largest // row["elements_per_warp"])))
+
+
 def candidates(
     g: Geometry, device: Device, direction: str, element_size: int, channels_last: bool, residual: bool = False
 ) -> Iterator[Tiles]:
