@@ -13,6 +13,8 @@ from divnorm_kernels.backends import triton as backend
 from divnorm_kernels.backends.triton import launch
 from divnorm_kernels.fields import geometry
 from divnorm_kernels.norm import Norm
+from divnorm_kernels.seam import triton as seam
+from divnorm_kernels.seam import triton_plans
 
 TARGET, DEVICE = TARGETS["sm_90"]
 
@@ -72,28 +74,46 @@ def step(x: torch.Tensor, options: dict) -> list[tuple[Launcher, tuple[int, int,
     return found
 
 
+def seam_step(x: torch.Tensor, options: dict) -> list[tuple[Launcher, tuple[int, int, int], tuple]]:
+    """The seam's passes; the launches they made, two but for the gradient."""
+    g = geometry(Norm(**options), tuple(x.shape))
+    affine, scale, rows = torch.ones(g.affine_size), torch.ones(()), torch.ones(2, *g.maps_shape[1:])
+    seam.statistics(g, x)
+    seam.normalize(g, x, rows, affine, affine, True, None, None)
+    seam.sums(g, x, scale, x, rows, affine, affine, (True, True, False), None, None)
+    seam.gradient(g, x, scale, x, rows, rows, affine, affine, None, None, (True, False))
+    found, Launcher.launches = Launcher.launches, []
+    return found
+
+
+CALLS = [
+    (step, (2, 64, 28, 28), {"window": 5, "activation": None}, 2),
+    (step, (7, 64), {"window": 5, "activation": "tlu"}, 2),
+    (seam_step, (7, 64), {"window": "all"}, 7),
+]
+
+
 def main() -> None:
     """Raises where a later call's launch differs from the first, or runs code that was compiled for other addresses."""
     driver.set_active(Driver())
-    launch.device_of = lambda _: DEVICE
-    for shape, activation in (((2, 64, 28, 28), None), ((7, 64), "tlu")):
-        options = {"window": 5, "activation": activation}
+    launch.device_of = triton_plans.device_of = lambda _: DEVICE
+    for made_by, shape, options, launches in CALLS:
         memory = torch.zeros(torch.Size(shape).numel() + 1)
         aligned, shifted = (memory[i : memory.numel() - 1 + i].view(shape) for i in (0, 1))
-        first, again = step(aligned, options), step(aligned, options)
-        assert len(first) == len(again) == 2
+        first, again = made_by(aligned, options), made_by(aligned, options)
+        assert len(first) == len(again) == launches
         for (launcher, grid, arguments), (other, other_grid, others) in zip(first, again, strict=True):
             assert launcher is other
             assert grid == other_grid
             assert len(arguments) == len(others) == len(launcher.names)
             assert [type(a) for a in arguments] == [type(a) for a in others]
         made = len(Launcher.made)
-        assert all(launcher in Launcher.made[made:] for launcher, _, _ in step(shifted, options))
-        assert [launcher for launcher, _, _ in step(aligned, options)] == [launcher for launcher, _, _ in first]
-        # a window is an argument, not a constant
-        made = len(Launcher.made)
-        step(aligned, options | {"window": 3})
-        assert len(Launcher.made) == made
+        assert all(launcher in Launcher.made[made:] for launcher, _, _ in made_by(shifted, options))
+        assert [launcher for launcher, _, _ in made_by(aligned, options)] == [launcher for launcher, _, _ in first]
+        if made_by is step:  # a window is an argument, not a constant
+            made = len(Launcher.made)
+            step(aligned, options | {"window": 3})
+            assert len(Launcher.made) == made
     print(f"{len(Launcher.made)} kernels")
 
 

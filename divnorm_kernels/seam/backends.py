@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ..backends import serving
 from ..fields import Geometry
-from . import cpu
+from . import cpu, triton
 
-KERNELS: dict[str, ModuleType] = {"cpu": cpu}
+KERNELS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton}
 """In the order in which they are tried."""
 
 
