@@ -20,8 +20,6 @@ cuda::Device device_of(const py::dict& facts) {
   return device;
 }
 
-namespace {
-
 cuda::Preferences preferences_of(const py::dict& row) {
   cuda::Preferences p;
   p.cluster = row["cluster"].cast<int>();
@@ -39,6 +37,8 @@ cuda::Preferences preferences_of(const py::dict& row) {
   p.cache_share = row["cache_share"].cast<double>();
   return p;
 }
+
+namespace {
 
 // What is chosen on a device of these properties: for tests and reports, nothing is launched.
 py::dict strategy_of(const py::object& geometry, int dtype, bool channels_last, bool backward, const py::dict& device,
@@ -75,6 +75,7 @@ void bind_cuda(py::module_& module) {
   py::dict compiled_for;  // most threads of a block, blocks of a multiprocessor
   compiled_for["resident"] = py::make_tuple(cuda::kResidentThreads, cuda::kResidentBlocks);
   compiled_for["staged"] = py::make_tuple(cuda::kStagedThreads, cuda::kStagedBlocks);
+  compiled_for["seam"] = compiled_for["staged"];
   compiled_for["channels"] = py::make_tuple(cuda::kChannelThreads, cuda::kChannelBlocks);
   module.attr("cuda_compiled_for") = compiled_for;
   module.def("cuda_versions", [] {
@@ -96,6 +97,7 @@ void bind_cuda(py::module_& module) {
         return py::make_tuple(calls.strategy(Direction::forward), calls.strategy(Direction::backward));
       });
   bind_channels_cuda(module);
+  bind_seam_cuda(module);
 }
 
 }  // namespace divnorm

@@ -1,12 +1,5 @@
 #include "bindings_seam.h"
 
-#include <pybind11/stl.h>
-
-#include <array>
-#include <cstdint>
-#include <tuple>
-
-#include "address.h"
 #include "cpu/calls.h"
 #include "memory.h"
 
@@ -15,30 +8,8 @@ namespace py = pybind11;
 namespace divnorm {
 namespace {
 
-using Rows = std::array<Address, 2>;                      // mean, and the variance or 1/s
-using Numbers = std::tuple<Address, int, int64_t>;        // of a parameter: where, dtype, how many
-using Beside = std::tuple<Numbers, Numbers, Numbers>;     // weight, bias, threshold
-using Gradients = std::tuple<Numbers, Numbers, Numbers>;  // theirs
-
-Parameter parameter(const Numbers& numbers) {
-  const auto [data, dtype, count] = numbers;
-  return {written(data), static_cast<Dtype>(dtype), count};
-}
-
 void expect_result(void* result, const Problem& problem) {
   if (result != nullptr) prefer_huge_pages(result, static_cast<size_t>(problem.numel() * bytes_of(problem.dtype)));
-}
-
-template <class Tensors>
-Tensors half(Part part, Address x, const Beside& beside, Address residual) {
-  Tensors tensors;
-  tensors.part = part;
-  tensors.x = read(x);
-  tensors.residual = read(residual);
-  tensors.weight = parameter(std::get<0>(beside));
-  tensors.bias = parameter(std::get<1>(beside));
-  tensors.threshold = parameter(std::get<2>(beside));
-  return tensors;
 }
 
 void statistics(const CpuCalls& calls, Address x, const Rows& rows, int threads) {

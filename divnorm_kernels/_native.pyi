@@ -279,6 +279,67 @@ class CudaCalls:
     @property
     def strategies(self) -> tuple[str, str]: ...
 
+class CudaSeam:
+    """The halves of a geometry whose fields are whole, on a GPU; tensors are addresses, 0: absent.
+
+    ``where`` is the device's index, the stream and scratch memory of ``scratch_bytes``.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        dtype: int,
+        channels_last: bool,
+        residual: bool,
+        device_index: int,
+        device: dict[str, Any],
+        forward: dict[str, Any],
+        backward: dict[str, Any],
+        /,
+    ) -> None: ...
+    @property
+    def scratch_bytes(self) -> tuple[int, int, int, int]:
+        """That statistics, normalize, sums and gradient need."""
+    def statistics(self, x: int, rows: Rows, where: tuple[int, int, int], /) -> None: ...
+    def normalize(
+        self,
+        x: int,
+        rows: Rows,
+        parameters: Parameters,
+        residual: int,
+        y: int,
+        l1: int,
+        where: tuple[int, int, int],
+        /,
+    ) -> None: ...
+    def sums(
+        self,
+        dy: int,
+        l1_scale: int,
+        x: int,
+        rows: Rows,
+        parameters: Parameters,
+        residual: int,
+        sums: int,
+        gradients: Parameters,
+        where: tuple[int, int, int],
+        /,
+    ) -> None: ...
+    def gradient(
+        self,
+        dy: int,
+        l1_scale: int,
+        x: int,
+        rows: Rows,
+        slopes: int,
+        parameters: Parameters,
+        residual: int,
+        dx: int,
+        dresidual: int,
+        where: tuple[int, int, int],
+        /,
+    ) -> None: ...
+
 class CudaChannels:
     """A channel normalization (`divnorm_kernels.channels.pool.Pool`) on a GPU; tensors are addresses, 0: absent."""
 

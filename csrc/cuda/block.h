@@ -114,12 +114,11 @@ __device__ A signed_dsigma(const Arguments& args, int group, A dsigma) {
   return dsigma * signed_as(A(1), sigma_of<A>(args.tensors, group));
 }
 
-// dl1 / numel: what |v| adds to the gradient of v.
+// What |v| adds to the gradient of v.
 template <class A>
-__device__ A l1_gradient(const Shape& shape, const Tensors& tensors) {
+__device__ A l1_gradient(const Tensors& tensors) {
   if (tensors.dl1 == nullptr) return A(0);
-  const A numel = static_cast<A>(shape.batch) * static_cast<A>(shape.channels) * static_cast<A>(shape.positions);
-  return device::load(static_cast<const A*>(tensors.dl1)) / numel;
+  return device::load(static_cast<const A*>(tensors.dl1)) / static_cast<A>(tensors.l1_numbers);
 }
 
 // Count, mean and sum of squares about it of numbers, and of rows x columns sets of them, set(row, column) for each.

@@ -1,6 +1,9 @@
 // A problem on a device: the strategy of each direction, chosen once, and the calls that carry it out.
 #pragma once
 
+#include <stdexcept>
+#include <string>
+
 #include "../calls.h"
 #include "launch.h"
 #include "strategy.h"
@@ -14,6 +17,36 @@ struct Call {
   void* scratch = nullptr;                       // of Calls::scratch_bytes
   Stream stream;
 };
+
+Call call_of(const ForwardCall& given);
+Call call_of(const BackwardCall& given);
+
+const KernelSet& kernels_for(Dtype dtype);
+Kernel kernel_of(const KernelSet& kernels, Direction direction, const Strategy& strategy);
+Launch launch_of(const Strategy& strategy);
+
+inline void* within(const Call& call, int64_t offset) { return static_cast<unsigned char*>(call.scratch) + offset; }
+
+// What the kernel of a strategy is told of a call, and the sums over what its blocks leave. problem: of the direction.
+Arguments arguments_of(const Problem& problem, Direction direction, const Strategy& strategy, const Call& call);
+FinishArguments sums_of(const Problem& problem, Direction direction, const Strategy& strategy, const Call& call);
+
+// Starts a kernel and what stands around it: zeros for what it counts with, and the sums. early: the device starts
+// launches early.
+void start_all(const Strategy& strategy, const KernelSet& kernels, Kernel kernel, Arguments& arguments,
+               const FinishArguments& sums, Dtype compute, Stream stream, bool early);
+
+// Errors of the runtime say which kernel they met, name(), and on what.
+template <class Name, class Body>
+void naming(const Problem& problem, Name&& name, Body&& body) {
+  try {
+    body();
+  } catch (const std::runtime_error& error) {
+    std::string shape = std::to_string(problem.batch) + ", " + std::to_string(problem.channels);
+    for (const int64_t extent : problem.extent) shape += ", " + std::to_string(extent);
+    throw std::runtime_error("CUDA, " + name() + " of (" + shape + "): " + error.what());
+  }
+}
 
 // Whether launches on such a device may begin early: those of clusters do.
 bool starts_early(const Device& device);
@@ -37,9 +70,6 @@ class Calls : public divnorm::Calls {
   void run(Direction direction, const Call& call) const;
   const Strategy& of(Direction direction) const { return direction == Direction::forward ? forward_ : backward_; }
   Strategy prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const;
-  FinishArguments sums_of(Direction direction, const Call& call) const;
-  template <class Body>
-  void naming(Direction direction, const Strategy& strategy, Body&& body) const;
 
   Problem problem_;
   const KernelSet& kernels_;

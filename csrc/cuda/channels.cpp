@@ -20,7 +20,7 @@ constexpr int64_t kFarBlocks = 128;       // each with arrays of its own in scra
 constexpr int64_t kBoxSegment = 8;        // at least, where the window is as long
 constexpr int64_t kLeastSegment = 32, kMostSegments = 32;  // of exponential sums, which go through each twice
 
-const ChannelKernels& kernels_for(Dtype dtype) {
+const ChannelKernels& channel_kernels_for(Dtype dtype) {
   switch (dtype) {
     case Dtype::float64: return channel_kernels_float64();
     case Dtype::float32: return channel_kernels_float32();
@@ -29,12 +29,8 @@ const ChannelKernels& kernels_for(Dtype dtype) {
   }
 }
 
-FinishKernel finish_for(Dtype dtype) {
-  return dtype == Dtype::float64 ? kernels_float64().finish : kernels_float32().finish;
-}
-
 ChannelKernel kernel_of(Dtype dtype, Direction direction, bool far) {
-  const ChannelKernels& all = kernels_for(dtype);
+  const ChannelKernels& all = channel_kernels_for(dtype);
   return direction == Direction::forward ? all.forward[far] : all.backward[far];
 }
 
@@ -166,7 +162,7 @@ void Channels::run(Direction direction, const ChannelArguments& arguments, void*
     SumsRoom room;
     room.add(sums.reduction[0]);
     const int bytes = room.threads * static_cast<int>(bytes_of(problem_.compute()));
-    start({room.blocks, 1, room.threads, bytes, early_}, where, finish_for(problem_.dtype), sums);
+    start({room.blocks, 1, room.threads, bytes, early_}, where, kernels_for(problem_.dtype).finish, sums);
   } catch (const std::runtime_error& error) {
     const std::string shape = std::to_string(problem_.outer) + ", " + std::to_string(problem_.channels) + ", " +
                               std::to_string(problem_.inner);

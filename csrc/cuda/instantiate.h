@@ -5,6 +5,7 @@
 #include "finish.h"
 #include "kernels.h"
 #include "resident.h"
+#include "seam_sums.h"
 #include "staged.h"
 
 namespace divnorm::cuda {
@@ -20,6 +21,7 @@ KernelSet instantiated() {
            {staged_forward<T, false, general>, staged_forward<T, true, general>}},
           {{staged_backward<T, false, plain>, staged_backward<T, true, plain>},
            {staged_backward<T, false, general>, staged_backward<T, true, general>}},
+          {seam_sums<T, false>, seam_sums<T, true>},
           finish<Acc<T>>,
           clear<T>};
 }

@@ -113,6 +113,7 @@ struct ApplyItem {
     group = rest / channel_tiles % shape.groups;
     position = position_tile * s.apply_positions;
     samples = Samples(shape, s, item.chunk, span, s.span_samples);
+    part_of_row = item.index % (tiles * channel_tiles) + (shape.over_batch ? span * tiles * channel_tiles : 0);
     slot = static_cast<int64_t>(item.chunk) * s.spans + span;
     if (!shape.per_position) slot = slot * tiles + position_tile;
   }
@@ -123,6 +124,7 @@ struct ApplyItem {
   Samples samples;
   int group, channel, position;
   int64_t slot;  // of the partial sums of weight's and bias' gradients
+  int part_of_row;
 };
 
 }  // namespace divnorm::cuda

@@ -14,6 +14,7 @@ using Kernels = Kernel[2][2];
 
 struct KernelSet {
   Kernels resident_forward, resident_backward, staged_forward, staged_backward;
+  Kernel seam_sums[2];  // contiguous and channels_last
   FinishKernel finish;
   ClearKernel clear;
 };

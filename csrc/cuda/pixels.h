@@ -139,8 +139,10 @@ struct Pixels {
   }
 
   // As Planes::differentiate. dy's place is used for sums once it has been read.
-  static __device__ void differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local, const Affine<T>& affine,
-                                       A l1) {
+  template <Sweep S = Sweep::gradient>
+  static __device__ RowSums<A> differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local,
+                                             const Affine<T>& affine, A l1) {
+    RowSums<A> of_row;
     with_vectors<T, kColumnBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
       const Columns columns(tile, V);
@@ -151,23 +153,30 @@ struct Pixels {
           const int at = p * tile.channels + c;
           const Pack<A, V> number = widen(read_pack<V>(x + at));
           Pack<A, V> upstream = widen(read_pack<V>(dy + at));
-          const A mean = local.mean[p], rstd = local.rstd[p], offset = local.offset[p];
+          const A mean = local.mean[p], rstd = local.rstd[p];
+          const A offset = S == Sweep::gradient ? local.offset[p] : A(0);
           Pack<A, V> value, normal, stopped = {}, dx;
           for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean;
-          normal = numerator<F>(local, number, value);
-          for (int v = 0; v < V; ++v) normal.at[v] *= rstd;
+          const Pack<A, V> over = numerator<F>(local, number, value);
+          for (int v = 0; v < V; ++v) normal.at[v] = over.at[v] * rstd;
           if (affine.activation != Activation::none) {
             Pack<A, V> z = read_pack<V>(affine.bias + c);  // not kept from pixel to pixel: registers are full
             for (int v = 0; v < V; ++v) z.at[v] += normal.at[v] * weight.at[v];
             add_residual<F>(affine, at, z);
             stopped = pass_back<F>(affine.activation, z, upstream, [&] { return read_pack<V>(affine.threshold + c); });
-            leave_gradient<F>(affine, at, upstream);
+            if constexpr (S == Sweep::gradient) leave_gradient<F>(affine, at, upstream);
           }
-          for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd - offset;
-          subtract_slope<F>(local.slope_of, repeated<V>(local.slope[p]), value, repeated<V>(rstd), dx);
-          if (l1 != A(0))
-            for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
-          write_pack(x + at, narrow<T>(dx));
+          if constexpr (S == Sweep::sums) {
+            of_row.add(upstream, weight, over);
+            if (l1 != A(0))
+              for (int v = 0; v < V; ++v) of_row.signs += signed_as(l1, value.at[v]);
+          } else {
+            for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd - offset;
+            subtract_slope<F>(local.slope_of, repeated<V>(local.slope[p]), value, repeated<V>(rstd), dx);
+            if (l1 != A(0))
+              for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
+            write_pack(x + at, narrow<T>(dx));
+          }
           for (int v = 0; v < V; ++v) {
             dweight[v] += upstream.at[v] * normal.at[v];
             dbias[v] += upstream.at[v];
@@ -201,6 +210,7 @@ struct Pixels {
           if (affine.dthreshold != nullptr) affine.dthreshold[c] += sums[2 * rows + w * tile.channels + c];
         }
     });
+    return of_row;
   }
 
   static __device__ int sharers(const Tile&) { return 1; }

@@ -149,9 +149,11 @@ struct Planes {
   }
 
   // dx in place of x, and the residual's gradient in its own; adds to the gradients of the parameters, of each channel
-  // once for every warp that shares it.
-  static __device__ void differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local, const Affine<T>& affine,
-                                       A l1) {
+  // once for every warp that shares it. A sweep of sums returns this thread's in place of dx; signs count as l1.
+  template <Sweep S = Sweep::gradient>
+  static __device__ RowSums<A> differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local,
+                                             const Affine<T>& affine, A l1) {
+    RowSums<A> of_row;
     with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
       with_parameters(affine, [&](auto per_position) {
@@ -162,7 +164,11 @@ struct Planes {
           A dweight[kChannelsTogether] = {}, dbias[kChannelsTogether] = {}, dthreshold[kChannelsTogether] = {};
           for (int p = warps.position * V; p < tile.positions; p += warps.positions * V) {
             const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
-            const Pack<A, V> slope = read_pack<V>(local.slope + p), offset = read_pack<V>(local.offset + p);
+            Pack<A, V> slope, offset;
+            if constexpr (S == Sweep::gradient) {
+              slope = read_pack<V>(local.slope + p);
+              offset = read_pack<V>(local.offset + p);
+            }
             T* at = x + first * tile.positions + p;
 #pragma unroll
             for (int k = 0; k < kChannelsTogether; ++k, at += tile.positions) {
@@ -172,15 +178,15 @@ struct Planes {
               const Pack<A, V> weight = Parameter(affine.weight + first, k).template at<V>(p);
               Pack<A, V> value, normal, stopped = {}, dx;
               for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean.at[v];
-              normal = numerator<F>(local, number, value);
-              for (int v = 0; v < V; ++v) normal.at[v] *= rstd.at[v];
+              const Pack<A, V> over = numerator<F>(local, number, value);
+              for (int v = 0; v < V; ++v) normal.at[v] = over.at[v] * rstd.at[v];
               if (affine.activation != Activation::none) {
                 Pack<A, V> z = Parameter(affine.bias + first, k).template at<V>(p);
                 for (int v = 0; v < V; ++v) z.at[v] += normal.at[v] * weight.at[v];
                 add_residual<F>(affine, static_cast<int>(at - x), z);
                 stopped = pass_back<F>(affine.activation, z, upstream,
                                        [&] { return Parameter(affine.threshold + first, k).template at<V>(p); });
-                leave_gradient<F>(affine, static_cast<int>(at - x), upstream);
+                if constexpr (S == Sweep::gradient) leave_gradient<F>(affine, static_cast<int>(at - x), upstream);
               }
               for (int v = 0; v < V; ++v) {
                 if constexpr (!Parameter::kPerPosition) {
@@ -193,11 +199,17 @@ struct Planes {
                   if (affine.dthreshold != nullptr) affine.dthreshold[p + v] += stopped.at[v];
                 }
               }
-              for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd.at[v] - offset.at[v];
-              subtract_slope<F>(local.slope_of, slope, value, rstd, dx);
-              if (l1 != A(0))
-                for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
-              write_pack(at, narrow<T>(dx));
+              if constexpr (S == Sweep::sums) {
+                of_row.add(upstream, weight, over);
+                if (l1 != A(0))
+                  for (int v = 0; v < V; ++v) of_row.signs += signed_as(l1, value.at[v]);
+              } else {
+                for (int v = 0; v < V; ++v) dx.at[v] = upstream.at[v] * weight.at[v] * rstd.at[v] - offset.at[v];
+                subtract_slope<F>(local.slope_of, slope, value, rstd, dx);
+                if (l1 != A(0))
+                  for (int v = 0; v < V; ++v) dx.at[v] += signed_as(l1, value.at[v]);
+                write_pack(at, narrow<T>(dx));
+              }
             }
           }
           if constexpr (!Parameter::kPerPosition) {
@@ -222,6 +234,7 @@ struct Planes {
         }
       });
     });
+    return of_row;
   }
 
   // How many numbers differentiate() keeps of a channel's gradients.

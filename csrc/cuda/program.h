@@ -80,8 +80,8 @@ constexpr int kForwardStatistics = 2, kBackwardStatistics = 3;
 constexpr int kForwardScratchMaps = 3;   // mean and rstd are results
 constexpr int kBackwardScratchMaps = 6;  // mean and rstd are inputs
 constexpr int kSavedMaps = 2;
-// What a block hands on of a row of whole fields: count, mean and sum of squares; for p = 1 the sum of |v|; or sums
-// over it of g v, of P1 rstd and of what the slope multiplies.
+// What a block hands on of a row of whole fields: count, mean and sum of squares; for p = 1 the sum of |v|; sums over
+// it of g v, of P1 rstd and of what the slope multiplies; or RowSums.
 constexpr int kTotals = 3;
 
 struct Shape {
@@ -119,6 +119,7 @@ struct Tensors {
   void *mean = nullptr, *rstd = nullptr;
   void* variance = nullptr;   // of whole fields, to forward; null: not wanted
   const void* dl1 = nullptr;  // null: zero
+  double l1_numbers = 1;      // that dl1 is shared out among: of an average of |v|
 };
 
 // Partial sums of the parameters' gradients and of l1, one row per slot; null: not wanted.
@@ -184,7 +185,7 @@ struct Staged {
   int64_t map_rows = 1;
   int* counters = nullptr;  // a ticket, then one counter per stage and chunk; zero before the launch
   void* maps = nullptr;     // scratch maps, each of map_rows rows
-  void* merged = nullptr;   // over the batch, and of whole fields: statistics before they are merged
+  void* merged = nullptr;  // over the batch, and of whole fields: statistics, or sums over rows, before they are merged
 };
 
 struct Arguments {

@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
                 memory.affine);
     clear_gradients(memory.affine, shape.per_position ? tile.positions : tile.channels * Tiles::sharers(tile));
   }
-  const A l1 = l1_gradient<A>(shape, args.tensors);
+  const A l1 = l1_gradient<A>(args.tensors);
   A dsigma = 0;
   for (int64_t sample = place.part; sample < shape.batch; sample += r.parts) {
     if (sample > place.part) device::sync_block();  // the last result is out

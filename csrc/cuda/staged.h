@@ -108,7 +108,7 @@ __device__ Acc<T> backward_statistics(const Arguments& args, const Memory<T, F>&
   const StatisticsItem at(args, item);
   const Slices& slices = s.slices;
   const int pitch = memory.pitch;
-  const A l1 = l1_gradient<A>(shape, args.tensors);
+  const A l1 = l1_gradient<A>(args.tensors);
   fill(memory.owned, kBackwardStatistics * pitch, A(0));
   for (int64_t sample = at.samples.begin; sample < at.samples.end; ++sample) {
     const auto maps = maps_of_row<A>(args, kBackwardScratchMaps, row_of(shape, sample, at.group));
@@ -223,7 +223,7 @@ __device__ void backward_apply(const Arguments& args, const Memory<T, F>& memory
   const Shape& shape = args.shape;
   const ApplyItem at(args, item);
   const Tile whole = at.tile(args, 0);
-  const A l1 = l1_gradient<A>(shape, args.tensors);
+  const A l1 = l1_gradient<A>(args.tensors);
   const int sharers = Tiles::sharers(whole);
   load_affine(shape, args.tensors, at.group, whole.channel, whole.channels, whole.position, whole.positions,
               memory.affine);

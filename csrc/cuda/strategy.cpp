@@ -5,12 +5,12 @@
 #include <optional>
 #include <stdexcept>
 
+#include "layout.h"
 #include "sums.h"
 
 namespace divnorm::cuda {
 namespace {
 
-constexpr int64_t kAlignment = 256;  // of what lies in scratch memory
 constexpr int kWarpThreads = 32;
 constexpr int kPitchNumbers = 8;  // maps of a tile start at multiples of this
 constexpr int kMostBlocks = 32;
@@ -18,49 +18,25 @@ constexpr int kBlockOverhead = 1024;  // of shared memory, what the driver keeps
 constexpr int kApplySets = 3;         // of neighbouring channels, that a warp goes through in backward's last stage
 constexpr double kFull = 0.9;         // of the blocks that the table wants at once: a device that has these is full
 
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 int64_t pitch_of(int64_t positions) { return round_up(positions, kPitchNumbers); }
 int64_t power_of_two_below(int64_t number) { return int64_t{1} << (log2_up(number + 1) - 1); }
 
-// Where everything lies in a block's shared memory.
-class SharedPlan {
- public:
-  int add(int64_t bytes) {
-    const int64_t offset = bytes_;
-    bytes_ += round_up(bytes, kVectorBytes);
-    return static_cast<int>(std::min<int64_t>(offset, std::numeric_limits<int>::max()));
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  int64_t bytes_ = 0;
-};
-
-class ScratchPlan {
- public:
-  int64_t add(int64_t bytes) {
-    const int64_t offset = round_up(bytes_, kAlignment);
-    bytes_ = offset + bytes;
-    return offset;
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  int64_t bytes_ = 0;
-};
-
 class Chooser {
  public:
-  Chooser(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device)
+  Chooser(const Problem& problem, Direction direction, Part part, const Preferences& preferences, const Device& device)
       : p_(preferences),
         device_(device),
         backward_(direction == Direction::backward),
+        part_(part),
+        row_sums_(backward_ && part == Part::first),
         element_(static_cast<int>(bytes_of(problem.dtype))),
         sum_(static_cast<int>(bytes_of(problem.compute()))),
-        shape_(shape_of(problem, direction)) {}
+        shape_(shape_of(problem, direction)) {
+    if (row_sums_) shape_.form = Form::general;  // there is one kernel for both
+  }
 
   Strategy choose(const ClustersAtOnce& at_once) const {
-    if (shape_.over_batch) return staged();
+    if (shape_.over_batch || part_ != Part::both) return staged();
     // As many blocks to a multiprocessor as the table wants; where a row is too large for that, a whole one.
     for (const int limit : {device_.shared_bytes / p_.blocks - kBlockOverhead, device_.block_shared_bytes}) {
       std::optional<Strategy> found = clusters_of(std::min(limit, device_.block_shared_bytes), at_once);
@@ -93,6 +69,7 @@ class Chooser {
   }
 
   int statistics() const { return backward_ ? kBackwardStatistics : kForwardStatistics; }
+  int64_t rows() const { return (shape_.over_batch ? 1 : shape_.batch) * shape_.groups; }
   int64_t affine_size() const { return shape_.per_position ? shape_.positions : shape_.channels; }
   // Whether thresholds are parameters, which have a gradient; a ReLU's are not.
   bool learns_thresholds() const { return shape_.activation == Activation::tlu; }
@@ -128,7 +105,7 @@ class Chooser {
     at.reduction = plan.add(warps * sum_);
     at.totals = shape_.whole ? plan.add(kTotals * sum_) : -1;
     at.pitch = static_cast<int>(pitch);
-    at.bytes = static_cast<int>(std::min<int64_t>(plan.bytes(), std::numeric_limits<int>::max()));
+    at.bytes = plan.bytes();
     return at;
   }
 
@@ -217,6 +194,8 @@ class Chooser {
   }
 
   Strategy staged() const {
+    const bool with_statistics = shape_.statistics && part_ != Part::second && !row_sums_;
+    const bool with_results = part_ != Part::first || row_sums_;
     Strategy chosen;
     chosen.arguments.shape = shape_;
     Staged& s = chosen.arguments.staged;
@@ -237,8 +216,7 @@ class Chooser {
 
     const int64_t sample_bytes = shape_.channels * positions * element_ * read_twice;
     const auto cached = static_cast<int64_t>(p_.cache_share * static_cast<double>(device_.cache_bytes));
-    const bool two_passes = shape_.statistics;
-    const bool chunked = two_passes && !shape_.over_batch;
+    const bool chunked = with_statistics && with_results && !shape_.over_batch;
     const int64_t most_samples = chunked ? std::max<int64_t>(1, cached / sample_bytes) : shape_.batch;
     s.chunks = static_cast<int>(ceil_div(shape_.batch, most_samples));
     s.chunk_samples = ceil_div(shape_.batch, s.chunks);
@@ -259,7 +237,7 @@ class Chooser {
     s.row_items = positions <= p_.row_positions
                       ? 1
                       : static_cast<int>(ceil_div(positions, std::max(p_.row_positions / 4, chosen.threads)));
-    s.map_rows = (shape_.over_batch ? 1 : shape_.batch) * shape_.groups;
+    s.map_rows = rows();
     choose_kinds(chosen.arguments.shape, ceil_div(positions, s.row_items), chosen.threads, s.row_items,
                  p_.window_rounds);
     int64_t all_items = 0;
@@ -277,11 +255,11 @@ class Chooser {
     };
     // Forward with p = 1 reads x once more when it knows the mean, where there is one.
     const bool deviations = shape_.absolute && !backward_;
-    if (two_passes && (!deviations || shape_.summation.present))
+    if (with_statistics && (!deviations || shape_.summation.present))
       add_sweep(StageKind::statistics, StageKind::merge, 0, deviations ? shape_.mean_passes : shape_.pass_count);
     if (deviations)
       add_sweep(StageKind::deviations, StageKind::merge_deviations, shape_.mean_passes, shape_.pass_count);
-    add(StageKind::apply, s.spans * shape_.groups * channel_tiles * apply_tiles);
+    if (with_results) add(StageKind::apply, s.spans * shape_.groups * channel_tiles * apply_tiles);
     // Steps of as many items as are at work at once lie before and after the passes: who waits there finds it done.
     const int64_t at_work = int64_t{device_.multiprocessors} * blocks_for(kStagedBlocks, element_);
     const auto apart = static_cast<int>(std::min<int64_t>(ceil_div(at_work, all_items), s.chunks));
@@ -291,26 +269,33 @@ class Chooser {
     }
     const int steps = s.chunks + s.stage[s.stages - 1].lag;
     chosen.blocks = all_items * steps;
-    s.items = static_cast<int>(std::min<int64_t>(all_items, std::numeric_limits<int>::max()));
+    s.items = as_int(all_items);
 
     const int64_t pitch = pitch_of(s.tile_positions);
     chosen.arguments.shared =
         layout(s.tile_channels, s.tile_positions, s.slices.count, statistics() * pitch, chosen.threads);
-    s.apply_shared = layout(s.apply_channels, s.apply_positions, 1, 0, chosen.threads);
+    const int64_t row_sums = row_sums_ ? kTotals * chosen.threads / kWarpThreads : 0;
+    s.apply_shared = layout(s.apply_channels, s.apply_positions, 1, row_sums, chosen.threads);
     chosen.arguments.shared.bytes = std::max(chosen.arguments.shared.bytes, s.apply_shared.bytes);
 
     Scratch& scratch = chosen.scratch;
     ScratchPlan plan;
-    scratch.counter_count = 1 + int64_t{s.stages} * s.chunks;
-    scratch.counters = plan.add(scratch.counter_count * static_cast<int64_t>(sizeof(int)));
-    if (two_passes)
+    if (!row_sums_) {  // whose blocks take no tickets
+      scratch.counter_count = 1 + int64_t{s.stages} * s.chunks;
+      scratch.counters = plan.add(scratch.counter_count * static_cast<int64_t>(sizeof(int)));
+    }
+    if (with_statistics)
       scratch.maps =
           plan.add((backward_ ? kBackwardScratchMaps : kForwardScratchMaps) * s.map_rows * shape_.map_positions * sum_);
-    if (shape_.whole)
-      scratch.merged =
-          plan.add(kTotals * (shape_.over_batch ? int64_t{s.units} : shape_.batch) * shape_.groups * tiles * sum_);
-    else if (two_passes && shape_.over_batch)
-      scratch.merged = plan.add(statistics() * int64_t{s.units} * shape_.groups * positions * sum_);
+    int64_t merged = 0;
+    if (row_sums_) {
+      scratch.row_parts = apply_tiles * channel_tiles * (shape_.over_batch ? s.spans : 1);
+      merged = scratch.row_parts * kTotals * s.map_rows;
+    } else if (with_statistics && (shape_.whole || shape_.over_batch)) {
+      const int64_t sets = (shape_.over_batch ? int64_t{s.units} : shape_.batch) * shape_.groups;
+      merged = sets * (shape_.whole ? kTotals * tiles : statistics() * positions);
+    }
+    if (merged > 0) scratch.merged = plan.add(merged * sum_);
     scratch.affine_slots = int64_t{s.chunks} * s.spans * (shape_.per_position ? 1 : apply_tiles);
     scratch.sigma_slots = (shape_.over_batch ? 1 : int64_t{s.chunks} * s.units) * tiles;
     if (shape_.whole) scratch.sigma_slots = shape_.over_batch ? 1 : shape_.batch;
@@ -333,6 +318,10 @@ class Chooser {
   }
 
   void add_partials(ScratchPlan& plan, Scratch& scratch) const {
+    if (backward_ && part_ == Part::second) {  // the parameters' gradients are of the part before
+      scratch.bytes = plan.bytes();
+      return;
+    }
     if (backward_) {
       scratch.dweight = plan.add(scratch.affine_slots * affine_size() * sum_);
       scratch.dbias = plan.add(scratch.affine_slots * affine_size() * sum_);
@@ -352,6 +341,7 @@ class Chooser {
       for (int i = 0; i < (learns_thresholds() ? 3 : 2); ++i) add(scratch.affine_slots, affine_size());
       add(scratch.sigma_slots, shape_.groups);      // a sigma for each group,
       add(scratch.sigma_slots * shape_.groups, 1);  // or one for all
+      if (scratch.row_parts > 0) add(scratch.row_parts, kTotals * rows());
     } else {
       add(scratch.l1_slots, 1);
     }
@@ -363,21 +353,33 @@ class Chooser {
   Preferences p_;
   Device device_;
   bool backward_;
+  Part part_;
+  bool row_sums_;  // of whole fields, in one sweep that makes the parameters' gradients too (seam_sums.h)
   int element_, sum_;
   Shape shape_;
 };
+
+Strategy choose(const Problem& problem, Direction direction, Part part, const Preferences& preferences,
+                const Device& device, const ClustersAtOnce& at_once) {
+  if (problem.positions() >= kMostPositions || problem.channels >= kMostPositions || problem.batch >= kMostPositions)
+    throw std::invalid_argument("the CUDA kernels take fewer than 2^30 samples, channels and positions");
+  if (preferences.threads > kResidentThreads || preferences.staged_threads > kStagedThreads)
+    throw std::invalid_argument("the table asks for more threads than the CUDA kernels are compiled for");
+  const Strategy chosen = Chooser(problem, direction, part, preferences, device).choose(at_once);
+  if (chosen.blocks > std::numeric_limits<int>::max()) throw std::invalid_argument("too many blocks for one launch");
+  return chosen;
+}
 
 }  // namespace
 
 Strategy choose(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device,
                 const ClustersAtOnce& at_once) {
-  if (problem.positions() >= kMostPositions || problem.channels >= kMostPositions || problem.batch >= kMostPositions)
-    throw std::invalid_argument("the CUDA kernels take fewer than 2^30 samples, channels and positions");
-  if (preferences.threads > kResidentThreads || preferences.staged_threads > kStagedThreads)
-    throw std::invalid_argument("the table asks for more threads than the CUDA kernels are compiled for");
-  const Strategy chosen = Chooser(problem, direction, preferences, device).choose(at_once);
-  if (chosen.blocks > std::numeric_limits<int>::max()) throw std::invalid_argument("too many blocks for one launch");
-  return chosen;
+  return choose(problem, direction, Part::both, preferences, device, at_once);
+}
+
+Strategy choose(const Problem& problem, Direction direction, Part part, const Preferences& preferences,
+                const Device& device) {
+  return choose(problem, direction, part, preferences, device, {});
 }
 
 }  // namespace divnorm::cuda

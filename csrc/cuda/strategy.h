@@ -35,6 +35,7 @@ struct Scratch {
   int64_t slices = -1, slice_counters = -1;  // of the sums over the latter
   int64_t counter_count = 0, bytes = 0;
   int64_t affine_slots = 0, sigma_slots = 0, l1_slots = 0;  // of sigma: for each group
+  int64_t row_parts = 0;                                    // of the sums over a row
 };
 
 struct Strategy {
@@ -54,5 +55,9 @@ using ClustersAtOnce = std::function<int64_t(const Strategy&)>;
 // `at_once` asks a device that is there; without it the device's properties alone decide.
 Strategy choose(const Problem& problem, Direction direction, const Preferences& preferences, const Device& device,
                 const ClustersAtOnce& at_once = {});
+
+// Of whole fields, for a part of a direction by itself: two passes, of which these are the halves.
+Strategy choose(const Problem& problem, Direction direction, Part part, const Preferences& preferences,
+                const Device& device);
 
 }  // namespace divnorm::cuda

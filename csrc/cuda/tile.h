@@ -229,6 +229,26 @@ class OfChannel {
   A number_ = 0;
 };
 
+// What a sweep of backward leaves beside the gradients of the parameters: that of x, and of a residual; or what comes
+// before it, sums over the row.
+enum class Sweep { gradient, sums };
+
+// Over numbers of a row: of g, which is weight times the gradient in front of the activation; of g times the numerator;
+// of the signs of v, which are for l1.
+template <class A>
+struct RowSums {
+  A pull = 0, product = 0, signs = 0;
+
+  template <int Count>
+  __device__ void add(const Pack<A, Count>& upstream, const Pack<A, Count>& weight, const Pack<A, Count>& over) {
+    for (int v = 0; v < Count; ++v) {
+      const A g = upstream.at[v] * weight.at[v];
+      pull += g;
+      product += g * over.at[v];
+    }
+  }
+};
+
 // Calls body(whether parameters go by position, as a constant).
 template <class T, class Body>
 __device__ void with_parameters(const Affine<T>& affine, Body&& body) {

@@ -5,6 +5,7 @@
 #include "../cuda/maps.h"
 #include "channels_runner.h"
 #include "cuda_runner.h"
+#include "seam_runner.h"
 
 constexpr int kCluster = 4;
 // Of a case, and of one of the family, whose small ones come to the same kernels: the sanitizer and the emulation
@@ -60,8 +61,17 @@ int main() {
         return run(one, dtype, in, grad, setting ? *setting : tests::setting(0, 1 << 16));
       });
     }
+  for (const Case& c : all) {
+    const auto setting = setting_for("two-pass", c, Dtype::bfloat16, 0);
+    if (Shape(c).numel > kMostNumbers || !has_halves(c) || !setting) continue;
+    ++reached["halves"];
+    check_case("halves", c, {}, [&](const Case& one, Dtype dtype, const Inputs& in, const Numbers& grad, int) {
+      return run_halves(one, dtype, in, grad, *setting);
+    });
+  }
   for (const auto& [strategy, count] : reached) std::printf("%s: %d cases\n", strategy.c_str(), count);
-  check(reached["single-block"] >= 10 && reached["cluster-resident"] >= 10 && reached["two-pass"] >= 14,
+  check(reached["single-block"] >= 10 && reached["cluster-resident"] >= 10 && reached["two-pass"] >= 14 &&
+            reached["halves"] >= 8,
         "the strategies that the cases reach");
   for (const ChannelCase& c : channel_cases()) check_channels(c, run_channels);
   std::printf("%d failures\n", failures);

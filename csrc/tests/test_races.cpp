@@ -6,6 +6,7 @@
 
 #include "channels_runner.h"
 #include "cuda_runner.h"
+#include "seam_runner.h"
 
 namespace {
 
@@ -56,6 +57,37 @@ void check_channels_for_races() {
       for (const int barrier : forward ? one.forward : one.backward)
         check(outcome_without(forward ? 0 : 1, barrier) != 0,
               c.name + (forward ? ": forward" : ": backward") + " without barrier " + std::to_string(barrier));
+  }
+}
+
+// Of the halves by themselves. In the sums: behind what is copied, in front of the next tile where one row goes on, and
+// behind the sums of warps; of pixels around what threads leave of their channels too. In a half type, whose sums lie
+// where other threads' numbers did.
+void check_halves_for_races() {
+  const std::optional<Axes> all = window({1, 17, 17});
+  constexpr Activation tlu = Activation::tlu;
+  const struct {
+    Case c;
+    std::vector<int> barriers;
+  } cases[] = {
+      {{"halves", false, false, false, 2, 4, 1, {1, 8, 9}, all, all, true, tlu, true}, {0, 1}},
+      {{"halves, pixels", true, false, false, 1, 6, 1, {1, 8, 9}, all, all, true, tlu, true}, {1, 2, 3}},
+      {{"halves over the batch", false, true, false, 2, 1, 1, {1, 8, 9}, all, all, true}, {1}},
+  };
+  constexpr int kSums = 5;  // its launch: forward's halves are two each, and l1 is one
+  Setting two_pass = setting(0, 1 << 16);
+  two_pass.device.multiprocessors = two_pass.preferences.items = 1;  // a block goes through all samples
+  for (const auto& [c, barriers] : cases) {
+    const auto outcome_without = [&, &c = c](int launch, int barrier) {
+      return outcome(launch, barrier, [&] {
+        const Shape shape(c);
+        const Numbers ones(shape.numel, 1.0), affine(shape.affine, 1.0), sigma(c.groups, 1.0);
+        run_halves(c, Dtype::bfloat16, {ones, affine, affine, sigma, ones, affine}, ones, two_pass);
+      });
+    };
+    check(outcome_without(-1, -1) == 0, c.name + ": a race");
+    for (const int barrier : barriers)
+      check(outcome_without(kSums, barrier) != 0, c.name + ": sums without barrier " + std::to_string(barrier));
   }
 }
 
@@ -117,5 +149,6 @@ int main() {
       std::printf("%s: no race; %d of %d missing barriers are caught\n", where.c_str(), caught, barriers);
     }
   check_channels_for_races();
+  check_halves_for_races();
   return failures == 0 ? 0 : 1;
 }

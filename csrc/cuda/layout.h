@@ -1,0 +1,44 @@
+// Where one thing lies behind the other: in a block's shared memory, in the scratch memory of a call.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "shape.h"
+
+namespace divnorm::cuda {
+
+constexpr int64_t kAlignment = 256;  // of what lies in scratch memory
+
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline int as_int(int64_t number) {
+  return static_cast<int>(std::min<int64_t>(number, std::numeric_limits<int>::max()));
+}
+
+class SharedPlan {
+ public:
+  int add(int64_t bytes) {
+    const int64_t offset = bytes_;
+    bytes_ += round_up(bytes, kVectorBytes);
+    return as_int(offset);
+  }
+  int bytes() const { return as_int(bytes_); }
+
+ private:
+  int64_t bytes_ = 0;
+};
+
+class ScratchPlan {
+ public:
+  int64_t add(int64_t bytes) {
+    const int64_t offset = round_up(bytes_, kAlignment);
+    bytes_ = offset + bytes;
+    return offset;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t bytes_ = 0;
+};
+
+}  // namespace divnorm::cuda
