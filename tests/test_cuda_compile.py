@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 KERNELS = ("resident_forward", "resident_backward", "staged_forward", "staged_backward")
 CHANNELS = ("channels_forward", "channels_backward")
+SEAM = ("seam_sums",)
 TYPES = {"d": 8, "f": 4, "NS0_8bfloat16E": 2, "NS0_7float16E": 2}
 REGISTERS = 1 << 16
 
@@ -54,23 +55,33 @@ def kernel_of(name):
 
 def channels_kernel_of(name):
     """Kernel, dtype, and whether its arrays are far, of a mangled name of a channel normalization's, or None."""
-    match = re.search(rf"\d+({'|'.join(CHANNELS)})I({'|'.join(TYPES)})Lb([01])E", name)
+    return _of_one_form(CHANNELS, name)
+
+
+def seam_kernel_of(name):
+    """Kernel, dtype and layout of a mangled name of the seam's, or None."""
+    return _of_one_form(SEAM, name)
+
+
+def _of_one_form(kernels, name):
+    match = re.search(rf"\d+({'|'.join(kernels)})I({'|'.join(TYPES)})Lb([01])E", name)
     return match and match.groups()
 
 
 def test_every_kernel_for_every_architecture(usage):
-    wanted = set(product(KERNELS, TYPES, "01", "01")), set(product(CHANNELS, TYPES, "01"))
+    wanted = {*product(KERNELS, TYPES, "01", "01"), *product(CHANNELS, TYPES, "01"), *product(SEAM, TYPES, "01")}
     assert archs(usage) == set(native.module.cuda_archs.split())
     for arch in archs(usage):
         names = [name for a, name in usage if a == arch]
-        assert ({*map(kernel_of, names)} - {None}, {*map(channels_kernel_of, names)} - {None}) == wanted, arch
+        found = {of(name) for of in (kernel_of, channels_kernel_of, seam_kernel_of) for name in names}
+        assert found - {None} == wanted, arch
 
 
 def test_nothing_spills_and_the_launches_find_their_registers(usage):
     for (arch, name), used in usage.items():
         assert used["STACK"] == used["LOCAL"] == 0, (arch, name, used)
         assert used["SHARED"] <= 1024, (arch, name, used)  # all of it is asked for at launch; 1 KB is the driver's
-        if found := kernel_of(name) or channels_kernel_of(name):
+        if found := kernel_of(name) or channels_kernel_of(name) or seam_kernel_of(name):
             threads, blocks = native.module.cuda_compiled_for[found[0].split("_")[0]]
             if TYPES[found[1]] == 8:  # float64 has room for half as many
                 blocks = (blocks + 1) // 2
@@ -95,6 +106,14 @@ def test_activations_move_sixteen_bytes_at_a_time(instructions):
         assert not re.search(r"\b(STL|LDL)\b", code), name
         if found[0].startswith("staged"):  # what another block has written must not come from a cache that misses it
             assert not re.search(r"LDG\S*\.CONSTANT", code), name
+
+
+def test_sums_of_rows_are_read_sixteen_bytes_at_a_time(instructions):
+    found = {name: code for name, code in instructions.items() if seam_kernel_of(name)}
+    assert found
+    for name, code in found.items():
+        assert re.search(r"LDGSTS\.E\.BYPASS\.(LTC128B\.)?128", code), name
+        assert not re.search(r"\b(STL|LDL)\b", code), name
 
 
 def test_tiles_of_channels_move_sixteen_bytes_at_a_time(instructions):

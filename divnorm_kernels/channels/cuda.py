@@ -38,19 +38,13 @@ def channels_for(pool: Pool, x: Tensor) -> Any:
     return _channels(cuda.library, x.device.index or 0, facts, x.dtype, extents(x), pool[:2])
 
 
-def _place(x: Tensor, scratch_bytes: int) -> tuple[Tensor, int]:
-    """Scratch memory and the stream that has it first."""
-    stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
-    return torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device), stream
-
-
 def forward(pool: Pool, x: Tensor, learned: Tensor | None) -> Tensor:
     """y, of x's shape, dtype and memory format."""
     x = dense(x)
     y = torch.empty_like(x)
     if x.numel() > 0:
         channels = channels_for(pool, x)
-        scratch, stream = _place(x, channels.scratch_bytes[0])
+        scratch, stream = cuda.place(x, channels.scratch_bytes[0])
         channels.forward(address(x), address(y), pool.scalars, address(learned), address(scratch), stream)
     return y
 
@@ -65,7 +59,7 @@ def backward(
     dlearned = torch.zeros(4, dtype=compute_dtype(x), device=x.device) if needs[1] else None
     if x.numel() > 0 and any(needs):
         channels = channels_for(pool, x)
-        scratch, stream = _place(x, channels.scratch_bytes[1])
+        scratch, stream = cuda.place(x, channels.scratch_bytes[1])
         results = address(dx), address(dlearned)
         channels.backward(address(dy), address(x), *results, pool.scalars, address(learned), address(scratch), stream)
     return dx, dlearned

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ..backends import serving
 from ..fields import Geometry
-from . import cpu, triton
+from . import cpu, cuda, triton
 
-KERNELS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton}
+KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 """In the order in which they are tried."""
 
 

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ..backends.cpu import calls_for, refusal
-from ..backends.native import DTYPES, module
+from ..backends.native import module
 from ..channels.layout import address
 from ..checks import compute_dtype
 from ..fields import Geometry
 from ..layout import dense
+from .places import each, numbers
 
 __all__ = ["gradient", "normalize", "refusal", "statistics", "sums"]
 
@@ -20,7 +21,7 @@ def statistics(g: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
     x = dense(x)
     rows = x.new_zeros((2, *g.maps_shape[1:]), dtype=compute_dtype(x))
     if x.numel() > 0:
-        module.seam_statistics(calls_for(g, x), address(x), _each(rows), torch.get_num_threads())
+        module.seam_statistics(calls_for(g, x), address(x), each(rows), torch.get_num_threads())
     return rows[0], rows[1].clone()
 
 
@@ -43,8 +44,8 @@ def normalize(
         l1 = module.seam_normalize(
             calls_for(g, x, residual is not None),
             address(x),
-            _each(rows),
-            _numbers(*given),
+            each(rows),
+            numbers(*given),
             address(residual),
             address(y),
             with_l1,
@@ -77,11 +78,11 @@ def sums(
             address(dy),
             0.0 if l1_scale is None else l1_scale.item(),
             address(x),
-            _each(rows),
-            _numbers(*given),
+            each(rows),
+            numbers(*given),
             address(residual),
             address(out),
-            _numbers(*found),
+            numbers(*found),
             torch.get_num_threads(),
         )
     return out, *found
@@ -112,20 +113,12 @@ def gradient(
             address(dy),
             0.0 if l1_scale is None else l1_scale.item(),
             address(x),
-            _each(rows),
+            each(rows),
             address(slopes),
-            _numbers(*given),
+            numbers(*given),
             address(residual),
             address(dx),
             address(dresidual),
             torch.get_num_threads(),
         )
     return dx if needs[0] else None, dresidual
-
-
-def _each(rows: Tensor) -> tuple[int, int]:
-    return address(rows[0]), address(rows[1])
-
-
-def _numbers(*parameters: Tensor | None) -> tuple[tuple[int, int, int], ...]:
-    return tuple((0, 0, 0) if t is None else (t.data_ptr(), DTYPES[t.dtype], t.numel()) for t in parameters)

@@ -95,15 +95,28 @@ def device_of(index: int | None) -> Device:
 
 
 def calls_for(g: Geometry, x: Tensor, residual: bool = False) -> Any:
-    """The compiled calls for a geometry, made once per dtype, memory format, device and whether there is a residual."""
-    key = ("cuda", x.dtype, channels_last_strides(x), x.device.index, residual)
+    """The compiled calls for a geometry."""
+    return kept("CudaCalls", g, x, residual)
+
+
+def kept(name: str, g: Geometry, x: Tensor, residual: bool) -> Any:
+    """One of `library`'s classes for a geometry, made once per dtype, memory format, device and whether there is a
+    residual.
+    """
+    key = (name, x.dtype, channels_last_strides(x), x.device.index, residual)
     calls = g.cache.get(key)
     if calls is None:
         found = device_of(x.device.index)
         rows = (row_for(found, direction, x.element_size()) for direction in ("forward", "backward"))
-        made = library.CudaCalls(g, DTYPES[x.dtype], key[2], residual, x.device.index or 0, found.facts(), *rows)
+        made = getattr(library, name)(g, DTYPES[x.dtype], key[2], residual, x.device.index or 0, found.facts(), *rows)
         calls = g.cache[key] = made
     return calls
+
+
+def place(x: Tensor, scratch_bytes: int) -> tuple[Tensor, int]:
+    """Scratch memory beside ``x``, and the stream that has it first."""
+    stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+    return torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device), stream
 
 
 def plan_for(g: Geometry, x: Tensor, residual: bool = False) -> Any:
