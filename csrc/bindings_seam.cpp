@@ -12,15 +12,15 @@ void expect_result(void* result, const Problem& problem) {
   if (result != nullptr) prefer_huge_pages(result, static_cast<size_t>(problem.numel() * bytes_of(problem.dtype)));
 }
 
-void statistics(const CpuCalls& calls, Address x, const Rows& rows, int threads) {
+void statistics(const CpuCalls& calls, Address x, const RowPlaces& rows, int threads) {
   ForwardTensors tensors = half<ForwardTensors>(Part::first, x, {}, 0);
   tensors.mean = written(rows[0]);
   tensors.variance = written(rows[1]);
   kernels_in_use().forward(calls.problem(), tensors, threads);
 }
 
-double normalize(const CpuCalls& calls, Address x, const Rows& rows, const Beside& beside, Address residual, Address y,
-                 bool with_l1, int threads) {
+double normalize(const CpuCalls& calls, Address x, const RowPlaces& rows, const ParameterPlaces& beside,
+                 Address residual, Address y, bool with_l1, int threads) {
   ForwardTensors tensors = half<ForwardTensors>(Part::second, x, beside, residual);
   double l1 = 0;
   tensors.mean = written(rows[0]);
@@ -33,7 +33,7 @@ double normalize(const CpuCalls& calls, Address x, const Rows& rows, const Besid
 }
 
 BackwardTensors backward_half(Part part, const Problem& problem, Address dy, double l1_scale, Address x,
-                              const Rows& rows, const Beside& beside, Address residual) {
+                              const RowPlaces& rows, const ParameterPlaces& beside, Address residual) {
   BackwardTensors tensors = half<BackwardTensors>(part, x, beside, residual);
   tensors.dy = read(dy);
   tensors.dl1 = l1_scale * static_cast<double>(problem.numel());
@@ -42,8 +42,8 @@ BackwardTensors backward_half(Part part, const Problem& problem, Address dy, dou
   return tensors;
 }
 
-void sums(const CpuCalls& calls, Address dy, double l1_scale, Address x, const Rows& rows, const Beside& beside,
-          Address residual, Address out, const Gradients& gradients, int threads) {
+void sums(const CpuCalls& calls, Address dy, double l1_scale, Address x, const RowPlaces& rows,
+          const ParameterPlaces& beside, Address residual, Address out, const ParameterPlaces& gradients, int threads) {
   const Problem problem = calls.problem().in_backward();
   BackwardTensors tensors = backward_half(Part::first, problem, dy, l1_scale, x, rows, beside, residual);
   tensors.sums = written(out);
@@ -53,8 +53,8 @@ void sums(const CpuCalls& calls, Address dy, double l1_scale, Address x, const R
   kernels_in_use().backward(problem, tensors, threads);
 }
 
-void gradient(const CpuCalls& calls, Address dy, double l1_scale, Address x, const Rows& rows, Address slopes,
-              const Beside& beside, Address residual, Address dx, Address dresidual, int threads) {
+void gradient(const CpuCalls& calls, Address dy, double l1_scale, Address x, const RowPlaces& rows, Address slopes,
+              const ParameterPlaces& beside, Address residual, Address dx, Address dresidual, int threads) {
   const Problem problem = calls.problem().in_backward();
   BackwardTensors tensors = backward_half(Part::second, problem, dy, l1_scale, x, rows, beside, residual);
   tensors.slopes = read(slopes);

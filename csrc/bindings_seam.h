@@ -14,18 +14,17 @@
 
 namespace divnorm {
 
-using Rows = std::array<Address, 2>;                      // mean, and the variance or 1/s
-using Numbers = std::tuple<Address, int, int64_t>;        // of a parameter: where, dtype, how many
-using Beside = std::tuple<Numbers, Numbers, Numbers>;     // weight, bias, threshold
-using Gradients = std::tuple<Numbers, Numbers, Numbers>;  // theirs
+using RowPlaces = std::array<Address, 2>;                  // mean, and the variance or 1/s
+using ParameterPlace = std::tuple<Address, int, int64_t>;  // where, dtype, how many
+using ParameterPlaces = std::array<ParameterPlace, 3>;     // weight, bias, threshold, or their gradients
 
-inline Parameter parameter(const Numbers& numbers) {
-  const auto [data, dtype, count] = numbers;
+inline Parameter parameter(const ParameterPlace& place) {
+  const auto [data, dtype, count] = place;
   return {written(data), static_cast<Dtype>(dtype), count};
 }
 
 template <class Tensors>
-Tensors half(Part part, Address x, const Beside& beside, Address residual) {
+Tensors half(Part part, Address x, const ParameterPlaces& beside, Address residual) {
   Tensors tensors;
   tensors.part = part;
   tensors.x = read(x);

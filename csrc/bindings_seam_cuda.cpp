@@ -22,7 +22,7 @@ Place place(const Where& where) {
   return {device, stream, 1, written(scratch)};
 }
 
-void statistics(const Seam& seam, Address x, const Rows& rows, const Where& where) {
+void statistics(const Seam& seam, Address x, const RowPlaces& rows, const Where& where) {
   ForwardCall call;
   call.tensors = half<ForwardTensors>(Part::first, x, {}, 0);
   call.tensors.mean = written(rows[0]);
@@ -31,8 +31,8 @@ void statistics(const Seam& seam, Address x, const Rows& rows, const Where& wher
   seam.forward(call);
 }
 
-void normalize(const Seam& seam, Address x, const Rows& rows, const Beside& beside, Address residual, Address y,
-               Address l1, const Where& where) {
+void normalize(const Seam& seam, Address x, const RowPlaces& rows, const ParameterPlaces& beside, Address residual,
+               Address y, Address l1, const Where& where) {
   ForwardCall call;
   call.tensors = half<ForwardTensors>(Part::second, x, beside, residual);
   call.tensors.mean = written(rows[0]);
@@ -43,8 +43,8 @@ void normalize(const Seam& seam, Address x, const Rows& rows, const Beside& besi
   seam.forward(call);
 }
 
-BackwardCall backward_half(Part part, Address dy, Address l1_scale, Address x, const Rows& rows, const Beside& beside,
-                           Address residual, const Where& where) {
+BackwardCall backward_half(Part part, Address dy, Address l1_scale, Address x, const RowPlaces& rows,
+                           const ParameterPlaces& beside, Address residual, const Where& where) {
   BackwardCall call;
   call.tensors = half<BackwardTensors>(part, x, beside, residual);
   call.tensors.dy = read(dy);
@@ -55,8 +55,9 @@ BackwardCall backward_half(Part part, Address dy, Address l1_scale, Address x, c
   return call;
 }
 
-void sums(const Seam& seam, Address dy, Address l1_scale, Address x, const Rows& rows, const Beside& beside,
-          Address residual, Address out, const Gradients& gradients, const Where& where) {
+void sums(const Seam& seam, Address dy, Address l1_scale, Address x, const RowPlaces& rows,
+          const ParameterPlaces& beside, Address residual, Address out, const ParameterPlaces& gradients,
+          const Where& where) {
   BackwardCall call = backward_half(Part::first, dy, l1_scale, x, rows, beside, residual, where);
   call.tensors.sums = written(out);
   call.tensors.dweight = parameter(std::get<0>(gradients));
@@ -65,8 +66,8 @@ void sums(const Seam& seam, Address dy, Address l1_scale, Address x, const Rows&
   seam.backward(call);
 }
 
-void gradient(const Seam& seam, Address dy, Address l1_scale, Address x, const Rows& rows, Address slopes,
-              const Beside& beside, Address residual, Address dx, Address dresidual, const Where& where) {
+void gradient(const Seam& seam, Address dy, Address l1_scale, Address x, const RowPlaces& rows, Address slopes,
+              const ParameterPlaces& beside, Address residual, Address dx, Address dresidual, const Where& where) {
   BackwardCall call = backward_half(Part::second, dy, l1_scale, x, rows, beside, residual, where);
   call.tensors.slopes = read(slopes);
   call.tensors.dx = written(dx);

@@ -106,9 +106,9 @@ def _check_upstream(dy: Tensor, l1_scale: Tensor | None, x: Tensor) -> None:
 
 def _handed(g: Geometry, x: Tensor) -> tuple[Tensor, ...]:
     """Tensors whose gradients are messages."""
-    of_rows, of_parameters, of_l1 = (x.new_zeros((), dtype=compute_dtype(x)) for _ in range(3))
+    of_rows, of_parameters, of_l1 = (x.new_empty((), dtype=compute_dtype(x)) for _ in range(3))
     return (
-        x.new_zeros(()).expand(x.shape),
+        x.new_empty(()).expand(x.shape),
         of_rows.expand(2, *g.maps_shape[1:]),
         of_parameters.expand(3, g.affine_size),
         of_l1,
@@ -267,7 +267,7 @@ def _of_norm(ctx: Any, dy: Tensor | None, dl1: Tensor | None) -> tuple[Any, ...]
         dy, l1_scale, x, rows, *given, ctx.norm, needs, ctx.backend
     )
     pull, product, signs = sums
-    dvariance = product * rows[1].pow(3) * -0.5
+    dvariance = product * rows[1] * rows[1] * rows[1] * -0.5
     dmean = -pull * rows[1] if g.norm.subtract_mean else torch.zeros_like(pull)
     if l1_scale is not None:
         dmean = dmean - l1_scale * signs
