@@ -58,7 +58,7 @@ class ForwardColumns {
     if (s_.tensors.part == Part::second) {
       each_group([&](int64_t group) { use(group, given_scale<A>(p, s_.tensors, unit.row(p) + group)); });
     } else {
-      find_statistics(unit, x, each_tile, each_group, member);
+      find_statistics(unit, each_tile, each_group, member);
     }
     if (s_.tensors.part == Part::first) return;
     write_result(unit, x, member);
@@ -66,7 +66,7 @@ class ForwardColumns {
 
  private:
   template <class EachTile, class EachGroup>
-  void find_statistics(const WholeUnit& unit, const T* x, EachTile&& each_tile, EachGroup&& each_group,
+  void find_statistics(const WholeUnit& unit, EachTile&& each_tile, EachGroup&& each_group,
                        const Member& member) const {
     const Problem& p = s_.problem;
     if (p.summation.present) {
