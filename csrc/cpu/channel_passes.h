@@ -133,8 +133,46 @@ class ForwardPass : Pass<A> {
   }
 };
 
+// What dx has of the numerator, and u = dy n D^-(beta + 1).
+template <class Form, class V>
+struct Weighed {
+  V passed, whole, u;
+
+  Weighed(V x, V dy, const Powers<V>& of) {
+    const V scaled = dy * of.power, part = scaled * x;
+    whole = Form::squared ? part * x : part;
+    u = whole * of.inverse;
+    passed = Form::squared ? part + part : scaled;
+  }
+};
+
 // Sums over all numbers: of dk, da, dbeta and drho but for their factors.
 using ScalarSums = std::array<double, kScalars>;
+
+template <class A>
+class ScalarTotals {
+ public:
+  using V = Vec<A>;
+
+  template <class Form>
+  void add(const Weighed<Form, V>& found, const Powers<V>& of, V pool) {
+    totals_[kScalarK] += found.u;
+    totals_[kScalarA] += found.u * pool;
+    if constexpr (Form::power == Power::any) totals_[kScalarBeta] += found.whole * of.logarithm;
+  }
+  void add_slope(V u, V slope) { totals_[kScalarRho] += u * slope; }
+
+  // Those since they were taken last.
+  ScalarSums take() {
+    ScalarSums taken;
+    for (int i = 0; i < kScalars; ++i) taken[i] = lane_sum<A>(totals_[i]);
+    for (V& total : totals_) total = V{};
+    return taken;
+  }
+
+ private:
+  V totals_[kScalars] = {};
+};
 
 template <class A>
 class BackwardPass : Pass<A> {
@@ -156,35 +194,25 @@ class BackwardPass : Pass<A> {
     if (wants_dx_) finish_dx(group);
   }
 
-  // Those of all groups since they were taken last.
-  ScalarSums take_sums() {
-    ScalarSums taken;
-    for (int i = 0; i < kScalars; ++i) taken[i] = lane_sum<A>(totals_[i]);
-    for (V& total : totals_) total = V{};
-    return taken;
-  }
+  ScalarSums take_sums() { return totals_.take(); }
 
  private:
   static bool learns_rho(const ChannelProblem& problem, const ChannelBackward& call) {
     return problem.exponential && call.dlearned != nullptr && call.scalars.learns(kScalarRho);
   }
 
-  // What dx has of the numerator, and u = dy n D^-(beta + 1).
   template <class Form, bool Learns, bool Slopes, int Chains>
   void weigh(const Group<A, Chains>& group) {
-    const auto finish = [group, passed = passed_.data(), weighed = weighed_.data(), totals = totals_](
+    const auto finish = [group, passed = passed_.data(), weighed = weighed_.data(), totals = &totals_](
                             int64_t c, int j, const auto& of, V pool, const auto&... slope) {
       if (j == 0) group.read_ahead(group.dy, c);
-      const V x = group.read(group.x, c, j), scaled = group.read(group.dy, c, j) * of.power, part = scaled * x;
-      const V whole = Form::squared ? part * x : part, u = whole * of.inverse;
+      const Weighed<Form, V> found(group.read(group.x, c, j), group.read(group.dy, c, j), of);
       if constexpr (Learns) {
-        totals[kScalarK] += u;
-        totals[kScalarA] += u * pool;
-        if constexpr (Form::power == Power::any) totals[kScalarBeta] += whole * of.logarithm;
-        ((totals[kScalarRho] += u * slope), ...);
+        totals->add(found, of, pool);
+        (totals->add_slope(found.u, slope), ...);
       }
-      passed[c * Chains + j] = Form::squared ? part + part : scaled;
-      weighed[c * Chains + j] = u;
+      passed[c * Chains + j] = found.passed;
+      weighed[c * Chains + j] = found.u;
     };
     this->template each_divisor<Form, Slopes>(group, finish);
   }
@@ -207,7 +235,7 @@ class BackwardPass : Pass<A> {
 
   bool learns_, slopes_, wants_dx_;
   Buffer<V> passed_, weighed_;
-  V totals_[kScalars] = {};
+  ScalarTotals<A> totals_;
 };
 
 }  // namespace divnorm::DIVNORM_ISA

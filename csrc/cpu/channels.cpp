@@ -1,6 +1,7 @@
 // Channel normalization: tiles of positions with all of their channels, which are read once and written once.
 #include <deque>
 
+#include "channel_lines.h"
 #include "channel_tiles.h"
 #include "entries.h"
 
@@ -24,6 +25,12 @@ bool bypasses(const ChannelProblem& problem, const ChannelPlan<Acc<T>>& plan, co
          Tiles<T>::may_stream(plan, static_cast<const T*>(out));
 }
 
+// Whether vectors in a row from here on may go past the cache.
+template <class T>
+bool aligned(const T* out) {
+  return std::is_same_v<T, Acc<T>> && reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0;
+}
+
 int threads_for(const ChannelProblem& problem, int threads) {
   return static_cast<int>(smaller(threads, divide_up(problem.numel(), kThreadGrain)));
 }
@@ -37,6 +44,16 @@ void forward_of(const ChannelProblem& problem, const ChannelForward& call, int t
   const T* x = static_cast<const T*>(call.x);
   T* y = static_cast<T*>(call.y);
   Threads team(threads_for(problem, threads), plan.tiles, false);
+  if (slides<T>(problem)) {
+    std::deque<ForwardLines<T>> lines;
+    for (int i = 0; i < team.count(); ++i) lines.emplace_back(problem, numbers, streams && aligned(y));
+    return with_form(numbers.exponents.kind(), problem.squared, [&](auto form) {
+      for_tiles(plan, team, streams, [&](int thread, int64_t i) {
+        const ChannelTile tile = plan.tile(i);
+        lines[thread].run(form, tile.count, x + tile.offset, y + tile.offset);
+      });
+    });
+  }
   std::deque<Tiles<T>> tiles;
   std::deque<ForwardPass<A>> passes;
   for (int i = 0; i < team.count(); ++i) {
@@ -60,18 +77,31 @@ void backward_of(const ChannelProblem& problem, const ChannelBackward& call, int
   T* dx = static_cast<T*>(call.dx);
   Threads team(threads_for(problem, threads), plan.tiles, false);
   const Buffer<ScalarSums> sums(learns ? plan.tiles : 0);
-  std::deque<Tiles<T>> tiles;
-  std::deque<BackwardPass<A>> passes;
-  for (int i = 0; i < team.count(); ++i) {
-    tiles.emplace_back(plan, true, streams);
-    passes.emplace_back(problem, numbers, call);
-  }
-  with_form(numbers.exponents.kind(), problem.squared, [&](auto form) {
-    for_tiles(plan, team, streams, [&](int thread, int64_t i) {
-      tiles[thread].run(form, passes[thread], plan.tile(i), x, dy, dx);
-      if (learns) sums.data()[i] = passes[thread].take_sums();
+  const auto form = [&](auto&& body) { with_form(numbers.exponents.kind(), problem.squared, body); };
+  if (slides<T>(problem)) {
+    std::deque<BackwardLines<T>> lines;
+    for (int i = 0; i < team.count(); ++i) lines.emplace_back(problem, numbers, call, streams && aligned(dx));
+    form([&](auto form) {
+      for_tiles(plan, team, streams, [&](int thread, int64_t i) {
+        const ChannelTile tile = plan.tile(i);
+        lines[thread].run(form, tile.count, x + tile.offset, dy + tile.offset, dx == nullptr ? dx : dx + tile.offset);
+        if (learns) sums.data()[i] = lines[thread].take_sums();
+      });
     });
-  });
+  } else {
+    std::deque<Tiles<T>> tiles;
+    std::deque<BackwardPass<A>> passes;
+    for (int i = 0; i < team.count(); ++i) {
+      tiles.emplace_back(plan, true, streams);
+      passes.emplace_back(problem, numbers, call);
+    }
+    form([&](auto form) {
+      for_tiles(plan, team, streams, [&](int thread, int64_t i) {
+        tiles[thread].run(form, passes[thread], plan.tile(i), x, dy, dx);
+        if (learns) sums.data()[i] = passes[thread].take_sums();
+      });
+    });
+  }
   if (!learns) return;
   ScalarSums all{};
   for (int64_t tile = 0; tile < plan.tiles; ++tile)
