@@ -12,15 +12,15 @@ from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import flops, seam, sharding
-from .addresses import check_alive, check_held, direct
-from .arguments import checked
+from .addresses import check_alive, direct
+from .arguments import by_reference, checked
 from .autograd import DivisiveNormFunction
 from .backends import check_name, select
 from .checks import check_flag
 from .norm import Norm, Window, exact, norm_of
 from .prepared import prepared
-from .reference import OnStatistics, evaluate, statistics
-from .states import recorded, transformed, unless_transformed
+from .reference import OnStatistics, statistics
+from .states import recorded, unless_transformed
 
 # Function.apply without its test for torch.func, which transformed() has made already.
 _apply = super(torch.autograd.Function, DivisiveNormFunction).apply
@@ -168,8 +168,8 @@ def normalize(
     check_flag("return_l1", with_l1)
 
     kernels = unless_transformed(select(backend, g, x), backend)
-    by_reference = kernels is None or recorded()
-    if not by_reference and direct(x, weight, bias, sigma, residual, threshold):
+    without_kernels = kernels is None or recorded()
+    if not without_kernels and direct(x, weight, bias, sigma, residual, threshold):
         if torch.is_grad_enabled():
             y, l1, maps = _apply(x, weight, bias, sigma, residual, threshold, g, kernels, with_l1, with_statistics)
         else:
@@ -185,14 +185,9 @@ def normalize(
 
         parameters = {"weight": weight, "bias": bias, "sigma": sigma, "threshold": threshold}
         return sharding.on_shards(on_own, x, residual, parameters, norm.over_batch)
-    elif by_reference:
-        eager = not (torch.compiler.is_compiling() or recorded() or transformed())
-        if eager:
-            check_held(x=x, weight=weight, bias=bias, sigma=sigma, residual=residual, threshold=threshold)
-        y, l1 = evaluate(g, x, weight, bias, sigma, residual, threshold)
-        for result in (y, l1) if with_l1 else (y,):
-            if eager and result.requires_grad:
-                result.register_hook(_check_gradient)
+    elif without_kernels:
+        behind = {"residual": residual, "threshold": threshold}
+        y, l1 = by_reference(g, x, with_l1, weight=weight, bias=bias, sigma=sigma, **behind)
         return y, l1, statistics(g, x) if with_statistics else None
     else:
         if not torch.compiler.is_compiling():
@@ -228,8 +223,3 @@ def _prepared(
 ) -> Callable[..., Any]:
     check_name(backend)
     return prepared(Norm(window, norm_window, groups, edges, over_batch, activation, p, subtract_mean), backend)
-
-
-def _check_gradient(dy: Tensor) -> None:
-    """On its way to torch's own nodes, which do not look."""
-    check_held(dy=dy)

@@ -231,16 +231,20 @@ def gradients(
     create_graph: bool = False,
     residual: Tensor | None = None,
     threshold: Tensor | None = None,
+    given: Rows = (),
 ) -> tuple[Tensor | None, ...]:
-    """Gradients for what `evaluate` takes where needed, else ``None``; differentiable with ``create_graph``."""
-    inputs = (x, weight, bias, sigma, residual, threshold)
+    """Gradients for what `evaluate` takes where needed, else ``None``; differentiable with ``create_graph``.
+
+    Of x, weight, bias, sigma, residual and threshold, and of mean and variance where they are ``given``.
+    """
+    inputs = (x, weight, bias, sigma, residual, threshold, *given)
     with torch.enable_grad():
         # tensors of their own: where one was made from another, the way through that is not this operator's
         inputs = tuple(
             t if not isinstance(t, Tensor) else t.view_as(t) if create_graph else t.detach().requires_grad_(need)
             for t, need in zip(inputs, needs, strict=True)
         )
-        y, l1 = evaluate(g, *inputs)
+        y, l1 = evaluate(g, *inputs[:6], inputs[6:] or None)
         wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
         outputs = [(out, d) for out, d in ((y, dy), (l1, dl1)) if d is not None and out.requires_grad]
         if not outputs:

@@ -18,7 +18,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from divnorm_kernels import BatchNorm2d, DivisiveNorm2d, GroupNorm, convert_sync, l1_penalty
+from divnorm_kernels import (
+    BatchNorm2d,
+    DivisiveNorm2d,
+    GroupNorm,
+    KalmanNorm2d,
+    KalmanState,
+    convert_sync,
+    l1_penalty,
+)
 
 WORLD = 2
 SIZES = (3, 5)
@@ -147,12 +155,30 @@ def unequal(rank: int) -> None:
             across(torch.ones(1 if rank == 0 else 0, 3, 1, 1))
         assert torch.equal(across.running_var, layer.running_var)
 
-        values = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(3))
-        expected = layer(values)
-        got = across(values if rank == 0 else values[:0])
+        values = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(3)).requires_grad_()
+        own = (values if rank == 0 else values[:0]).detach().requires_grad_()
+        expected, got = layer(values), across(own)
         torch.testing.assert_close(got, expected if rank == 0 else expected[:0])
+        (expected.square().sum() + l1_penalty(layer)).backward()
+        (got.square().sum() + l1_penalty(across) / WORLD).backward()
+        torch.testing.assert_close(own.grad, values.grad if rank == 0 else values.grad[:0])
         torch.testing.assert_close(across.running_mean, layer.running_mean)
         torch.testing.assert_close(across.running_var, layer.running_var)
+
+
+def kalman(rank: int) -> None:
+    """Moments of both processes' batches meet the prior."""
+    layer = KalmanNorm2d(3, dtype=torch.float64)
+    across = convert_sync(copy.deepcopy(layer))
+    x = batch(None).double().requires_grad_()
+    own = x.detach().split(SIZES)[rank].requires_grad_()
+    prior = KalmanState(torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
+    (y, state), (own_y, own_state) = layer(x, prior), across(own, prior)
+    torch.testing.assert_close(own_y, y.split(SIZES)[rank])
+    torch.testing.assert_close(own_state, state)
+    (y.square().sum() + state.mean.sum()).backward()
+    (own_y.square().sum() + own_state.mean.sum() / WORLD).backward()
+    torch.testing.assert_close(own.grad, x.grad.split(SIZES)[rank])
 
 
 def main(rank: int, folder: str) -> None:
@@ -162,6 +188,7 @@ def main(rank: int, folder: str) -> None:
     synchronized(rank)
     to_the_last_digit(rank)
     unequal(rank)
+    kalman(rank)
     for batch_norm in (False, True):
         data_parallel(rank, batch_norm)
     fully_sharded(rank)

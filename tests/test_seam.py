@@ -123,13 +123,15 @@ def test_which_kernels_run(monkeypatch):
     assert called == ["statistics", "normalize", "sums", "gradient"]
 
 
-def test_nothing_of_the_size_of_x_is_kept_but_x():
-    x = torch.randn(8, 6, 16, 16, requires_grad=True)
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_nothing_of_the_size_of_x_is_kept_but_what_backward_reads(activation):
+    x, residual = torch.randn(8, 6, 16, 16, requires_grad=True), torch.randn(8, 6, 16, 16)
+    options = {"activation": activation, "residual": residual, "on_statistics": as_they_are}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        divisive_norm(x, torch.ones(6), activation="relu", on_statistics=as_they_are, **BATCH)
+        divisive_norm(x, torch.ones(6), **options, **BATCH)
     large = {t.data_ptr() for t in kept if t.untyped_storage().nbytes() >= x.numel()}
-    assert large == {x.data_ptr()}
+    assert large == ({x.data_ptr(), residual.data_ptr()} if activation else {x.data_ptr()})
 
 
 def test_any_number_of_threads_gives_the_same_bits():
@@ -207,6 +209,89 @@ def test_a_call_without_values():
     y.sum().backward()
     assert y.shape == x.grad.shape == x.shape
     assert all(t.abs().max() == 0 for t in (*seen, weight.grad))
+
+
+def test_a_penalty_without_values():
+    prior, x = torch.zeros(1, 3, 1, 1, requires_grad=True), torch.empty(0, 6, 5, 5, requires_grad=True)
+    y, l1 = divisive_norm(x, on_statistics=lambda m, v: (m + prior, v), return_l1=True, **BATCH)
+    (y.sum() + 3 * l1).backward()
+    assert torch.equal(prior.grad, torch.zeros_like(prior))
+
+
+@pytest.mark.parametrize("inputs", ["residual", "weight", "x"])
+def test_gradients_of_gradients_of_some_inputs(inputs):
+    x, residual, weight = (t.requires_grad_(name in inputs) for name, t in _inputs().items())
+    options = {"residual": residual, "activation": "silu", "return_l1": True, "on_statistics": as_they_are, **BATCH}
+    (wanted,) = [t for t in (x, residual, weight) if t.requires_grad]
+    found = []
+    for function in (divisive_norm, reference):
+        y, l1 = function(x, weight, **options)
+        (first,) = torch.autograd.grad(y.square().sum() + l1, wanted, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), wanted)
+        found.append((first, second))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def _inputs():
+    return {"x": double(4, 6, 5, 5), "residual": double(4, 6, 5, 5), "weight": double(6)}
+
+
+def test_the_statistics_alone_have_gradients_too():
+    x = double(4, 6, 5, 5).requires_grad_()
+    seen = []
+    divisive_norm(x, on_statistics=lambda *rows: seen.extend(rows) or rows, **BATCH)
+    (dx,) = torch.autograd.grad((seen[0] * seen[1]).sum(), x)
+    rows = x.unflatten(1, (3, 2))
+    variance, mean = torch.var_mean(rows, (0, 2, 3, 4), correction=0)
+    torch.testing.assert_close(dx, torch.autograd.grad((variance * mean).sum(), x)[0], rtol=1e-12, atol=1e-14)
+    assert not dx.requires_grad
+
+
+def test_a_variance_without_end_lets_nothing_back():
+    x = (torch.randn(4, 6, 5, 5) * 1e20).requires_grad_()
+    y = divisive_norm(x, on_statistics=as_they_are, **BATCH)
+    y.backward(torch.ones_like(y) * torch.arange(5.0))
+    assert x.grad.abs().max() == 0
+
+
+def test_it_may_change_them_in_place():
+    x = double(4, 6, 5, 5).requires_grad_()
+    y = divisive_norm(x, on_statistics=lambda m, v: (m.mul_(0.5), v.add_(1)), **BATCH)
+    torch.testing.assert_close(y, reference(x, on_statistics=lambda m, v: (m * 0.5, v + 1), **BATCH))
+
+
+def test_a_sparse_gradient():
+    x = torch.randn(4, 6, 5, 5, requires_grad=True)
+    y = divisive_norm(x, on_statistics=as_they_are, **BATCH)
+    y.backward(torch.ones_like(y).to_sparse())
+    dense = torch.autograd.grad(divisive_norm(x, on_statistics=as_they_are, **BATCH).sum(), x)[0]
+    assert torch.equal(x.grad, dense)
+
+
+def freed(like):
+    t = torch.ones_like(like).detach()
+    t.untyped_storage().resize_(0)
+    return t
+
+
+@pytest.mark.parametrize(
+    ("which", "backend"), [("dy", "cpu"), ("mean", "cpu"), ("dmean", "cpu"), ("dl1", "cpu"), ("dy", "reference")]
+)
+def test_freed_storage_is_not_read(which, backend):
+    x, seen = torch.randn(4, 6, 5, 5, requires_grad=True), []
+
+    def between(mean, variance):
+        seen.append(mean)
+        return freed(mean) if which == "mean" else mean, variance
+
+    def call():
+        y, l1 = divisive_norm(x, on_statistics=between, return_l1=True, backend=backend, **BATCH)
+        of = {"dy": y, "dmean": seen[0], "dl1": l1}[which]
+        of.backward(freed(of))
+
+    with pytest.raises(ValueError, match=rf"^{which}: got a Tensor of shape .* whose storage holds 0 bytes"):
+        call()
 
 
 def test_what_is_not_finite_stays_in_its_row():

@@ -22,6 +22,7 @@ from ..checks import (
 from ..functional import divisive_norm
 from ..modules.backend import WithBackend
 from ..modules.base import EPS, listed
+from ..modules.distributed import ProcessGroup, merged
 from ..modules.running import scaled
 from ..norm import Norm
 from .state import KalmanState, along, check_state
@@ -35,6 +36,7 @@ class KalmanNorm(WithBackend, _BatchNorm):
 
     _dims: ClassVar[tuple[int, ...]]
     """The dimensions of x."""
+    synchronizes = True
 
     def __init__(
         self,
@@ -61,6 +63,9 @@ class KalmanNorm(WithBackend, _BatchNorm):
         if not bias:
             self.bias = None
         self.prior_weight, self.backend = prior_weight, backend
+        self.sync = False
+        """Whether the moments are those of all processes' batches; `divnorm_kernels.convert_sync` sets it."""
+        self.process_group: ProcessGroup | None = None
 
     def forward(self, input: Tensor, prior: KalmanState | None = None) -> tuple[Tensor, KalmanState]:
         """``(y, state)`` of x, by what ``prior``, a pair of mean and variance, says of it before it is seen."""
@@ -68,11 +73,14 @@ class KalmanNorm(WithBackend, _BatchNorm):
         self._check(x, prior)
         if not self.training and self.running_mean is not None:
             return self._by_running_averages(x)
-        if x.numel() < 2 * self.num_features:
+        across = self.sync and self.training and torch.distributed.is_initialized()
+        if x.numel() < 2 * self.num_features and not across:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected more than 1 value per channel when training")
         posterior: list[Tensor] = []
 
         def filtered(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+            if across:
+                mean, variance, _ = merged(mean, variance, x.numel() // self.num_features, self.process_group)
             if prior is not None:
                 mean, variance = self._filtered(mean, variance, *(along(t, mean.dim()) for t in prior))
             posterior.extend((mean, variance))
@@ -117,7 +125,8 @@ class KalmanNorm(WithBackend, _BatchNorm):
     @torch.no_grad()
     def _track(self, state: KalmanState) -> None:
         """Moves the running averages towards the posterior; rounds to their dtype once."""
-        self.num_batches_tracked.add_(1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
         for running, value in zip((self.running_mean, self.running_var), state, strict=True):
             wide = torch.promote_types(running.dtype, value.dtype)
             share = self.momentum
@@ -192,7 +201,7 @@ class KalmanNorm2d(KalmanNorm):
     In eval mode the running averages of mu and V normalize, with and without a prior, which changes nothing, and are
     the state. They are averages of the posterior as it is: ``running_var`` is without batch normalization's factor
     n/(n-1). Keys of ``state_dict`` are torch.nn's. Torch's tools find the layer as a batch normalization; conversion to
-    `torch.nn.SyncBatchNorm` makes it one, without a prior.
+    `torch.nn.SyncBatchNorm` makes it one, without a prior. `convert_sync` makes xbar and S those of all processes.
 
     Source: Wang et al., "Kalman Normalization: Normalizing Internal Representations Across Network Layers", NeurIPS
     2018, as the authors' code computes it where the paper's text differs.

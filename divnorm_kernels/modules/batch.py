@@ -247,6 +247,9 @@ class _BatchNorm(_RunningNorm):
         """Whether statistics are those of all processes' batches; `divnorm_kernels.convert_sync` sets it."""
         self.process_group: ProcessGroup | None = None
 
+    synchronizes = True
+    """Whether `convert_sync` changes such layers."""
+
     def _takes_own_statistics(self) -> bool:
         return self.training or (self.running_mean is None and self.running_var is None)
 
@@ -370,7 +373,7 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
 
 
 def convert_sync(model: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
-    """Makes every batch normalization layer of ``model`` take its statistics over the batches of all processes.
+    """Makes every batch and Kalman norm of ``model`` take its statistics over the batches of all processes.
 
     In place; returns the model. In training mode, with ``torch.distributed`` initialized, count, mean and sum of
     squared deviations are merged across ``process_group`` (all processes by default), and so are the sums of backward:
@@ -378,6 +381,6 @@ def convert_sync(model: nn.Module, process_group: ProcessGroup | None = None) ->
     statistics stay as they are. One value per channel in all together raises a ValueError in every process.
     """
     for module in model.modules():
-        if isinstance(module, _BatchNorm):
+        if getattr(type(module), "synchronizes", False):
             module.sync, module.process_group = True, process_group
     return model

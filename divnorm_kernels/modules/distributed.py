@@ -25,7 +25,7 @@ class _Merged(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, mean: Tensor, variance: Tensor, own: int, group: ProcessGroup | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mine = torch.cat([mean.new_tensor([own]), mean.flatten(), variance.flatten()])
+        mine = torch.cat([mean.new_full((1,), own), mean.flatten(), variance.flatten()])
         everyone = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
         torch.distributed.all_gather(everyone, mine, group=group)
         gathered = torch.stack(everyone)
@@ -73,6 +73,17 @@ class _Averaged(torch.autograd.Function):
         return dtotal * share, None, None
 
 
+def merged(mean: Tensor, variance: Tensor, own: int, group: ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of rows over the batches of all processes, of which this one's has ``own`` numbers a row.
+
+    Beside them how many numbers of a row there are in all. One collective, and one backward.
+
+    Raises:
+        ValueError: in every process, where there is one number a row in all of them together.
+    """
+    return _Merged.apply(mean, variance, own, group)
+
+
 def batch_norm_across(
     group: ProcessGroup | None,
     norm: Norm,
@@ -89,7 +100,7 @@ def batch_norm_across(
 
     The batches may differ in size, and be empty. ``count`` is the number of values of a channel in all of them; where
     there is none, there are no statistics. One collective each way, of a batch's statistics and their gradients, and
-    one more for l1.
+    one more each way for l1.
 
     Raises:
         ValueError: in every process, where there is one value per channel in all of them together, and for p that is
@@ -98,15 +109,15 @@ def batch_norm_across(
     if norm.p != 2:
         raise ValueError(f"p: got {norm.p} in a layer of convert_sync, expected 2: processes merge mean squares alone")
     own = x.numel() // max(x.shape[1], 1)
-    merged = []
+    found = []
 
     def merge(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance, count = _Merged.apply(mean, variance, own, group)
-        merged.extend((mean.detach(), variance.detach(), count))
+        mean, variance, count = merged(mean, variance, own, group)
+        found.extend((mean.detach(), variance.detach(), count))
         return mean, variance
 
     y, l1 = normalize(norm, x, weight, bias, sigma, residual, threshold, merge, with_l1, backend)
-    mean, variance, count = merged
+    mean, variance, count = found
     if with_l1:
         l1 = _Averaged.apply(l1, own / count.clamp(min=1), group)
     empty = own == 0 and int(count) == 0

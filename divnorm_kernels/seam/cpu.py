@@ -19,10 +19,10 @@ __all__ = ["gradient", "normalize", "refusal", "statistics", "sums"]
 def statistics(g: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the rows; zero where there is nothing."""
     x = dense(x)
-    rows = x.new_zeros((2, *g.maps_shape[1:]), dtype=compute_dtype(x))
+    rows = [x.new_zeros(g.maps_shape[1:], dtype=compute_dtype(x)) for _ in range(2)]
     if x.numel() > 0:
         module.seam_statistics(calls_for(g, x), address(x), each(rows), torch.get_num_threads())
-    return rows[0], rows[1].clone()
+    return tuple(rows)
 
 
 def normalize(

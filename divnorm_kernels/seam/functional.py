@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import flops
 from ..addresses import check_alive, check_held
-from ..arguments import checked
+from ..arguments import by_reference, checked, eager
 from ..backends import check_name
 from ..checks import check_flag
 from ..fields import Geometry
+from ..layout import dense
 from ..norm import Norm
-from ..reference import OnStatistics, Rows, evaluate, row_statistics
+from ..reference import OnStatistics, Rows, row_statistics
 from ..sharding import distributed
-from ..states import recorded, transformed, unless_transformed
+from ..states import recorded, unless_transformed
 from . import ops
-from .backends import select
+from .backends import has_halves, select
 
 
 def normalize(
@@ -39,20 +39,23 @@ def normalize(
     sigma = sigma if isinstance(sigma, Tensor) else float(sigma)
     kernels = unless_transformed(select(backend, g, x), backend)
     given = {"weight": weight, "bias": bias, "sigma": sigma, "residual": residual, "threshold": threshold}
-    eager = not (torch.compiler.is_compiling() or recorded() or transformed())
-    if eager:
+    if eager():
         check_held(x=x, **given)
     if kernels is None or recorded() or distributed(x):
-        mean, variance = row_statistics(g, x)
-        rows = _replaced(on_statistics, mean, variance)
-        y, l1 = evaluate(g, x, **given, given=rows)
+        if kernels is not None and backend is not None and distributed(x):
+            raise RuntimeError(f'backend: got {backend!r} for a DTensor, expected None or "reference"')
+        rows = _replaced(on_statistics, *row_statistics(g, x))
+        y, l1 = by_reference(g, x, with_l1, rows, **given)
         return y, l1 if with_l1 else None
-    if eager:
+    if eager():
         check_alive(x=x, **given)
     flops.register()
-    mean, variance, *handed = ops.statistics(norm, x, residual if norm.activation else None, backend)
+    x = dense(x)
+    mean, variance, *messages = ops.statistics(norm, x, residual if norm.activation else None, backend)
     rows = _replaced(on_statistics, mean, variance)
-    return ops.normalized(norm, handed, x, rows, **given, with_l1=with_l1, backend=backend)
+    if eager():
+        check_alive(mean=rows[0], variance=rows[1])
+    return ops.normalized(norm, messages, x, rows, **given, with_l1=with_l1, backend=backend)
 
 
 def _check(on_statistics: object, g: Geometry) -> None:
@@ -60,7 +63,7 @@ def _check(on_statistics: object, g: Geometry) -> None:
         raise TypeError(f"on_statistics: got {type(on_statistics).__name__}, expected a callable or None")
     expected = "expected fields that are whole and both there, with p=2"
     norm = g.norm
-    if norm.p != 2 or g.summation is None or g.suppression is None or not g.whole:
+    if not has_halves(g):
         got = f"window={norm.window!r}, norm_window={norm.norm_window!r}, edges={norm.edges!r}, p={norm.p}"
         raise ValueError(f"on_statistics: got a callable with {got}, {expected}")
 

@@ -3,7 +3,8 @@
 ``row_statistics`` and ``row_norm`` are the halves of forward. Backward sums up first (``row_sums``), hands the
 gradients of the statistics through what the caller has put between the halves, and then makes that of x
 (``row_gradient``) in one pass. For that the node of ``row_norm``, whose backward comes first, hands to that of
-``row_statistics`` what the pass reads: as the gradients of tensors that the one gives the other, which have no values.
+``row_statistics`` what the pass reads: as the gradients of ``messages``, tensors that the one gives the other, whose
+values nobody may read.
 ``norm`` is `divnorm_kernels.norm.Norm.text`; ``rows`` are (2, rows) as in `divnorm_kernels.seam.backends`.
 """
 
@@ -21,15 +22,16 @@ from ..checks import check_like, compute_dtype
 from ..fields import Geometry, geometry
 from ..layout import dense
 from ..norm import Norm, parsed
-from ..reference import Rows, deviation, evaluate, row_statistics
-from .backends import select
+from ..ops import unread_bias
+from ..reference import Rows, deviation, gradients, row_statistics
+from .backends import has_halves, select
 
 _library = torch.library.Library("divnorm_kernels", "FRAGMENT")
 _PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? residual, Tensor? threshold"
 _SCHEMAS = {
     "row_statistics": "(Tensor x, Tensor? residual, str norm, str? backend) -> (Tensor mean, Tensor variance, "
     "Tensor of_x, Tensor of_rows, Tensor of_parameters, Tensor of_l1)",
-    "row_norm": "(Tensor[] handed, Tensor x, Tensor mean, Tensor variance, Tensor? sigma, float sigma_value, "
+    "row_norm": "(Tensor[] messages, Tensor x, Tensor mean, Tensor variance, Tensor? sigma, float sigma_value, "
     f"{_PARAMETERS}, str norm, bool with_l1, str? backend) -> (Tensor y, Tensor l1)",
     "row_sums": f"(Tensor dy, Tensor? l1_scale, Tensor x, Tensor rows, {_PARAMETERS}, str norm, bool[] needs, "
     "str? backend) -> (Tensor sums, Tensor dweight, Tensor dbias, Tensor dthreshold)",
@@ -39,7 +41,7 @@ _SCHEMAS = {
 
 
 def statistics(norm: Norm, x: Tensor, residual: Tensor | None, backend: str | None) -> tuple[Tensor, ...]:
-    """Mean and variance of the rows of ``x``, and what `normalized` is to be handed.
+    """Mean and variance of the rows of ``x``, and the ``messages`` of `normalized`.
 
     ``residual``: whose gradient comes about in the pass that makes x's, as it does in front of an activation.
     """
@@ -48,7 +50,7 @@ def statistics(norm: Norm, x: Tensor, residual: Tensor | None, backend: str | No
 
 def normalized(
     norm: Norm,
-    handed: list[Tensor],
+    messages: list[Tensor],
     x: Tensor,
     rows: Rows,
     weight: Tensor | None,
@@ -62,7 +64,7 @@ def normalized(
     """``(y, l1)`` of ``x`` by mean and variance of its rows; l1 where it is asked for."""
     tensor, value = (sigma, 0.0) if isinstance(sigma, Tensor) else (None, sigma)
     given = weight, bias, residual, threshold
-    y, l1 = torch.ops.divnorm_kernels.row_norm(handed, x, *rows, tensor, value, *given, norm.text, with_l1, backend)
+    y, l1 = torch.ops.divnorm_kernels.row_norm(messages, x, *rows, tensor, value, *given, norm.text, with_l1, backend)
     return y, l1 if with_l1 else None
 
 
@@ -81,7 +83,7 @@ def _kernels(backend: str | None, g: Geometry, x: Tensor) -> ModuleType:
 
 def _check(x: Tensor, norm: str, weight, bias, sigma, residual, threshold) -> Geometry:
     g, _, _ = checked(parsed(norm), x, weight, bias, sigma, residual, threshold)
-    if not (g.whole and g.summation is not None and g.suppression is not None and g.norm.p == 2):
+    if not has_halves(g):
         raise ValueError(f"norm: got {norm!r}, expected fields that are whole and both there, with p=2")
     return g
 
@@ -104,7 +106,7 @@ def _check_upstream(dy: Tensor, l1_scale: Tensor | None, x: Tensor) -> None:
         raise ValueError(f"l1_scale: got {l1_scale.dtype} of shape {tuple(l1_scale.shape)}, expected one number")
 
 
-def _handed(g: Geometry, x: Tensor) -> tuple[Tensor, ...]:
+def _messages(g: Geometry, x: Tensor) -> tuple[Tensor, ...]:
     """Tensors whose gradients are messages."""
     of_rows, of_parameters, of_l1 = (x.new_empty((), dtype=compute_dtype(x)) for _ in range(3))
     return (
@@ -118,16 +120,16 @@ def _handed(g: Geometry, x: Tensor) -> tuple[Tensor, ...]:
 def _statistics(x, residual, norm, backend):
     check_readable(x=x)
     g = _check(x, norm, None, None, 1.0, residual, _any_threshold(x, norm))
-    return *_kernels(backend, g, x).statistics(g, x), *_handed(g, x)
+    return *_kernels(backend, g, x).statistics(g, x), *_messages(g, x)
 
 
 def _statistics_fake(x, residual, norm, backend):
     g = _check(x, norm, None, None, 1.0, residual, _any_threshold(x, norm))
     row = x.new_empty(g.maps_shape[1:], dtype=compute_dtype(x))
-    return row, torch.empty_like(row), *_handed(g, x)
+    return row, torch.empty_like(row), *_messages(g, x)
 
 
-def _norm(handed, x, mean, variance, sigma, sigma_value, weight, bias, residual, threshold, norm, with_l1, backend):
+def _norm(messages, x, mean, variance, sigma, sigma_value, weight, bias, residual, threshold, norm, with_l1, backend):
     given = {"weight": weight, "bias": bias, "sigma": sigma_value if sigma is None else sigma}
     behind = {"residual": residual, "threshold": threshold}
     check_readable(x=x, mean=mean, variance=variance, **given, **behind)
@@ -139,7 +141,7 @@ def _norm(handed, x, mean, variance, sigma, sigma_value, weight, bias, residual,
 
 
 def _norm_fake(
-    handed, x, mean, variance, sigma, sigma_value, weight, bias, residual, threshold, norm, with_l1, backend
+    messages, x, mean, variance, sigma, sigma_value, weight, bias, residual, threshold, norm, with_l1, backend
 ):
     g = _check(x, norm, weight, bias, sigma_value if sigma is None else sigma, residual, threshold)
     _check_rows(g, x, None, mean=mean, variance=variance)
@@ -217,31 +219,41 @@ def _keep_for_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _of_statistics(ctx: Any, dmean, dvariance, dy, rows, parameters, l1_scale) -> tuple[Any, ...]:
-    """Gradients of x and residual; where `_of_norm` has handed nothing over, what goes by the statistics alone."""
+    """The gradients of x and residual; without a message, that of x by the statistics alone.
+
+    None comes under create_graph=True, and where y is not in the loss.
+    """
     x, residual, mean = ctx.saved_tensors
-    g = _geometry(x, ctx.norm)
-    if dmean is None and dvariance is None and dy is None:
+    needs = ctx.needs_input_grad[:2]
+    check_held(x=x, mean=mean, dmean=dmean, dvariance=dvariance)
+    if dy is None and (not needs[0] or (dmean is None and dvariance is None)):
         return None, None, None, None
     dmean, dvariance = (torch.zeros_like(mean) if t is None else t for t in (dmean, dvariance))
     if dy is None:
-        check_held(x=x)
-        with torch.enable_grad():
-            own = x.view_as(x) if torch.is_grad_enabled() else x.detach().requires_grad_()
-            (dx,) = torch.autograd.grad(row_statistics(g, own), own, (dmean, dvariance), create_graph=True)
-        return dx, None, None, None
+        return _by_statistics(_geometry(x, ctx.norm), x, dmean, dvariance), None, None, None
     count = max(x.numel() // max(mean.numel(), 1), 1)
     slope = dvariance * (-2 / count)
     shift = slope * (rows[0] - mean) - dmean / count
-    slopes = torch.stack((slope / rows[1], shift))
-    needs = ctx.needs_input_grad[:2]
+    # by 1/s that is 0 nothing comes back but by the shift
+    slopes = torch.stack((torch.where(rows[1] == 0, 0, slope / rows[1]), shift))
     given = dy, l1_scale, x, rows, slopes, parameters, residual, ctx.norm, needs, ctx.backend
     found = torch.ops.divnorm_kernels.row_gradient(*given)
     return *(t if need else None for t, need in zip(found, needs, strict=True)), None, None
 
 
+def _by_statistics(g: Geometry, x: Tensor, dmean: Tensor, dvariance: Tensor) -> Tensor:
+    twice = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = x.view_as(x) if twice else x.detach().requires_grad_()
+        return torch.autograd.grad(row_statistics(g, own), own, (dmean, dvariance), create_graph=twice)[0]
+
+
 def _keep_for_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, x, mean, variance, sigma, ctx.sigma_value, *given, ctx.norm, ctx.with_l1, ctx.backend = inputs
-    ctx.save_for_backward(x, mean, variance, sigma, *given)
+    _, x, mean, variance, sigma, ctx.sigma_value, weight, bias, residual, threshold, *rest = inputs
+    ctx.norm, ctx.with_l1, ctx.backend = rest
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    read_again = (bias, residual) if parsed(ctx.norm).activation is not None else (None, None)
+    ctx.save_for_backward(x, mean, variance, sigma, weight, *read_again, threshold)
     ctx.set_materialize_grads(False)
 
 
@@ -249,22 +261,34 @@ def _of_norm(ctx: Any, dy: Tensor | None, dl1: Tensor | None) -> tuple[Any, ...]
     """Gradients of rows and parameters; the rest of backward is handed to `_of_statistics`."""
     x, mean, variance, sigma, weight, bias, residual, threshold = ctx.saved_tensors
     to_hand, of_x, of_mean, of_variance, of_sigma, _, *of_given = ctx.needs_input_grad[:10]
+    of_weight, of_bias, of_residual, of_threshold = of_given
     dl1 = dl1 if ctx.with_l1 else None  # tracers hand in a gradient of the empty tensor
     none = [None] * len(to_hand)
     if dy is None and dl1 is None:
         return (none, *(None,) * 12)
-    g, given = _geometry(x, ctx.norm), (weight, bias, residual, threshold)
-    if torch.is_grad_enabled():  # exactly under create_graph=True
-        needs = (of_x, of_mean, of_variance, of_sigma, *of_given)
+    g = _geometry(x, ctx.norm)
+    check_held(dy=dy, dl1=dl1, x=x, mean=mean, variance=variance, sigma=sigma, weight=weight)
+    if dy is not None and dy.layout is not torch.strided:
+        dy = dy.to_dense()
+    activates = g.norm.activation is not None
+    if bias is None and ctx.bias_dtype is not None:
+        bias = unread_bias(x, ctx.bias_dtype, g, weight)
+    if torch.is_grad_enabled():  # exactly under create_graph=True: there is no message then
+        check_held(bias=bias, residual=residual, threshold=threshold)
+        if bias is not None and not activates:
+            bias = torch.zeros_like(bias).requires_grad_()
+        needs = of_x, of_weight, of_bias, of_sigma, of_residual and activates, of_threshold, of_mean, of_variance
         sigma = ctx.sigma_value if sigma is None else sigma
-        dx, dmean, dvariance, dsigma, *found = _differentiable(g, (x, mean, variance, sigma, *given), needs, dy, dl1)
-        return (none, dx, dmean, dvariance, dsigma, None, *found, None, None, None)
+        found = gradients(g, x, weight, bias, sigma, dy, dl1, needs, True, residual, threshold, (mean, variance))
+        dx, dweight, dbias, dsigma, dresidual, dthreshold, dmean, dvariance = found
+        dresidual = dresidual if activates or not of_residual else dy
+        return none, dx, dmean, dvariance, dsigma, None, dweight, dbias, dresidual, dthreshold, None, None, None
     rows = _rows(mean, variance, ctx.sigma_value if sigma is None else sigma)
-    dy = torch.zeros_like(x) if dy is None else dy
-    l1_scale = None if dl1 is None else dl1 / x.numel()
-    needs = [of_given[0], of_given[1], of_given[3]]
+    dy = torch.zeros_like(x) if dy is None else dense(dy, like=x)
+    l1_scale = None if dl1 is None else dl1 / max(x.numel(), 1)
+    needs = [of_weight, of_bias, of_threshold]
     sums, dweight, dbias, dthreshold = torch.ops.divnorm_kernels.row_sums(
-        dy, l1_scale, x, rows, *given, ctx.norm, needs, ctx.backend
+        dy, l1_scale, x, rows, weight, bias, residual, threshold, ctx.norm, needs, ctx.backend
     )
     pull, product, signs = sums
     dvariance = product * rows[1] * rows[1] * rows[1] * -0.5
@@ -275,12 +299,12 @@ def _of_norm(ctx: Any, dy: Tensor | None, dl1: Tensor | None) -> tuple[Any, ...]
     if of_sigma:
         each = dvariance.sum([d for d in range(dvariance.dim()) if d != 1]) if sigma.dim() else dvariance.sum()
         dsigma = (2 * sigma * each.reshape(sigma.shape)).to(sigma.dtype)
-    handed = none
+    messages = none
     if any(to_hand):
-        handed = [dy, rows, _parameters(g, rows, weight, bias, threshold), l1_scale]
-    found = (dweight, dbias, None if g.norm.activation else dy, dthreshold)
+        messages = [dy, rows, _parameters(g, rows, weight, bias, threshold), l1_scale]
+    found = (dweight, dbias, None if activates else dy, dthreshold)
     found = tuple(t if need else None for t, need in zip(found, of_given, strict=True))
-    return (handed, None, dmean, dvariance, dsigma, None, *found, None, None, None)
+    return messages, None, dmean, dvariance, dsigma, None, *found, None, None, None
 
 
 def _parameters(
@@ -289,40 +313,12 @@ def _parameters(
     """Those that the second pass of backward reads, a row each, or ``None`` where there are none."""
     if weight is None and g.norm.activation is None:
         return None
-    rows = [like.new_full((g.affine_size,), 1.0 if i == 0 else 0.0) for i in range(3)]
-    for i, t in enumerate((weight, bias, threshold)):
-        if t is not None:
-            rows[i] = t.to(like.dtype)
+    absent = (1.0, 0.0, 0.0)
+    rows = [
+        like.new_full((g.affine_size,), value) if t is None else t.to(like.dtype)
+        for t, value in zip((weight, bias, threshold), absent, strict=True)
+    ]
     return torch.stack(rows)
-
-
-def _differentiable(
-    g: Geometry,
-    inputs: tuple[Tensor | float | None, ...],
-    needs: tuple[bool, ...],
-    dy: Tensor | None,
-    dl1: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of x, mean, variance, sigma, weight, bias, residual and threshold that are differentiable again."""
-    names = ("x", "mean", "variance", "sigma", "weight", "bias", "residual", "threshold")
-    check_held(dy=dy, dl1=dl1, **dict(zip(names, inputs, strict=True)))
-    # views, in which these may be the same tensor
-    inputs = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in inputs)
-    x, mean, variance, sigma, weight, bias, residual, threshold = inputs
-    y, l1 = evaluate(g, x, weight, bias, sigma, residual, threshold, (mean, variance))
-    outputs = [(out, d) for out, d in ((y, dy), (l1, dl1)) if d is not None]
-    wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in outputs],
-            wanted,
-            [d for _, d in outputs],
-            create_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    )
-    return tuple(next(found) if need else None for need in needs)
 
 
 for _name, _implementation, _fake in (
