@@ -246,3 +246,19 @@ def test_replicas(name):
     close(y, expected)
     for found, wanted in zip(gradients(chain, y), gradients(chain, expected), strict=True):
         close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        (7, TypeError, "prior: got int, expected a pair of mean and variance"),
+        ((torch.zeros(3), 1.0), TypeError, "prior: got float for the variance, expected a Tensor"),
+    ],
+)
+def test_a_chain_takes_pairs(state, error, message):
+    chain = kalman_chain(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    x, pair = torch.randn(2, 3, 6, 6), (torch.zeros(3), torch.ones(3))
+    for got, want in zip(chain(x, pair)[1], chain(x, KalmanState(*pair))[1], strict=True):
+        assert torch.equal(got, want)
+    with pytest.raises(error, match=message):
+        chain(x, state)

@@ -1,7 +1,8 @@
 """Containers that hand the state of their activation on beside it: sequences, blocks of a ResNet, and all of one.
 
 Called with x alone, a container gives y alone, as it did before. Called with x and the state of x, which may be
-``None``, it gives y and its state. It never keeps one.
+``None``, it gives y and its state, which is ``None`` where no norm behind it looks at one: where it ends in modules
+behind its last norm, where a branch of a sum has none, and in eval mode. It never keeps one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .layer import KalmanNorm
-from .state import KalmanState, add_states
+from .state import KalmanState, add_states, check_state
 from .transition import transition
 
 State = KalmanState | None
@@ -29,7 +30,10 @@ class Carrier:
 
     def forward(self, input: Tensor, *prior: State) -> Tensor | tuple[Tensor, State]:
         """y, and where a state of x is given, ``None`` too, that of y."""
-        y, state = self._advance(input, *prior or (None,))
+        for state in prior:
+            if state is not None:
+                check_state("prior", state)
+        y, state = self._advance(input, *(s and KalmanState(*s) for s in prior or (None,)))
         return (y, state) if prior else y
 
     def _advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:

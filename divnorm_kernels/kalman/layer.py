@@ -37,6 +37,10 @@ class KalmanNorm(WithBackend, _BatchNorm):
     _dims: ClassVar[tuple[int, ...]]
     """The dimensions of x."""
     synchronizes = True
+    """Whether `divnorm_kernels.convert_sync` changes such layers."""
+
+    def check_merges(self) -> None:
+        """Nothing: the moments of several batches can be merged."""
 
     def __init__(
         self,

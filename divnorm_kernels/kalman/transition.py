@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..checks import check_size
+from ..sharding import distributed
 from .state import KalmanState, along, check_state, moments
 
 
@@ -137,6 +138,11 @@ def _linear(module: nn.Linear, state: KalmanState) -> KalmanState:
 
 def _weighted(weight: Tensor, bias: Tensor | None, groups: int, state: KalmanState) -> KalmanState:
     """By ``weight``, (outputs, inputs of a group, numbers for each input)."""
+    if distributed(weight):  # resharded as soon as its own module has been called
+        raise RuntimeError(
+            "module: got one whose weight is a DTensor, expected whole weights: fully_shard containers of the chain, "
+            "such as a Sequential or the model, and not the layers between norms by themselves"
+        )
     channels = weight.shape[1] * groups
     if state.mean.shape[0] != channels:
         raise ValueError(f"state: got {state.mean.shape[0]} channels, expected {channels}")

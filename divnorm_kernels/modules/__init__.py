@@ -8,7 +8,6 @@ from .batch import (
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
-    convert_sync,
 )
 from .channel import ExponentialNorm, LocalResponseNorm
 from .divisive import (
@@ -25,6 +24,7 @@ from .gdn import GDN
 from .penalty import collect_l1, l1_penalty
 from .pointwise import Derf, DyT, StandardizedReLU
 from .response import FilterResponseNorm1d, FilterResponseNorm2d, FilterResponseNorm3d
+from .sync import convert_sync
 from .top_k import TopKBatchNorm1d, TopKBatchNorm2d, TopKBatchNorm3d
 from .variance import VarianceNorm1d, VarianceNorm2d, VarianceNorm3d
 from .whole import GroupNorm, LayerNorm, RMSNorm

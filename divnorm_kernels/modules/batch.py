@@ -13,7 +13,7 @@ from ..checks import check_activation, check_flag, check_number, check_running, 
 from ..norm import Norm
 from ..sharding import distributed, held_here, on_shards
 from .base import NormalizationLayer, Options, Statistics, listed, of_norm
-from .distributed import ProcessGroup, batch_norm_across
+from .distributed import ProcessGroup, batch_norm_across, check_merges
 from .running import scaled
 
 
@@ -250,6 +250,10 @@ class _BatchNorm(_RunningNorm):
     synchronizes = True
     """Whether `convert_sync` changes such layers."""
 
+    def check_merges(self) -> None:
+        """Raises a ValueError unless the statistics of several batches can be merged."""
+        check_merges(self.norm)
+
     def _takes_own_statistics(self) -> bool:
         return self.training or (self.running_mean is None and self.running_var is None)
 
@@ -370,17 +374,3 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     """Instance normalization of (N, C, D, H, W) or (C, D, H, W). Arguments as for `InstanceNorm2d`."""
 
     _dims = (5,)
-
-
-def convert_sync(model: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
-    """Makes every batch and Kalman norm of ``model`` take its statistics over the batches of all processes.
-
-    In place; returns the model. In training mode, with ``torch.distributed`` initialized, count, mean and sum of
-    squared deviations are merged across ``process_group`` (all processes by default), and so are the sums of backward:
-    the result is that of one process on the joined batch. Some may have no samples; where none has any, the running
-    statistics stay as they are. One value per channel in all together raises a ValueError in every process.
-    """
-    for module in model.modules():
-        if getattr(type(module), "synchronizes", False):
-            module.sync, module.process_group = True, process_group
-    return model

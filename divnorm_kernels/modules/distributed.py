@@ -84,6 +84,12 @@ def merged(mean: Tensor, variance: Tensor, own: int, group: ProcessGroup | None)
     return _Merged.apply(mean, variance, own, group)
 
 
+def check_merges(norm: Norm) -> None:
+    """Raises a ValueError unless the statistics of several batches can be merged."""
+    if norm.p != 2:
+        raise ValueError(f"p: got {norm.p} in a layer of convert_sync, expected 2: processes merge mean squares alone")
+
+
 def batch_norm_across(
     group: ProcessGroup | None,
     norm: Norm,
@@ -106,8 +112,7 @@ def batch_norm_across(
         ValueError: in every process, where there is one value per channel in all of them together, and for p that is
             not 2.
     """
-    if norm.p != 2:
-        raise ValueError(f"p: got {norm.p} in a layer of convert_sync, expected 2: processes merge mean squares alone")
+    check_merges(norm)
     own = x.numel() // max(x.shape[1], 1)
     found = []
 

@@ -40,11 +40,15 @@ class _TopKBatchNorm:
         super().__init__(*every, bias=bias, **options)
         self.k = k
 
+    def check_merges(self) -> None:
+        """Raises a ValueError: the largest of several batches are not merged."""
+        raise ValueError("k: got a layer of convert_sync, expected one by this process' batch alone")
+
     def _normalized(
         self, x: Tensor, residual: Tensor | None, with_statistics: bool, count: int
     ) -> tuple[Tensor, Statistics | None, Tensor | int]:
         if self._across_processes():
-            raise ValueError("k: got a layer of convert_sync, expected one by this process' batch alone")
+            self.check_merges()
         if self.backend not in (None, "reference"):
             raise RuntimeError(f"backend: got {self.backend!r}, which cannot serve this call: it is plain PyTorch")
         if not torch.compiler.is_compiling():
