@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .constant import constant
 
@@ -100,6 +100,17 @@ def by_rows(
     y = function(rows(own), added).to_local().view(own.shape)
     stride = torch.empty(x.shape, device="meta").stride()
     return DTensor.from_local(y, mesh, x.placements, shape=x.shape, stride=stride)
+
+
+def reshard(model: nn.Module) -> None:
+    """Takes back what `fully_shard` has left gathered behind a forward without a backward, in place of the parameters."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def held_here(t: Tensor) -> Tensor:

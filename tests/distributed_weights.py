@@ -38,7 +38,7 @@ def sharded(model: nn.Sequential, world: int) -> nn.Sequential:
     """A copy, of which each process holds a part."""
     model = copy.deepcopy(model)
     mesh = init_device_mesh("cpu", (world,))
-    for layer in (*(layer for layer in model if list(layer.parameters())), model):
+    for layer in (*(layer for layer in model[:-1] if list(layer.parameters())), model):  # the last one is the root's
         fully_shard(layer, mesh=mesh)
     return model
 
@@ -80,10 +80,15 @@ def projected(world: int, **options: Any) -> None:
     for each in ((expected, plain), (model, optimizer)):
         run(*each, range(3))
     compare(model, expected)
+    with torch.no_grad():
+        model(torch.ones(2, 6))  # which leaves the root's own parameters gathered
     rates = effective_rates(model, optimizer)
+    assert list(rates) == list(effective_rates(expected, plain))
     for name, rate in effective_rates(expected, plain).items():
         torch.testing.assert_close(rates[name], rate)
     once.apply()
+    with torch.no_grad():
+        model(torch.ones(2, 6))
     with CommDebugMode() as communication:
         projection.apply()
     if options.get("dim") is None:

@@ -70,6 +70,45 @@ def test_weight_and_bias_of_norms(affine):
         np.testing.assert_array_equal(have[name], found[name])
 
 
+def test_affine_parameters_that_stay():
+    """Skipped, not the optimizer's, frozen: "joint" leaves their pair alone, a rate these alone."""
+
+    def start():
+        model = nn.Sequential(nn.Linear(4, 4), *(nn.LayerNorm(4) for _ in range(4)))
+        for layer in model[1:]:
+            nn.init.constant_(layer.weight, 3.0)
+            nn.init.constant_(layer.bias, 2.0)
+        model[3].bias.requires_grad_(False)
+        parameters = [p for p in model.parameters() if p is not model[2].bias]
+        return model, torch.optim.SGD(parameters, lr=0.1)
+
+    model, optimizer = start()
+    project(optimizer, model, affine="joint", skip="1.bias").apply()
+    for layer in model[1:4]:
+        assert (layer.weight.tolist(), layer.bias.tolist()) == ([3.0] * 4, [2.0] * 4)
+    torch.testing.assert_close(torch.cat([model[4].weight, model[4].bias]).norm().item(), 2.0)
+    model, optimizer = start()
+    project(optimizer, model, affine=0.5, skip=["1.bias", "4.weight"]).apply()
+    assert [layer.weight[0].item() for layer in model[1:]] == [2.0, 2.0, 2.0, 3.0]
+    assert [layer.bias[0].item() for layer in model[1:]] == [2.0, 2.0, 2.0, 1.0]
+
+
+def test_biases_of_norms_alone():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    nn.init.ones_(model[1].bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    project(optimizer, model, affine=0.5, skip="1.weight").apply()
+    assert (model[1].weight[0].item(), model[1].bias[0].item()) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("affine", ["joint", 0.5])
+def test_norms_that_share_a_weight_scale_it_once(affine):
+    model = nn.Sequential(nn.Linear(4, 4), nn.RMSNorm(4), nn.RMSNorm(4))
+    model[2].weight = nn.init.constant_(model[1].weight, 3.0)
+    project(torch.optim.SGD(model.parameters(), lr=0.1), model, affine=affine).apply()
+    torch.testing.assert_close(model[1].weight[0].item(), 1.0 if affine == "joint" else 2.0)
+
+
 @pytest.mark.parametrize(
     "skip", [lambda m: "9", lambda m: ["9.weight"], lambda m: "9*", lambda m: m[9], lambda m: iter([m[9], "9.bias"])]
 )
@@ -278,7 +317,9 @@ def test_half_types_are_multiplied_by_an_unrounded_factor():
 def test_zeros_stay_zeros():
     model = nn.Sequential(nn.Embedding(5, 4, padding_idx=1), nn.Linear(4, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    project(optimizer, model, dim=0).apply()
+    projection = project(optimizer, model, dim=0)
+    projection.apply()
+    projection.remove()
     project(optimizer, model, 1.0, dim=0).apply()
     assert model[0].weight[1].tolist() == [0] * 4
     torch.testing.assert_close(model[0].weight[[0, 2, 3, 4]].norm(dim=1), torch.ones(4))
@@ -384,4 +425,26 @@ def test_norms_kept_for_another_dim():
     project(optimizer, model)
     message = r"^dim: got 0, shape \(3, 1\) for weight, expected that of the norms kept, \(\)"
     with pytest.raises(ValueError, match=message):
-        project(optimizer, model, dim=0)
+        project(torch.optim.SGD(model.parameters(), lr=0.1), model, dim=0)
+
+
+def test_one_projection_a_weight():
+    """Two would count in one place, and the end of one would take the norms of the other."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    projection = project(optimizer, model, skip="0")
+    with pytest.raises(ValueError, match=r"^optimizer: got one that projects 1.weight already, expected `remove\(\)`"):
+        project(optimizer, model, every=2)
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+    project(optimizer, model, skip="1")
+    projection.remove()
+    project(optimizer, model, 1.0, skip="0").apply()
+    torch.testing.assert_close(model[1].weight.norm().item(), 1.0)
+
+
+def test_a_weight_that_is_parametrized_later():
+    model = nn.Linear(2, 2)
+    projection = project(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    normalize(model, "ws")
+    with pytest.raises(RuntimeError, match="^weight: is projected, but no parameter any more; parametrize before"):
+        projection.apply()

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..checks import check_number, check_size, compute_dtype
+from ..sharding import reshard
 from .measuring import norms, scale
-from .selection import Place, held, normalization_layers, skipped, weights
+from .selection import Place, affine_pairs, held, skipped, weights
 
 _LEAST = 1e-30
 """What a norm is divided by at least, so that zeros stay zeros."""
@@ -24,14 +25,15 @@ class Projection:
     def __init__(
         self,
         optimizer: Optimizer,
+        model: nn.Module,
         places: list[Place],
-        layers: list[nn.Module],
+        pairs: list[list[Place]],
         to: float | None,
         dim: int | None,
         every: int,
         rate: float | None,
     ) -> None:
-        self._optimizer, self._places, self._layers = optimizer, places, layers
+        self._optimizer, self._model, self._places, self._pairs = optimizer, model, places, pairs
         self._to, self._dim, self._every, self._rate = to, dim, every, rate
         self._count = f"steps_behind_projection.{places[0].name}"
         self._handle = optimizer.register_step_post_hook(self)
@@ -49,12 +51,13 @@ class Projection:
     @torch.no_grad()
     def apply(self) -> None:
         """Projects now, whatever ``every`` is: nGPT, for one, starts from weights that have their norms."""
+        reshard(self._model)
         tensors = [place.parameter for place in self._places]
         factors = _reciprocals(norms(tensors, self._dim))
         torch._foreach_mul_(factors, self._initial() if self._to is None else self._to)
         scale(tensors, factors)
-        if self._layers:
-            self._apply_to_layers()
+        if self._pairs:
+            self._apply_to_pairs()
 
     def remove(self) -> None:
         """Ends it, and takes what it has kept out of the model and the optimizer."""
@@ -66,12 +69,14 @@ class Projection:
     def _initial(self) -> list[Tensor]:
         return [place.module._buffers[_buffer_name(place.attribute)] for place in self._places]
 
-    def _apply_to_layers(self) -> None:
-        pairs = [[p for p in (m.weight, getattr(m, "bias", None)) if p is not None] for m in self._layers]
+    def _apply_to_pairs(self) -> None:
+        pairs = [[place.parameter for place in pair] for pair in self._pairs]
         every = [p for pair in pairs for p in pair]
         if self._rate is not None:
             torch._foreach_mul_(every, 1 - self._rate)
-            torch._foreach_add_([pair[0] for pair in pairs], self._rate)
+            ones = [place.parameter for pair in self._pairs for place in pair if place.attribute == "weight"]
+            if ones:
+                torch._foreach_add_(ones, self._rate)
             return
         found = iter(norms(every))
         joint = torch._foreach_norm([torch.stack([next(found) for _ in pair]) for pair in pairs])
@@ -99,8 +104,8 @@ def project(
 
     Weights are the parameters of two or more dimensions that the optimizer has, but those of normalization layers and
     parametrized ones. A step that a gradient scaler leaves out projects nothing. Nothing waits for the device: one
-    operation (`torch._foreach_norm`) takes the norms, one a weight those of rows, and one multiplies. Weights of half
-    types are held to one rounding of theirs. Under `fully_shard`, which comes before this call, the norms are those of
+    call (`torch._foreach_norm`) takes the norms, one a weight those of rows, and one multiplies. Weights of half types
+    are held to one rounding of theirs. Under `fully_shard`, which comes before this call, the norms are those of
     whole weights, by one collective, or one a weight for rows.
 
     The initial norms are buffers of the model beside the weights, "weight_initial_norm" beside "weight", and so in its
@@ -114,9 +119,10 @@ def project(
         to: "initial", the norms that the weights have now, or a number for all. Weights of zeros stay zeros.
         every: the steps from one projection to the next.
         dim: ``None``: of whole weights; else of what a weight holds at one index of this dimension.
-        affine: what happens to weight and bias of the normalization layers. "joint": both together are projected to the
-            norm sqrt(d), d the elements of weight, which changes nothing behind homogeneous activations such as ReLU; a
-            number: this share of the way to weight 1 and bias 0; ``None``: nothing.
+        affine: what happens to weight and bias of the normalization layers, of which the optimizer has them and they
+            learn. "joint": both together are projected to the norm sqrt(d), d the elements of weight, which changes
+            nothing behind homogeneous activations such as ReLU, and a pair of which one stays is left alone; a number:
+            this share of the way to weight 1 and bias 0; ``None``: nothing.
         skip: names or patterns of modules or parameters, or modules: what is left alone, such as the output layer.
 
     Returns:
@@ -124,8 +130,8 @@ def project(
 
     Raises:
         TypeError: on arguments of another type.
-        ValueError: on values out of range, weights that have no initial norm, and a model of which the optimizer has no
-            weight.
+        ValueError: on values out of range, weights that have no initial norm, that are projected already, and a model
+            of which the optimizer has no weight.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim.Optimizer")
@@ -140,25 +146,48 @@ def project(
         check_number("affine", affine, 'a number from 0 to 1, "joint" or None')
         if not 0 <= affine <= 1:
             raise ValueError(f'affine: got {affine}, expected a number from 0 to 1, "joint" or None')
+    reshard(model)
     moved = held(optimizer) - skipped(model, skip)
     places = [place for place in weights(model) if id(place.parameter) in moved]
     if not places:
         raise ValueError("optimizer: got one that has no weight of the model but those to skip, expected one that has")
     _check_dim(dim, places)
-    layers = [m for m in normalization_layers(model) if id(m.weight) in moved] if affine is not None else []
-    if affine is not None and not layers:
+    _check_free(optimizer, places)
+    pairs = _moved_pairs(model, moved, affine == "joint") if affine is not None else []
+    if affine is not None and not pairs:
         raise ValueError(f"affine: got {affine!r} for a model without normalization layers that learn, expected None")
     if to == "initial":
         _keep_norms(places, dim)
     return Projection(
         optimizer,
+        model,
         places,
-        layers,
+        pairs,
         None if to == "initial" else to,
         dim,
         every,
         None if affine == "joint" else affine,
     )
+
+
+def _moved_pairs(model: nn.Module, moved: set[int], joint: bool) -> list[list[Place]]:
+    """What of the affine pairs moves and learns, each parameter once; ``joint``: whole pairs alone."""
+    pairs, left = [], set(moved)
+    for pair in affine_pairs(model):
+        own = [place for place in pair if id(place.parameter) in left and place.parameter.requires_grad]
+        left -= {id(place.parameter) for place in pair}
+        if own and (len(own) == len(pair) or not joint):
+            pairs.append(own)
+    return pairs
+
+
+def _check_free(optimizer: Optimizer, places: list[Place]) -> None:
+    """Raises where a projection behind ``optimizer`` holds one of the weights: one would end what the other needs."""
+    others = [hook for hook in optimizer._optimizer_step_post_hooks.values() if isinstance(hook, Projection)]
+    projected = {id(place.parameter) for other in others for place in other._places}
+    for place in places:
+        if id(place.parameter) in projected:
+            raise ValueError(f"optimizer: got one that projects {place.name} already, expected `remove()` before")
 
 
 def _buffer_name(attribute: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
+from ..sharding import reshard
 from .measuring import norms
 from .selection import directions, held, weights
 
@@ -40,6 +41,7 @@ def effective_rates(model: nn.Module, optimizer: Optimizer, power: int | None = 
         power = _power(optimizer)
     if power not in (1, 2):
         raise ValueError(f"power: got {power!r}, expected 1 or 2")
+    reshard(model)
     moved = held(optimizer)
     places = [place for place in (*weights(model), *directions(model)) if id(place.parameter) in moved]
     found = norms([place.parameter for place in places])

@@ -24,8 +24,15 @@ class Place(NamedTuple):
 
     @property
     def parameter(self) -> nn.Parameter:
-        """What is there now."""
-        return self.module._parameters[self.attribute]
+        """What is there now.
+
+        Raises:
+            RuntimeError: where there is none any more.
+        """
+        parameter = self.module._parameters.get(self.attribute)
+        if parameter is None:
+            raise RuntimeError(f"{self.name}: is projected, but no parameter any more; parametrize before `project`")
+        return parameter
 
 
 def weights(model: nn.Module) -> Iterator[Place]:
@@ -49,9 +56,12 @@ def directions(model: nn.Module) -> Iterator[Place]:
                 yield Place(module, name, f"{prefix}.{name}")
 
 
-def normalization_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Those with a weight."""
-    return (m for m in model.modules() if is_norm(m) and isinstance(m._parameters.get("weight"), nn.Parameter))
+def affine_pairs(model: nn.Module) -> Iterator[list[Place]]:
+    """Weight and, where there is one, bias of each normalization layer that has a weight."""
+    for prefix, module in model.named_modules():
+        if is_norm(module) and module._parameters.get("weight") is not None:
+            names = [name for name in ("weight", "bias") if module._parameters.get(name) is not None]
+            yield [Place(module, name, f"{prefix}.{name}" if prefix else name) for name in names]
 
 
 def held(optimizer: Optimizer) -> set[int]:
