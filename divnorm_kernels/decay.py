@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .checks import check_flag, check_number
 from .modules import GDN, Derf, DyT, NormalizationLayer
@@ -18,8 +19,8 @@ def no_decay_groups(model: nn.Module, weight_decay: float, biases: bool = False)
     """Two groups for an optimizer: what ``weight_decay`` pulls towards zero, and with 0.0 what it should leave alone.
 
     Left alone are all parameters of this package's layers (sigma too), those of torch.nn's normalization layers, and of
-    modules with "norm" in their class' name and parameters of one dimension, such as transformers'. Shared parameters
-    come once, left alone if any layer says so; those with ``requires_grad=False`` not at all.
+    modules with "norm" in their class' name and parameters of one dimension, such as transformers', and the gains of
+    parametrized weights, ``original0`` of one number a row, torch's ``weight_norm`` too. Shared parameters come once, left alone if any layer says so; those with ``requires_grad=False`` not at all.
 
     Args:
         model: whose parameters.
@@ -53,7 +54,8 @@ def is_norm(module: nn.Module) -> bool:
 
 def _kept(module: nn.Module, biases: bool) -> Iterator[nn.Parameter]:
     """The module's own parameters that do not decay."""
-    norm = is_norm(module)
+    norm, parametrized = is_norm(module), isinstance(module, ParametrizationList)
     for name, parameter in module.named_parameters(recurse=False):
-        if norm or (not biases and "bias" in name):
+        gain = parametrized and name == "original0" and parameter.numel() == max(parameter.shape, default=1)
+        if norm or gain or (not biases and "bias" in name):
             yield parameter

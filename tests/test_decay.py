@@ -6,6 +6,7 @@ from other_norms import LlamaRMSNorm
 from torch import nn
 
 from divnorm_kernels import GDN, BatchNorm2d, DivisiveNorm2d, no_decay_groups
+from divnorm_kernels.weights import normalize
 
 
 class NormalizedLinear(nn.Module):
@@ -62,6 +63,36 @@ def test_a_parameter_that_a_norm_shares_does_not_decay():
     assert decayed["params"] == []
     assert len(kept["params"]) == 1
     assert kept["params"][0] is model[1].weight
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("kind", ["wn", "bwn", "sws", "ws", "torch's"])
+def test_gains_of_parametrized_weights_do_not_decay(kind, dim):
+    layer = nn.Linear(3, 4, bias=False)
+    if kind == "torch's":
+        nn.utils.parametrizations.weight_norm(layer, dim=dim)
+    else:
+        normalize(layer, kind, dim)
+    decayed, kept = no_decay_groups(layer, 0.1)
+    assert [p.shape for p in decayed["params"]] == [(4, 3)]
+    gains = [] if kind == "ws" else [(4, 1) if dim == 0 else (1, 3)]
+    assert [p.shape for p in kept["params"]] == gains
+
+
+def test_matrices_in_the_place_of_gains_decay():
+    """As those of a parametrization by two factors."""
+
+    class Product(nn.Module):
+        def forward(self, a, b):
+            return a @ b
+
+        def right_inverse(self, w):
+            return w[:, :2].clone(), w[:2].clone()
+
+    layer = nn.Linear(4, 3, bias=False)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Product())
+    decayed, kept = no_decay_groups(layer, 0.1)
+    assert (len(decayed["params"]), len(kept["params"])) == (2, 0)
 
 
 def test_a_step_of_adamw():
