@@ -52,8 +52,8 @@ class WeightNorm(Rows):
         return self._norms(weight).to(weight.dtype), weight
 
 
-class BoundedWeightNorm(Rows):
-    """The norms of the rows are learned, but not the norm of these norms."""
+class _Bound(Rows):
+    """What the bounded ones share: the exponent, and the bound, which a weight sets."""
 
     rho: Tensor
 
@@ -61,6 +61,10 @@ class BoundedWeightNorm(Rows):
         super().__init__(dim)
         self.p = p
         self.register_buffer("rho", None)
+
+
+class BoundedWeightNorm(_Bound):
+    """The norms of the rows are learned, but not the norm of these norms."""
 
     def forward(self, gain: Tensor, v: Tensor) -> Tensor:
         """The weight."""
@@ -75,15 +79,8 @@ class BoundedWeightNorm(Rows):
         return norms.to(weight.dtype), weight
 
 
-class SharedBound(Rows):
+class SharedBound(_Bound):
     """The same with one norm for all rows, their average at the start."""
-
-    rho: Tensor
-
-    def __init__(self, dim: int | None, p: float) -> None:
-        super().__init__(dim)
-        self.p = p
-        self.register_buffer("rho", None)
 
     def forward(self, v: Tensor) -> Tensor:
         """The weight."""
