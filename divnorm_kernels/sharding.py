@@ -103,7 +103,7 @@ def by_rows(
 
 
 def reshard(model: nn.Module) -> None:
-    """Takes back what `fully_shard` has left gathered behind a forward without a backward, in place of the parameters."""
+    """Puts the parameters back where `fully_shard` has left gathered ones, as behind a forward without a backward."""
     if "torch.distributed.fsdp" not in sys.modules:
         return
     from torch.distributed.fsdp import FSDPModule

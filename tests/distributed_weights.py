@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -13,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 from divnorm_kernels import LayerNorm
-from divnorm_kernels.weights import effective_rates, normalize, project
+from divnorm_kernels.weights import effective_rates, fold, normalize, project
 
 
 def network(prepare: Callable[[nn.Module], Any] = lambda layer: layer) -> nn.Sequential:
@@ -110,6 +111,16 @@ def parametrized(world: int, kind: str, **options: Any) -> None:
     compare(model, expected)
 
 
+def folded(world: int) -> None:
+    """What is sharded cannot be folded, and says so before anything is."""
+    for kind in ("ws", "wn"):
+        model = sharded(network(lambda layer, kind=kind: normalize(layer, kind)), world)
+        before = list(model.state_dict())
+        with pytest.raises(ValueError, match=r"^model: got DTensors in 0, expected plain ones; fold before"):
+            fold(model)
+        assert list(model.state_dict()) == before
+
+
 def compare_all(world: int) -> None:
     """All of the above, in one process of ``world``."""
     projected(world)
@@ -119,3 +130,4 @@ def compare_all(world: int) -> None:
         projected(world, dim=dim)
     for kind, options in (("wn", {}), ("bwn", {}), ("bwn", {"shared": True}), ("ws", {}), ("sws", {})):
         parametrized(world, kind, **options)
+    folded(world)

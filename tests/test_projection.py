@@ -446,5 +446,5 @@ def test_a_weight_that_is_parametrized_later():
     model = nn.Linear(2, 2)
     projection = project(torch.optim.SGD(model.parameters(), lr=0.1), model)
     normalize(model, "ws")
-    with pytest.raises(RuntimeError, match="^weight: is projected, but no parameter any more; parametrize before"):
+    with pytest.raises(RuntimeError, match=r"^weight: is projected, but no parameter any more; parametrize"):
         projection.apply()

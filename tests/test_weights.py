@@ -319,6 +319,17 @@ def test_folded(kind, options):
         assert folded[index].weight.requires_grad
 
 
+@pytest.mark.parametrize(("kind", "options"), [("ws", {}), ("bwn", {"shared": True})])
+def test_a_weight_that_is_tied_to_a_folded_one_stays(kind, options):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    before, value = model[1].weight.detach().clone(), normalize(model[0], kind, **options).weight.detach()
+    fold(model)
+    assert torch.equal(model[1].weight, before)
+    assert torch.equal(model[0].weight, value)
+    assert not torch.equal(value, before)
+
+
 def test_what_others_have_parametrized_is_folded_too():
     module = parametrizations.orthogonal(nn.Linear(4, 4), "weight")
     module.register_buffer("shift", torch.ones(2))

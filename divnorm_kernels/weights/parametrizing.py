@@ -141,17 +141,24 @@ def fold(model: nn.Module) -> nn.Module:
     """Replaces every parametrized tensor of ``model`` by its value, in place, and returns the model: for inference.
 
     What `torch.nn.utils.parametrize.remove_parametrizations` leaves with ``leave_parametrized=True``, of any
-    parametrization; but a copy (`copy.deepcopy`) is folded without harm to the original, and what was a parameter stays
-    one where it does not require a gradient. Keys, shapes and dtypes are those of the model before it was parametrized.
+    parametrization; but a copy (`copy.deepcopy`) is folded without harm to the original, what was a parameter stays
+    one where it does not require a gradient, and it is a new one: what was learned in its place may be tied to another
+    weight. Keys, shapes and dtypes are those of the model before it was parametrized.
 
     Raises:
         TypeError: on what is no module.
+        ValueError: where what was learned is a DTensor: fold before `fully_shard`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            _fold(module)
+    modules = [(path, module) for path, module in model.named_modules() if parametrize.is_parametrized(module)]
+    for path, module in modules:
+        if any(distributed(p) for p in module.parametrizations.parameters()):
+            raise ValueError(
+                f"model: got DTensors in {path or 'model'}, expected plain ones; fold before `fully_shard`"
+            )
+    for _, module in modules:
+        _fold(module)
     return model
 
 
@@ -160,6 +167,8 @@ def _fold(module: nn.Module) -> None:
     module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))  # a copy shares it, with its properties
     for name, originals in list(module.parametrizations.items()):
         is_parameter = any(True for _ in originals.parameters(recurse=False))
+        if originals.is_tensor and is_parameter:  # torch writes the value into the very tensor
+            originals.original = nn.Parameter(originals.original.detach().clone(), originals.original.requires_grad)
         parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         if is_parameter and name in module._buffers:
             value = module._buffers.pop(name)
