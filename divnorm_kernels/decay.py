@@ -20,7 +20,8 @@ def no_decay_groups(model: nn.Module, weight_decay: float, biases: bool = False)
 
     Left alone are all parameters of this package's layers (sigma too), those of torch.nn's normalization layers, and of
     modules with "norm" in their class' name and parameters of one dimension, such as transformers', and the gains of
-    parametrized weights, ``original0`` of one number a row, torch's ``weight_norm`` too. Shared parameters come once, left alone if any layer says so; those with ``requires_grad=False`` not at all.
+    parametrized weights, ``original0`` of one number a row, torch's ``weight_norm`` too. Shared parameters come once,
+    left alone if any layer says so; those with ``requires_grad=False`` not at all.
 
     Args:
         model: whose parameters.

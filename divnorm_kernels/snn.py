@@ -10,13 +10,12 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import is_parametrized
 
 from .checks import check_flag
 from .convert import convert_norm
 from .convert.carry import share_hooks
 from .convert.fuse import opened
-from .convert.preceding import fold, has_state, preceding
+from .convert.preceding import fold, has_state, preceding, take_bias
 from .convert.sources import Source, examine, looks_like_one
 
 Report = Callable[[str], None]
@@ -36,17 +35,19 @@ def to_snn(model: nn.Module, *, init: bool = False, inplace: bool = True, report
 
     Norms are dropped as `divnorm_kernels.convert_norm` drops them. Where one follows a convolution or a linear layer,
     and follows it alone, as `torch.fx` shows it, that layer takes in what the norm does to a channel in eval mode: the
-    running statistics where the norm has them, weight and bias. In eval mode the layer then gives what it gave together
-    with a batch normalization; what other norms divide by is lost. A layer without a bias takes the norm's own, and a
-    ``UserWarning`` names norms whose parameters find no place. `torch.nn.ReLU` (also one that a norm has fused)
-    becomes `torch.nn.SELU`, `torch.nn.Dropout` `torch.nn.AlphaDropout`, and those of whole channels
-    `torch.nn.FeatureAlphaDropout`, with p as it was: the paper's is 0.05 to 0.1. What a ``forward`` calls as a function
-    stays. Source: Klambauer et al., "Self-Normalizing Neural Networks", NIPS 2017.
+    running statistics where the norm has them, weight and bias; of a linear layer as for (N, C). In eval mode the layer
+    then gives what it gave together with a batch normalization; what other norms divide by is lost. A layer without a
+    bias takes the norm's own, and a ``UserWarning`` names norms whose parameters find no place. `torch.nn.ReLU` (also
+    one that a norm has fused) becomes `torch.nn.SELU`, `torch.nn.Dropout` `torch.nn.AlphaDropout`, and those of whole
+    channels `torch.nn.FeatureAlphaDropout`, with p as it was: the paper's is 0.05 to 0.1. What a ``forward`` calls as a
+    function stays. Source: Klambauer et al., "Self-Normalizing Neural Networks", NIPS 2017.
 
     Args:
         model: any module.
-        init: draws the weights of all convolutions and linear layers anew, LeCun normal, and sets their biases to zero;
-            without it activations have mean 0 and variance 1 only where the weights happen to have such norms.
+        init: draws the weights of all convolutions and linear layers anew, LeCun normal, and sets their biases to zero,
+            so that norms leave nothing but a bias to layers that have none; a ``UserWarning`` names layers whose
+            weights are parametrized, which stay as they are. Without it activations have mean 0 and variance 1 only
+            where the weights happen to have such norms.
         inplace: whether the model itself is changed, or a copy.
         report: receives a line for every change; ``None`` for silence.
 
@@ -87,14 +88,16 @@ def _without_norms(model: nn.Module, init: bool, say: Report) -> nn.Module:
     for path, module in found:
         if not isinstance(examine(module), Source):
             continue  # which stays
-        if has_state(module):
-            if module in before and before[module].folds:
-                fold(before[module])
-                say(f"{before[module].path}: with what {path} does to a channel")
-            elif not init:
+        layer = before.get(module)
+        if init:
+            if layer is not None and take_bias(layer):
+                say(f"{layer.path}: with the bias of {path}")
+        elif has_state(module):
+            if layer is not None and layer.folds:
+                fold(layer)
+                say(f"{layer.path}: with what {path} does to a channel")
+            else:
                 lost.append(path or "model")
-        if getattr(module, "activation", None) == "tlu":  # whose place a module can take only as a ReLU
-            module.activation = "relu"
     if lost:
         warnings.warn(f"to_snn: lost what these do to a channel: {', '.join(lost)}", UserWarning, stacklevel=3)
     return convert_norm(model, "none", report=say) if found else model
@@ -124,7 +127,7 @@ def _initialize(model: nn.Module) -> None:
     for path, layer in model.named_modules():
         if not isinstance(layer, _ConvNd | nn.Linear):
             continue
-        if is_parametrized(layer):
+        if "weight" not in layer._parameters:  # parametrized, by hooks of torch's older functions too
             kept.append(path or "model")
             continue
         if isinstance(layer, _ConvTransposeNd):  # whose weight has the inputs of all groups first

@@ -388,7 +388,7 @@ def test_a_threshold_goes_along():
     new = convert_norm(old, "dn", report=None)
     assert new.threshold is old.threshold
     assert new.activation == "tlu"
-    with pytest.warns(UserWarning, match="not carried over: activation='tlu'"):
+    with pytest.warns(UserWarning, match="not carried over: threshold of"):
         convert_norm(dk.DivisiveNorm2d(4, 3, activation="tlu"), nn.BatchNorm2d, report=None)
     silu = convert_norm(dk.BatchNorm2d(4, activation="silu"), nn.BatchNorm2d, report=None)
     assert type(silu[1]) is nn.SiLU

@@ -1,6 +1,7 @@
 """convert_norm by the names of layers that are no call of the operator: EvoNorm, DyT, Derf, ISRU, and weights."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -71,24 +72,61 @@ def test_evonorm(name, kind):
             convert_norm(place, name, report=None)
 
 
-@pytest.mark.parametrize("name", ["evo-b0", "evo-s0"])
-def test_evonorm_has_no_activation_behind(name):
+@pytest.mark.filterwarnings("error:convert_norm:UserWarning")
+def test_options_that_evonorm_has_too():
+    b0 = convert_norm(nn.BatchNorm2d(8, momentum=0.01), "evo-b0", report=None)
+    assert (b0.momentum, b0.eps) == (0.01, 1e-3)
+    assert convert_norm(nn.BatchNorm2d(8, momentum=0.01), "evo-b0", report=None, momentum=0.5).momentum == 0.5
+    s0 = convert_norm(nn.GroupNorm(2, 8, eps=1e-3), "evo-s0", report=None)
+    assert (s0.groups, s0.eps) == (2, 1e-3)
+    assert convert_norm(nn.GroupNorm(2, 8), "evo-s0", report=None, groups=4).groups == 4
+    s0 = convert_norm(dk.BatchNorm2d(8, sigma=0.5, backend="reference"), "evo-s0", report=None)
+    assert (s0.groups, s0.eps, s0.backend) == (8, 0.25, "reference")
+    assert convert_norm(dk.BatchNorm2d(8), "evo-s0", report=None).eps == 1e-5
+
+
+def test_options_that_evonorm_has_not():
+    across = dk.BatchNorm2d(8)
+    dk.convert_sync(across)
+    for old in (nn.SyncBatchNorm(8), across):
+        with pytest.warns(UserWarning, match="not carried over: statistics across processes of .*BatchNorm"):
+            convert_norm(old, "evo-b0", report=None)
+    with pytest.warns(UserWarning, match="not carried over: momentum=None of BatchNorm2d -> EvoNorm2dB0"):
+        convert_norm(nn.BatchNorm2d(8, momentum=None), "evo-b0", report=None)
+
+
+@pytest.mark.parametrize("name", ["wn", "none", "dyt", "evo-s0"])
+def test_a_thresholded_linear_unit_becomes_a_relu_and_says_so(name):
+    """But where it goes, for EvoNorm has its own."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), dk.FilterResponseNorm2d(8))
+    nn.init.constant_(model[1].threshold, 0.5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        convert_norm(model, name, report=None)
+    messages = [str(w.message) for w in caught]
+    if name == "evo-s0":
+        assert not any("threshold" in m or "tlu" in m for m in messages)
+        assert type(model[1]) is dk.EvoNorm2dS0
+        return
+    assert any(m.startswith("convert_norm: not carried over: ") and "threshold" in m for m in messages)
+    assert type(model[1][-1]) is nn.ReLU
+
+
+@pytest.mark.parametrize(("name", "kind"), [("evo-b0", dk.EvoNorm2dB0), ("evo-s0", dk.EvoNorm2dS0)])
+def test_evonorm_has_no_activation_behind(name, kind):
     """What the old norm applied itself goes; a module behind it goes with ``fuse`` alone."""
-    assert type(convert_norm(dk.BatchNorm2d(8, activation="relu"), name, report=None)) in (
-        dk.EvoNorm2dB0,
-        dk.EvoNorm2dS0,
-    )
+    assert type(convert_norm(dk.BatchNorm2d(8, activation="relu"), name, report=None)) is kind
     layers = pytest.importorskip("timm.layers", exc_type=ImportError)
     theirs = layers.BatchNormAct2d(8, drop_layer=nn.Dropout)
     found = convert_norm(theirs, name, report=None)
-    assert [type(m) for m in found] == [type(found.norm), nn.Dropout]
+    assert [type(m) for m in found] == [kind, nn.Dropout]
     lines = []
     model = convert_norm(images(), name, fuse=True, report=lines.append)
-    assert type(model[2]) is nn.Identity
+    assert (type(model[1]), type(model[2])) == (kind, nn.Identity)
     assert lines[-1] == "1: with ReLU"
     assert not hasattr(model[1], "activation"), "it has its own"
     kept = convert_norm(dk.BatchNorm2d(8, activation="relu"), name, report=None, apply_act=False)
-    assert [type(m) for m in kept] == [type(found.norm), nn.ReLU]
+    assert [type(m) for m in kept] == [kind, nn.ReLU]
 
 
 def test_evonorm_leaves_residuals_to_resnet_blocks():
@@ -156,6 +194,22 @@ def test_scaled_weight_standardization_takes_gain_and_bias():
     expected = weight.numpy()[:, None] * gamma * centred
     np.testing.assert_allclose(rows(model[0], 0), expected, rtol=1e-10, atol=1e-10)
     assert model[0].bias is bias
+
+
+def test_gains_that_groups_of_a_transposed_convolution_share():
+    """Have no place for the norm's weight, its bias goes to the layer."""
+    model = nn.Sequential(nn.ConvTranspose2d(4, 8, 3, groups=2), nn.BatchNorm2d(8))
+    nn.init.constant_(model[1].weight, 2.0)
+    with pytest.warns(UserWarning, match="not carried over: weight of BatchNorm2d -> Identity"):
+        convert_norm(model, "sws", report=None)
+    assert model[0].parametrizations.weight.original0.flatten().tolist() == [1.0] * 4
+    assert model[0].bias is not None
+
+
+def test_a_bias_of_another_dtype_learns_all_the_same():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, dtype=torch.float64))
+    convert_norm(model, "sws", report=None)
+    assert (model[0].bias.dtype, model[0].bias.requires_grad) == (torch.float32, True)
 
 
 def test_a_norm_whose_affine_part_is_no_number_a_channel_says_so():

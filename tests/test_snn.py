@@ -127,6 +127,34 @@ def test_an_optimizer_goes_on_with_the_same_parameters():
     assert model[0].bias is bias
 
 
+def test_a_bias_that_is_made_is_beside_the_weight():
+    """Where the norm has none, or one of another dtype or device; it learns where the layer does."""
+    makes = {
+        "frozen": lambda: [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, affine=False)],
+        "bfloat16": lambda: [nn.Conv2d(3, 8, 3, bias=False, dtype=torch.bfloat16), nn.BatchNorm2d(8)],
+        "meta": lambda: [nn.Conv2d(3, 8, 3, bias=False, device="meta"), nn.BatchNorm2d(8)],
+    }
+    for name, make in makes.items():
+        model = nn.Sequential(*make()).requires_grad_(name != "frozen")
+        layer = to_snn(model, report=None)[0]
+        assert (layer.bias.dtype, layer.bias.device) == (layer.weight.dtype, layer.weight.device)
+        assert layer.bias.requires_grad == (name != "frozen")
+
+
+def test_what_init_leaves_of_norms():
+    """A bias where there is none, and nothing is folded into weights that are drawn anew."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+    )
+    nn.init.constant_(model[1].bias, 2.0)
+    biases, lines = (model[1].bias, model[2].bias), []
+    to_snn(model, init=True, report=lines.append)
+    assert lines[0] == "0: with the bias of 1"
+    assert [line.split(": ")[1] for line in lines[1:]] == ["BatchNorm2d -> Identity"] * 3
+    assert (model[0].bias is biases[0], model[2].bias is biases[1]) == (True, True)
+    assert not model[0].bias.any()
+
+
 def test_a_norm_without_state_leaves_the_layer_before_it_alone():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.InstanceNorm2d(8))
     to_snn(model, report=None)
@@ -179,7 +207,39 @@ class Standardized(nn.Linear):
         return F.linear(x, self.weight - self.weight.mean(1, keepdim=True), self.bias)
 
 
+class Reading(nn.Module):
+    """Has another use for the convolution's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) * self.conv.weight.norm()
+
+
+class ReadingAround(Around):
+    """Has one for that of another module's."""
+
+    def forward(self, x):
+        return self.inner(x) * self.inner[0].weight.norm()
+
+
+def with_a_forward_of_its_own(path):
+    """On the instance: the container's calls the layer twice."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    layer, norm = model
+    model.get_submodule(path).forward = (lambda x: 2 * x) if path else (lambda x: layer(norm(layer(x))))
+    return model
+
+
 LEFT = {
+    "read": (Reading, "norm"),
+    "read from around": (ReadingAround, "inner.1"),
+    "with a forward set on it": (lambda: with_a_forward_of_its_own("0"), "1"),
+    "in a container with a forward set on it": (lambda: with_a_forward_of_its_own(""), "1"),
+    "a linear layer of images": (lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm2d(4)), "1"),
+    "over the width": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.LayerNorm(4)), "1"),
     "called twice": (Shared, "norm"),
     "called from around": (Around, "inner.1"),
     "in two places": (in_two_places, "1"),
@@ -244,7 +304,8 @@ def test_a_thresholded_linear_unit_becomes_selu_too():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), dk.FilterResponseNorm2d(8))
     x = torch.randn(2, 3, 5, 5)
     expected = F.selu(model[0](x))  # the norm's weight is one and its bias zero
-    torch.testing.assert_close(quiet(model)(x), expected)
+    with pytest.warns(UserWarning, match="not carried over: threshold of FilterResponseNorm2d -> Sequential"):
+        torch.testing.assert_close(quiet(model)(x), expected)
     assert model[1].activation == "tlu", "the model is as it was"
 
 
@@ -278,14 +339,22 @@ def test_lecun_normal_weights(layer, inputs):
 
 
 def test_weights_stay_without_init_and_parametrized_ones_with():
-    model = nn.Sequential(nn.Linear(3, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    hooks = nn.utils.spectral_norm(nn.Linear(4, 4))
+    model = nn.Sequential(nn.Linear(3, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), hooks)
     state = copy.deepcopy(model.state_dict())
     to_snn(model, report=None)
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
-    with pytest.warns(UserWarning, match="^to_snn: not initialized, for parametrized: 1$"):
+    with pytest.warns(UserWarning, match="^to_snn: not initialized, for parametrized: 1, 2$"):
         to_snn(model, init=True, report=None)
     assert not torch.equal(model[0].weight, state["0.weight"])
     assert all(torch.equal(t, state[f"1.{name}"]) for name, t in model[1].state_dict().items())
+    assert torch.equal(model[2].weight_orig, state["2.weight_orig"])
+
+
+def test_an_activation_with_a_forward_set_on_it_stays():
+    model = nn.Sequential(nn.ReLU())
+    model[0].forward = torch.tanh
+    assert type(to_snn(model, report=None)[0]) is nn.ReLU
 
 
 def test_hooks_and_modes_stay():

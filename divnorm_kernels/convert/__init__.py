@@ -195,7 +195,7 @@ def _new(
     if source.kind == "frozen" and wanted.moves_statistics:
         return "has statistics that never move"
     layer, missing = replacement(source, wanted)
-    return layer, missing if layers is None or layers[module].folds else ["weight", "bias"]
+    return layer, missing + ([] if layers is None else layers[module].missing(to))
 
 
 def _wanted(only: Only, name: str, module: nn.Module) -> bool:

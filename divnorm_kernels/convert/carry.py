@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 from ..modules import NormalizationLayer, convert_sync
-from ..modules.evonorm import EvoNorm2d
+from ..modules.evonorm import EvoNorm2d, EvoNorm2dB0
 from .options import missing, options, owner_of
 from .sources import Source
 from .targets import Target
@@ -24,8 +24,9 @@ _MODULES = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "tlu": nn.ReLU,
 }
-"""Torch's, for a layer that fuses none."""
+"""Torch's, for a layer that fuses none; a ReLU is a thresholded linear unit of threshold 0."""
 
 
 def replacement(source: Source, target: Target) -> tuple[nn.Module, list[str]]:
@@ -37,12 +38,15 @@ def replacement(source: Source, target: Target) -> tuple[nn.Module, list[str]]:
     factory = {} if like is None else {"device": like.device, "dtype": like.dtype}
     layer = target.make(**factory | options(source, target))
     _hand_over(source, layer, asked)
-    if isinstance(old, nn.SyncBatchNorm) or getattr(old, "sync", False):
+    across = isinstance(old, nn.SyncBatchNorm) or getattr(old, "sync", False)
+    if across:
         convert_sync(layer, old.process_group)
     for module in layer.modules():
         module.training = old.training
     absent = missing(source, target, layer)
-    layer = _followed(layer, source, asked)
+    if across and isinstance(layer, EvoNorm2dB0):
+        absent.append("statistics across processes")
+    layer = _followed(layer, source, asked, absent)
     share_hooks(old, layer)
     return layer, absent
 
@@ -85,8 +89,8 @@ def _copy(own: torch.Tensor, value: torch.Tensor) -> None:
             own.copy_(value.reshape(own.shape))
 
 
-def _followed(layer: nn.Module, source: Source, asked: dict[str, Any]) -> nn.Module:
-    """The new layer with what the old one applied behind the normalization."""
+def _followed(layer: nn.Module, source: Source, asked: dict[str, Any], absent: list[str]) -> nn.Module:
+    """The new layer with what the old one applied behind the normalization; ``absent`` takes what of it is lost."""
     followers = source.followers
     if isinstance(layer, NormalizationLayer):
         if "activation" in asked:
@@ -102,6 +106,7 @@ def _followed(layer: nn.Module, source: Source, asked: dict[str, Any]) -> nn.Mod
     if isinstance(layer, EvoNorm2d) and layer.activates:
         followers.pop("act", None)
     elif activation is not None:
+        absent += ["threshold"] if source.module.activation == "tlu" else []
         followers = {"activation": activation(), **followers}
     if not followers:
         return layer

@@ -45,10 +45,16 @@ def called(module: nn.Module) -> set[str]:
     return {path for graph, _ in _courses(module) for path in _calls(graph)}
 
 
+def read(module: nn.Module) -> set[str]:
+    """The modules, by their paths, of which the code of ``module`` takes a parameter, as far as that can be told."""
+    nodes = (node for graph, _ in _courses(module) for node in graph.nodes)
+    return {node.target.rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+
+
 def called_from_around(model: nn.Module, path: str, called: Called) -> set[str]:
     """What lies in the module at ``path`` and is called by modules around it themselves, as far as that can be told.
 
-    ``called`` is the function of this module, or one that keeps what that found.
+    ``called`` is the function of this module, or one that keeps what that found; or `read`, for whose parameters.
     """
     parts, found = path.split(".") if path else [], set()
     for depth in range(len(parts)):

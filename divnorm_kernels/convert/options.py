@@ -22,7 +22,7 @@ _TRACKED = {"bn": True, "in": False}
 def options(source: Source, target: Target) -> dict[str, Any]:
     """What the new layer is made with: what was asked for, else what the old one has, else what the place asks for."""
     if target.layer is None:
-        return target.explicit
+        return _of_evonorm(source, target) | target.explicit
     old, taken = source.module, takes(target.layer)
     has_weight, has_bias = (getattr(old, name, None) is not None for name in ("weight", "bias"))
     kept: dict[str, Any] = {name: has_weight for name in ("affine", "elementwise_affine")}
@@ -52,6 +52,23 @@ def options(source: Source, target: Target) -> dict[str, Any]:
         kept |= _sigma(source, target.explicit, (target.place | kept | target.explicit).get("p", 2))
     kept = {name: value for name, value in kept.items() if name in taken}
     return overruled(overruled(target.place, kept), target.explicit)
+
+
+def _of_evonorm(source: Source, target: Target) -> dict[str, Any]:
+    """What EvoNorm has of the old layer's options."""
+    old, kept = source.module, {}
+    if target.family == "evo-b0" and source.kind == "bn" and old.momentum is not None:
+        kept["momentum"] = old.momentum
+    if target.family == "evo-s0":
+        if source.kind == "gn":
+            kept["groups"] = old.num_groups
+        if source.kind in _BY_EPS:
+            for name, value in _sigma(source, {}, 2).items():
+                eps = value**2 if name == "sigma" else value
+                kept |= {} if math.isclose(eps, EPS, rel_tol=2e-6) else {"eps": eps}
+        if source.ours:
+            kept["backend"] = old.backend
+    return kept
 
 
 def _sigma(source: Source, asked: dict[str, Any], p: float) -> dict[str, float]:
@@ -112,8 +129,6 @@ def missing(source: Source, target: Target, layer: nn.Module) -> list[str]:
             defaults["momentum"] = 0.1
     if source.ours:
         defaults |= {"l1_weight": 0.0, "learn_sigma": False, "backend": None, "learn_eps": False, "k": 10}
-        if not isinstance(layer, NormalizationLayer) and old.activation == "tlu":  # torch has no such module
-            defaults["activation"] = None
     nothing = object()
     for name, default in defaults.items():
         value = getattr(old, name, default)

@@ -46,6 +46,18 @@ class Preceding:
         """The dimension of the layer's weight in which the outputs lie."""
         return int(isinstance(self.layer, _TRANSPOSED))
 
+    def missing(self, kind: str) -> list[str]:
+        """What of the norm finds no place in weights that are normalized by ``kind``."""
+        if not self.folds:
+            return ["weight", "bias"]
+        lost = kind == "sws" and not self.has_rows and getattr(self.source.module, "weight", None) is not None
+        return ["weight"] if lost else []
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether each output has a row of the weight: groups of a transposed convolution share theirs."""
+        return self.layer.weight.shape[self.dim] == self.source.size
+
     @property
     def folds(self) -> bool:
         """Whether the norm in eval mode, by running statistics or what it multiplies and adds, is a map a channel."""
@@ -56,11 +68,13 @@ class Preceding:
 def preceding(model: nn.Module) -> dict[nn.Module, Preceding]:
     """What precedes each norm of ``model``, by the norm, where `torch.fx` shows it as for fused layers.
 
-    Of norms and layers that are in one place each, with weights of their own and without hooks.
+    Of norms and layers that are in one place each, with weights of their own, which no code around them reads, and
+    without hooks. A linear layer is taken to give (N, C) to a norm of channels: nothing shows that it gives (N, C, L),
+    where L = C lets the norm pass and its map is along another dimension.
     """
     times = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
     owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
-    called = cache(courses.called)
+    called, read = cache(courses.called), cache(courses.read)
 
     def alone(module: nn.Module | None) -> bool:
         if module is None or times[id(module)] > 1 or hooked(module) or "forward" in vars(module):
@@ -75,7 +89,10 @@ def preceding(model: nn.Module) -> dict[nn.Module, Preceding]:
         if not (norms and layers) or "forward" in vars(module):
             continue
         pairs = courses.followers(module)
-        elsewhere = courses.called_from_around(model, path, called) if pairs else set()
+        elsewhere = set()
+        if pairs:
+            around = (courses.called_from_around(model, path, uses) for uses in (called, read))
+            elsewhere = read(module).union(*around)
         for norm, names in pairs.items():
             if norm not in norms or len(names) != 1 or names[0] not in layers or elsewhere & {norm, *names}:
                 continue
@@ -113,6 +130,15 @@ def fold(before: Preceding) -> None:
         layer.bias.copy_(shift)
 
 
+def take_bias(before: Preceding) -> bool:
+    """Gives a layer without a bias its norm's; whether there was one to give."""
+    own = getattr(before.source.module, "bias", None)
+    if before.layer.bias is not None or own is None or not before.folds:
+        return False
+    before.layer.bias = _own_bias(before)
+    return True
+
+
 def check_options(kind: str, options: dict[str, Any]) -> None:
     """Raises on options that weights cannot be normalized with."""
     normalize(nn.Linear(1, 1), kind, **options)
@@ -128,7 +154,7 @@ def normalize_weights(before: Preceding, kind: str, options: dict[str, Any]) -> 
         return
     weight, gain = getattr(old, "weight", None), layer.parametrizations.weight.original0
     with torch.no_grad():
-        if weight is not None and weight.numel() == gain.numel():
+        if weight is not None and before.has_rows:
             gain.copy_(weight.view(gain.shape))
         if getattr(old, "bias", None) is not None:
             layer.bias = _own_bias(before)
@@ -140,7 +166,8 @@ def _own_bias(before: Preceding) -> nn.Parameter:
     own, weight = getattr(before.source.module, "bias", None), before.layer.weight
     if isinstance(own, nn.Parameter) and (own.dtype, own.device) == (weight.dtype, weight.device):
         return own
-    return nn.Parameter(weight.new_zeros(before.source.size))
+    learns = any(p.requires_grad for p in before.layer.parameters())
+    return nn.Parameter(weight.detach().new_zeros(before.source.size), requires_grad=learns)
 
 
 def _map(source: Source, like: Tensor) -> tuple[Tensor, Tensor]:
