@@ -54,7 +54,8 @@ def _behind(convolution: nn.Conv2d, norm: str, backend: str | None) -> nn.Module
     """The norm and the activation behind a convolution, or the activation alone where its weights are normalized."""
     width = convolution.out_channels
     if norm in EVOLVED:
-        return convert_norm(nn.BatchNorm2d(width), norm, report=None)
+        options = {"backend": backend} if norm == "evo-s0" else {}
+        return convert_norm(nn.BatchNorm2d(width), norm, report=None, **options)
     if norm in BY_WEIGHTS:
         normalize(convolution, norm, **({"gamma": "relu"} if norm == "sws" else {}))
         if norm == "sws":

@@ -56,6 +56,11 @@ def test_properties_of_a_network_without_norms_follow_from_its_formula():
         assert measured["similarity"][1] == pytest.approx(properties.similarity(last.detach()), rel=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["evo-s0", "ln"])
+def test_layers_of_a_backend(norm):
+    assert properties.Deep(norm, 1, 8, False, backend="reference").norms[0].backend == "reference"
+
+
 @pytest.mark.parametrize("norm", properties.BY_WEIGHTS)
 def test_normalized_weights_keep_the_variance_of_normal_numbers(norm):
     """What a convolution gives of its activation has variance 1, by N samples whose squares vary by 2 each."""
