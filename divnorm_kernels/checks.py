@@ -6,7 +6,7 @@ import math
 import sys
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .fields import Geometry
 from .sharding import distributed
@@ -169,6 +169,12 @@ def check_flag(name: str, value: object) -> None:
     """Raises unless ``value`` is a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected a bool")
+
+
+def check_module(name: str, value: object) -> None:
+    """Raises unless ``value`` is a module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.nn.Module")
 
 
 def check_size(name: str, value: object) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .checks import check_flag, check_number
+from .checks import check_flag, check_module, check_number
 from .modules import GDN, Derf, DyT, NormalizationLayer
 
 _NORMS = (NormalizationLayer, GDN, DyT, Derf, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -32,8 +32,7 @@ def no_decay_groups(model: nn.Module, weight_decay: float, biases: bool = False)
     Example:
         >>> optimizer = torch.optim.AdamW(no_decay_groups(model, weight_decay=0.05), lr=1e-3)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    check_module("model", model)
     check_number("weight_decay", weight_decay, "a number of at least 0")
     if weight_decay < 0:
         raise ValueError(f"weight_decay: got {weight_decay}, expected a number of at least 0")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .checks import check_flag
+from .checks import check_flag, check_module
 from .convert import convert_norm
 from .convert.carry import share_hooks
 from .convert.fuse import opened
@@ -64,8 +64,7 @@ def to_snn(model: nn.Module, *, init: bool = False, inplace: bool = True, report
         1: BatchNorm1d -> Identity
         2: ReLU -> SELU
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    check_module("model", model)
     check_flag("init", init)
     check_flag("inplace", inplace)
     for path, module in model.named_modules():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checks import check_number, check_size, compute_dtype
+from ..checks import check_module, check_number, check_size, compute_dtype
 from ..sharding import reshard
 from .measuring import norms, scale
 from .selection import Place, affine_pairs, held, skipped, weights
@@ -135,8 +135,7 @@ def project(
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim.Optimizer")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    check_module("model", model)
     if to != "initial":
         check_number("to", to, 'a positive number or "initial"')
         if not 0 < to < math.inf:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
+from ..checks import check_module
 from ..sharding import reshard
 from .measuring import norms
 from .selection import directions, held, weights
@@ -33,8 +34,7 @@ def effective_rates(model: nn.Module, optimizer: Optimizer, power: int | None = 
         TypeError: on arguments of another type.
         ValueError: without ``power`` for an optimizer that is not known, and on a power that is neither 1 nor 2.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    check_module("model", model)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim.Optimizer")
     if power is None:
