@@ -51,25 +51,6 @@ def test_where_they_start(kind):
     assert kind(4, alpha=0.25).alpha.item() == 0.25
 
 
-@pytest.mark.parametrize("kind", [dk.DyT, dk.Derf])
-def test_half_types_are_rounded_once(kind):
-    layer, x = randomized(kind(4)), torch.randn(8, 4).bfloat16()
-    y = layer(x)
-    assert y.dtype == torch.bfloat16
-    expected = by_numpy(layer.double(), x.double(), (4,))
-    np.testing.assert_allclose(y.double().detach(), expected, rtol=0.51 * torch.finfo(y.dtype).eps, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", [dk.DyT, dk.Derf])
-def test_as_other_layers_of_ours(kind):
-    """One node to `torch.fx`, and no decay."""
-    layer = kind(4)
-    graph = torch.fx.symbolic_trace(torch.nn.Sequential(layer)).graph
-    assert [node.op for node in graph.nodes] == ["placeholder", "call_module", "output"]
-    decayed, kept = dk.no_decay_groups(layer, 0.1)
-    assert (len(decayed["params"]), len(kept["params"])) == (0, len(list(layer.parameters())))
-
-
 def test_bad_input():
     for make, words in (
         (lambda: dk.DyT("4"), "num_channels: got '4' of type str, expected a positive int"),
@@ -78,6 +59,7 @@ def test_bad_input():
         (lambda: dk.Derf(4)(torch.ones(2, 3)), r"x: got shape \(2, 3\), expected 4 channels in dimension -1"),
         (lambda: dk.DyT(4, dim=1)(torch.ones(4)), r"x: got shape \(4,\), expected 4 channels in dimension 1"),
         (lambda: dk.DyT(4)([1.0]), "x: got list, expected a Tensor"),
+        (lambda: dk.StandardizedReLU()(torch.ones(4).int()), "x: got dtype torch.int32"),
     ):
         with pytest.raises((TypeError, ValueError), match=f"^{words}"):
             make()

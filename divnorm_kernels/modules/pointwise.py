@@ -1,4 +1,4 @@
-"""What takes a norm's place without statistics: functions of one number, and of each channel's parameters."""
+"""Functions of each number by itself: what takes a norm's place without statistics, and a ReLU's behind weight norm."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from ..checks import check_activation, check_number, check_size, compute_dtype
 from .base import listed
 from .recording import Recorded
 
+RELU_GAIN = math.sqrt(2 * math.pi / (math.pi - 1))
+"""One by the standard deviation of relu(z), z standard normal."""
+
 
 class _Pointwise(Recorded, nn.Module):
-    """``weight * f(x) + bias`` with a number per channel and an f that has an alpha."""
+    """``weight * f(x) + bias`` with a number per channel and an f that has an alpha, and a shift where it says so."""
+
+    _shifts = False
 
     def __init__(
         self,
         num_channels: int,
-        alpha: float,
-        dim: int,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        alpha: float = 0.5,
+        dim: int = -1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_size("num_channels", num_channels)
@@ -34,12 +39,16 @@ class _Pointwise(Recorded, nn.Module):
         self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.weight = nn.Parameter(torch.empty(num_channels, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_channels, device=device, dtype=dtype))
+        self.shift = nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if self._shifts else None
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets weight to one, bias to zero and what is inside the function to what it starts from."""
+        """Sets weight to one, bias and shift to zero and alpha to what it starts from."""
         nn.init.constant_(self.alpha, self.initial_alpha)
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
+        if self.shift is not None:
+            nn.init.zeros_(self.shift)
 
     def forward(self, x: Tensor) -> Tensor:
         """y, with the shape and dtype of ``x``. In a graph that `torch.fx` records it is one node."""
@@ -81,17 +90,6 @@ class DyT(_Pointwise):
         TypeError, ValueError: on a bad argument; the message names it, what it got and what was expected.
     """
 
-    def __init__(
-        self,
-        num_channels: int,
-        alpha: float = 0.5,
-        dim: int = -1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_channels, alpha, dim, device, dtype)
-        self.reset_parameters()
-
     def _function(self, x: Tensor) -> Tensor:
         return torch.tanh(self.alpha.to(x.dtype) * x)
 
@@ -109,37 +107,24 @@ class Derf(_Pointwise):
         TypeError, ValueError: on a bad argument; the message names it, what it got and what was expected.
     """
 
-    def __init__(
-        self,
-        num_channels: int,
-        alpha: float = 0.5,
-        dim: int = -1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_channels, alpha, dim, device, dtype)
-        self.shift = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Sets weight to one, bias and shift to zero and alpha to what it starts from."""
-        super().reset_parameters()
-        nn.init.zeros_(self.shift)
+    _shifts = True
 
     def _function(self, x: Tensor) -> Tensor:
         return torch.erf(self.alpha.to(x.dtype) * x + self.shift.to(x.dtype))
 
 
-class StandardizedReLU(nn.Module):
+class StandardizedReLU(Recorded, nn.Module):
     """``sqrt(2 pi / (pi - 1)) * (relu(x) - 1 / sqrt(2 pi))``: of standard normal x, mean 0 and variance 1 again.
 
     It stands behind convolutions with weight norm in the place of a ReLU, as in Lubana et al., "Beyond BatchNorm",
     NeurIPS 2021. Source: Arpit et al., "Normalization Propagation", ICML 2016. x may have any shape.
     """
 
-    _GAIN = math.sqrt(2 * math.pi / (math.pi - 1))
-    _MEAN = 1 / math.sqrt(2 * math.pi)
-
     def forward(self, x: Tensor) -> Tensor:
-        """y, with the shape and dtype of ``x``."""
-        return self._GAIN * (torch.relu(x) - self._MEAN)
+        """y, with the shape and dtype of ``x``. In a graph that `torch.fx` records it is one node."""
+        node = self._as_node(x)
+        if node is not None:
+            return node
+        check_activation(x)
+        relu = torch.relu(x.to(compute_dtype(x)))
+        return (RELU_GAIN * (relu - 1 / math.sqrt(2 * math.pi))).to(x.dtype)

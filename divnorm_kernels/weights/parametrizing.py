@@ -9,15 +9,14 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations, parametrize
 
-from ..checks import DTYPES, check_at_least_zero, check_flag, check_number
+from ..checks import DTYPES, check_at_least_zero, check_flag, check_module, check_number
+from ..modules.pointwise import RELU_GAIN
 from ..sharding import distributed
 from .rows import BoundedWeightNorm, Rows, ScaledWeightStandardization, SharedBound, WeightNorm, WeightStandardization
 
 Kind = Literal["wn", "bwn", "ws", "sws"]
 
 _OPTIONS: dict[str, set[str]] = {"wn": set(), "bwn": {"p", "shared"}, "ws": {"eps"}, "sws": {"eps", "gamma"}}
-_RELU_GAIN = math.sqrt(2 * math.pi / (math.pi - 1))
-"""One by the standard deviation of relu(z), z standard normal."""
 
 
 def normalize(
@@ -46,10 +45,11 @@ def normalize(
     "sws"         gamma g_i (v_i - mean) / sqrt(n (var + eps)) original0, original1           Brock et al., 2021
     ============= ============================================ ============================== =======================
 
-    mean and biased var are of the n elements of the row. "wn" and "bwn" start from the weight as it is: g are the
-    norms of its rows and rho, the bound, is the norm of g; shared, rho is the average of g, and all rows have this
-    norm. The g of "sws" start from 1. "wn" has the keys of `torch.nn.utils.parametrizations.weight_norm`, older ones
-    too: checkpoints load both ways. Assigning to the weight starts anew.
+    mean and biased var are of the n elements of the row. "wn" and "bwn" start from the weight as it is, but for its
+    dtype's rounding: g are the norms of its rows and rho, the bound, is the norm of g; shared, rho is the average of g,
+    and all rows have this norm. The g of "sws" start from 1. "wn" has the keys of
+    `torch.nn.utils.parametrizations.weight_norm`, older ones too: checkpoints load both ways. Assigning to the weight
+    starts anew.
 
     Sums of half types are taken in float32, and the weight has v's dtype. A row of zeros stays zeros, where torch's
     has NaN, and its gradient is taken as if its norm were 1; a constant row is one of zeros for "ws" and "sws", its
@@ -76,8 +76,7 @@ def normalize(
         >>> for layer in [m for m in model.modules() if isinstance(m, nn.Conv2d)]:
         ...     normalize(layer, "ws")
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module: got {type(module).__name__}, expected a torch.nn.Module")
+    check_module("module", module)
     if not isinstance(kind, str) or kind not in _OPTIONS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(map(repr, _OPTIONS))}")
     for option, value in {"p": p, "shared": shared, "eps": eps, "gamma": gamma}.items():
@@ -112,7 +111,7 @@ def _rows(
     if gamma is None:
         gamma = 1.0
     elif isinstance(gamma, str) and gamma == "relu":
-        gamma = _RELU_GAIN
+        gamma = RELU_GAIN
     check_number("gamma", gamma, 'a number or "relu"')
     return ScaledWeightStandardization(dim, eps, gamma)
 
@@ -149,8 +148,7 @@ def fold(model: nn.Module) -> nn.Module:
         TypeError: on what is no module.
         ValueError: where what was learned is a DTensor: fold before `fully_shard`.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    check_module("model", model)
     modules = [(path, module) for path, module in model.named_modules() if parametrize.is_parametrized(module)]
     for path, module in modules:
         if any(distributed(p) for p in module.parametrizations.parameters()):
