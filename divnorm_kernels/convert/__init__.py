@@ -40,9 +40,9 @@ def convert_norm(
     The layers are torch.nn's, this package's, and those of other libraries that are called norms and turn out to
     compute one (timm's and torchvision's, transformers' RMSNorm); what follows the normalization in such a layer, an
     activation or a dropout, follows the new one. The very parameters go along, running statistics, hooks, device,
-    dtype, training mode, statistics across processes, and every option that the new layer has too and that was neither
-    given nor is part of the name; the recipes have the table. A module that is used in several places is replaced by
-    one.
+    dtype, training mode, statistics across processes, and every option that means the same in the new layer and was
+    neither given nor is part of the name; the recipes have the table. A module that is used in several places is
+    replaced by one.
 
     A ``UserWarning`` names what looks like a normalization and is left as it is, with the reason; options that the new
     layer has no place for; and, where there was nothing to replace, the classes that were seen.
@@ -73,13 +73,15 @@ def convert_norm(
             stands between: such a block gets a subclass of its class. What is hooked, shared, a function in place of a
             module or called by code around stays; the recipes say what cannot be seen. EvoNorm, an activation itself,
             takes the place of an activation module behind it.
-        options: for the new layers' constructor, such as ``window=5``, ``sigma=0.5``, ``affine=False``.
+        options: for the new layers' constructor, such as ``window=5``, ``sigma=0.5``, ``affine=False``, which EvoNorm,
+            `DyT` and `Derf` have not.
 
     Returns:
         The model, or the copy.
 
     Raises:
         ValueError: on an unknown name, or one that does not fit a layer.
+        TypeError: on an argument of another type, and on options that a constructor has not.
 
     Example:
         >>> model = convert_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "dn", window=5, sigma=0.5)

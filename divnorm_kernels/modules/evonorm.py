@@ -76,9 +76,9 @@ class EvoNorm2d(Recorded, nn.Module):
 class EvoNorm2dS0(WithBackend, EvoNorm2d):
     """EvoNorm-S0 of (N, C, H, W): ``weight * x * sigmoid(v * x) / sqrt(var + eps) + bias``, no activation behind.
 
-    The variance is the biased one of a group of channels of a sample, as `GroupNorm`'s. Arguments and the keys of the
-    state_dict are those of timm's ``EvoNorm2dS0``. Source: Liu et al., "Evolving Normalization-Activation Layers",
-    NeurIPS 2020, table 2.
+    The variance is the biased one of a group of channels of a sample, as `GroupNorm`'s. Arguments come in the order of
+    timm's ``EvoNorm2dS0``, which calls the first one num_features, and the state_dict has its keys. Source: Liu et al.,
+    "Evolving Normalization-Activation Layers", NeurIPS 2020, table 2.
 
     Args:
         num_channels: C.
@@ -129,9 +129,9 @@ class EvoNorm2dB0(EvoNorm2d):
 
     ``weight * x / max(sqrt(var_NHW + eps), v * x + sqrt(var_HW + eps)) + bias``, by the biased variances of each
     channel over the batch and over a sample. In eval mode the former is the running one, which moves by the unbiased
-    variance, as `BatchNorm2d`'s, and where a channel has a single value not at all. Arguments and the keys of the
-    state_dict are those of timm's ``EvoNorm2dB0``. Source: Liu et al., "Evolving Normalization-Activation Layers",
-    NeurIPS 2020, table 2.
+    variance, as `BatchNorm2d`'s, and where a channel has a single value not at all. Arguments come in the order of
+    timm's ``EvoNorm2dB0``, which calls the first one num_features, and the state_dict has its keys. Source: Liu et al.,
+    "Evolving Normalization-Activation Layers", NeurIPS 2020, table 2.
 
     Args:
         num_channels: C.
