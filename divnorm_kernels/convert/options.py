@@ -64,8 +64,7 @@ def _of_evonorm(source: Source, target: Target) -> dict[str, Any]:
             kept["groups"] = old.num_groups
         if source.kind in _BY_EPS:
             for name, value in _sigma(source, {}, 2).items():
-                eps = value**2 if name == "sigma" else value
-                kept |= {} if math.isclose(eps, EPS, rel_tol=2e-6) else {"eps": eps}
+                kept["eps"] = value**2 if name == "sigma" else value
         if source.ours:
             kept["backend"] = old.backend
     return kept
