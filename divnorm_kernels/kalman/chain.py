@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..checks import check_flag
+from ..checks import check_flag, check_module
 from ..convert.carry import clear_hooks, share_hooks
 from ..convert.sources import examine
 from .carriers import (
@@ -62,8 +62,7 @@ def kalman_chain(model: nn.Module, prior_weight: float = 0.9, *, inplace: bool =
         >>> model = kalman_chain(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
         ...                                    nn.BatchNorm2d(8)))
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    check_module("model", model)
     check_prior_weight(prior_weight)
     check_flag("inplace", inplace)
     if isinstance(model, _BatchNorm):

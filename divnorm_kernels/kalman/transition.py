@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..checks import check_size
+from ..checks import check_module, check_size
 from ..sharding import distributed
 from .state import KalmanState, along, check_state, moments
 
@@ -61,8 +61,7 @@ def propagate(
     Source: Wang et al., "Kalman Normalization", NeurIPS 2018, section 3; the rectified normal's moments in place of a
     sample are this package's.
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module: got {type(module).__name__}, expected a torch.nn.Module")
+    check_module("module", module)
     check_state("state", state)
     state = KalmanState(*state)
     if sample is None:

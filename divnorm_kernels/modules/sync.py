@@ -7,6 +7,7 @@ import warnings
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..checks import check_module
 from .distributed import ProcessGroup
 
 
@@ -25,8 +26,7 @@ def convert_sync(model: nn.Module, process_group: ProcessGroup | None = None) ->
         TypeError: on what is no module.
         ValueError: on layers whose statistics do not merge: those of other p than 2, and of the k largest deviations.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    check_module("model", model)
     named = dict(model.named_modules())
     layers = [module for module in named.values() if getattr(type(module), "synchronizes", False)]
     for layer in layers:
