@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..checks import check_module, check_size
+from ..constant import constant
 from ..sharding import distributed
 from .state import KalmanState, along, check_state, moments
 
@@ -194,7 +195,7 @@ def _positions(kernel_size: int | Sequence[int], dims: int) -> int:
     return kernel_size**dims if isinstance(kernel_size, int) else math.prod(kernel_size)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _constants(count: int) -> tuple[float, float]:
     """`_of_the_largest`, which a compiler would trace by steps, past the cache."""
     return _of_the_largest(count)
