@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -63,6 +64,20 @@ CASES = {
         *(_case(f"ResNet-50, {what}, batch {n}", n, *shape) for n in (64, 256) for what, shape in _RESNET_50),
     )
 }
+
+_SHAPE = re.compile("[1-9][0-9]*(x[1-9][0-9]*){1,4}")
+
+
+def case_named(name: str) -> Case:
+    """The case of that name, or one of a shape that it spells, such as 8x64x56x56.
+
+    Raises:
+        ValueError: where it is neither.
+    """
+    if name not in CASES and not _SHAPE.fullmatch(name):
+        raise ValueError(f"got {name!r}, expected a shape such as 8x64x56x56 (2 to 5 extents) or a name of `cases`")
+    return CASES.get(name) or _case("a shape of your own", *map(int, name.split("x")))
+
 
 TARGETS = ("32x64x56x56", "16x256x28x28", "32x512x7x7", "8x16x32x32", "2x64x224x224", "1x64x224x224")
 """The shapes the speed targets name."""

@@ -15,12 +15,12 @@ from rich.table import Table
 
 from . import behind, channels, family, gdn, models, overhead, properties, recurrent, targets
 from . import pages as tables
-from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, settings
+from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, case_named, settings
 from .check.command import app as check
 from .inputs import image_cases, sample_cases, tensor_case
 from .machine import describe
 from .measure import Ended, copy_bandwidth
-from .options import GO_ON, Device, Dtypes, Formats, Threads, chosen, command_line, device_named, width
+from .options import GO_ON, INTERRUPTED, Device, Dtypes, Formats, Threads, chosen, command_line, device_named, width
 from .plots import plot_ratios, plot_windows
 from .report import print_headline, sweep_table, table
 from .results import headline, read, write_rows
@@ -67,7 +67,10 @@ def run(
         ),
     ] = None,
     device: Device = "auto",
-    case: Annotated[list[str] | None, typer.Option(help="A case by name (see `cases`); may be repeated.")] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(help="A shape NxCxHxW (NxF, NxCxL, NxCxDxHxW), or a case by name; may be repeated."),
+    ] = None,
     dtype: Dtypes = None,
     format: Formats = None,
     window: Annotated[list[int] | None, typer.Option(min=1, help="A window size; may be repeated.")] = None,
@@ -126,7 +129,10 @@ def run(
         plan = list(settings(own, dtypes, formats, windows, device))
         swept: list[Case] = own[:1]
     else:
-        named = [CASES[name] for name in chosen("--case", case, CASES, selection.cases)]
+        try:
+            named = [case_named(name) for name in case or selection.cases]
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--case") from None
         plan = list(settings(named, dtypes, formats, windows, device))
         if case is None:  # the default run always sees a real picture
             plan += settings(sample_cases(), dtypes[:1], formats, windows[:1], device)
@@ -159,6 +165,8 @@ def run(
             except Ended as ended:
                 results.add(ended)
                 raise _to_go_on(console, ended) from None
+            except KeyboardInterrupt:
+                raise _stopped(console) from None
             progress.advance(task)
     results.write()
     _show(console, out, results.document())
@@ -210,6 +218,8 @@ def layers(
             rows.append(family.unmeasured(pair, setting, relu, ended.failure))
             family.write(path, rows, machine, command_line())
             raise _to_go_on(console, ended) from None
+        except KeyboardInterrupt:
+            raise _stopped(console) from None
         family.write(path, rows, machine, command_line())
     family.show(console, rows, machine)
     if any(row.ours is None for row in rows):
@@ -368,6 +378,11 @@ def show(
 def _to_go_on(console: Console, ended: Ended) -> typer.Exit:
     console.print(f"{escape(str(ended))}\nthis process can measure nothing more; --resume goes on without it")
     return typer.Exit(GO_ON)
+
+
+def _stopped(console: Console) -> typer.Exit:
+    console.print("stopped; the same command with --resume goes on with what is left")
+    return typer.Exit(INTERRUPTED)
 
 
 def _show(console: Console, folder: Path, document: dict) -> None:

@@ -18,7 +18,7 @@ import divnorm_kernels
 from . import gpu, results, timing
 from .cases import Case, Setting, random_input
 from .measure import Attempts, ready
-from .results import geometric_mean, machine_name
+from .results import against, geometric_mean, machine_name
 from .subjects import Subject, activation, groups_for
 from .timing import Times, interleaved, step
 
@@ -202,7 +202,7 @@ def show(console: Console, rows: list[FamilyRow], machine: dict) -> None:
                 what = f"{name}{' and ReLU' if relu else ''}"
                 count = sum(r >= 1 for r in found)
                 console.print(
-                    f"{geometric_mean(found):6.2f}x  faster than torch's {what} (geometric mean); no slower in "
+                    against(geometric_mean(found), f"torch's {what}") + " (geometric mean); no slower in "
                     f"{count} of {len(found)}, worst {min(found):.2f}x"
                 )
 

@@ -18,6 +18,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads torch and the 
 GO_ON = 75
 """The exit status of a command that another process is to go on with; the C library's name for it is EX_TEMPFAIL."""
 
+INTERRUPTED = 130
+"""The exit status of a command that Ctrl-C ended, as shells have it."""
+
 
 def width() -> int | None:
     """The terminal's, or one that fits every table where the output is no terminal."""

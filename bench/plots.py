@@ -38,7 +38,7 @@ def plot_ratios(path: Path, rows: Rows, machine: dict) -> None:
     axes.set_xlabel("time of the peer / time of divisive_norm, forward + backward (right of 1: we are faster)")
     axes.set_title(_title(machine), fontsize=9)
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=7, loc="lower right")
+    figure.legend(fontsize=7, loc="outside lower center", ncols=len(PEERS))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

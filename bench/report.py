@@ -9,6 +9,7 @@ from rich.table import Table
 from .measure import COPY
 from .results import (
     Rows,
+    against,
     best_of_ours,
     by_window,
     direction_shares,
@@ -128,7 +129,7 @@ def print_headline(console: Console, rows: Rows, sweeps: Rows, overhead: dict[st
     console.rule(machine_name(machine))
     for peer, value in summary["geometric mean of peer time / our time"].items():
         if value is not None:
-            console.print(f"{value:6.2f}x  faster than {peer} (geometric mean, forward + backward)")
+            console.print(f"{against(value, peer)} (geometric mean, forward + backward)")
     count, total = (
         summary["settings no slower than the faster of BatchNorm and GroupNorm"],
         summary["settings with both"],

@@ -70,6 +70,11 @@ def direction_shares(own: dict, copy: dict) -> tuple[float | None, float | None]
     return limit / times["forward"], 1.5 * limit / times["backward"]
 
 
+def against(value: float, peer: str) -> str:
+    """A ratio, the peer's time over ours, in words."""
+    return f"{value:6.2f}x  faster than {peer}" if value >= 1 else f"{1 / value:6.2f}x  slower than {peer}"
+
+
 def geometric_mean(values: list[float]) -> float | None:
     """The geometric mean; ``None`` of nothing."""
     return prod(values) ** (1 / len(values)) if values else None

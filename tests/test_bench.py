@@ -19,8 +19,18 @@ from bench.cases import CASES, SUITES, SWEEP_WINDOWS, Case, Setting, settings
 from bench.inputs import image_cases, sample_cases, tensor_case
 from bench.machine import describe
 from bench.measure import check, measure
+from bench.options import INTERRUPTED
 from bench.report import print_headline, table
-from bench.results import best_of_ours, geometric_mean, headline, ratio, settings_of, share_of_limit, window_growth
+from bench.results import (
+    against,
+    best_of_ours,
+    geometric_mean,
+    headline,
+    ratio,
+    settings_of,
+    share_of_limit,
+    window_growth,
+)
 from bench.subjects import OURS, PEERS, Subject, activation, groups_for, ours, peers
 
 pytestmark = pytest.mark.usefixtures("torchs_defaults")
@@ -219,7 +229,7 @@ def test_run_writes_results_and_plots_and_show_reads_them(tmp_path):
         "--out",
         tmp_path,
     )
-    assert "faster than BatchNorm (geometric mean" in output
+    assert "than BatchNorm (geometric mean" in output
     document = json.loads((tmp_path / "results.json").read_text())
     assert len(settings_of(document["rows"])) == 3
     assert document["machine"]["threads"] == torch.get_num_threads()
@@ -256,12 +266,12 @@ def test_a_killed_run_goes_on_with_resume(tmp_path, monkeypatch):
 
     recorded = running.measure
     monkeypatch.setattr(running, "measure", killed)
-    run("run", *options, code=130)
+    assert "--resume goes on" in run("run", *options, code=INTERRUPTED)
     first = json.loads(out.read_text())["rows"]
     assert {row["dtype"] for row in first} == {"float32"}
     monkeypatch.setattr(running, "measure", recorded)
     del seen[:]
-    assert "faster than BatchNorm" in run("run", *options, "--resume")
+    assert "than BatchNorm (geometric mean" in run("run", *options, "--resume")
     assert seen == [("8x16x32x32", "bfloat16")]
     rows = json.loads(out.read_text())["rows"]
     assert rows[: len(first)] == first
@@ -280,6 +290,21 @@ def test_only_results_of_this_machine_are_resumed(tmp_path):
     assert message in re.sub(r"[\s│]+", " ", run("run", *options, code=2))
     out.write_text("[]")
     assert "expected a results file of this benchmark" in re.sub(r"[\s│]+", " ", run("run", *options, code=2))
+
+
+def test_any_shape_is_a_case(tmp_path):
+    options = ("--dtype", "float32", "--format", "contiguous", "--seconds", 0.01, "--no-compile", "--no-sweep")
+    assert "3x5x6x7" in run("run", "--case", "3x5x6x7", *options, "--out", tmp_path)
+    (case,) = {row["case"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert case == "3x5x6x7"
+    for wrong in ("3x0x6", "7", "3x5x6x7x8x9", "3x-1", "ResNet"):
+        said = re.sub(r"[\s│]+", " ", run("run", "--case", wrong, *options, "--out", tmp_path, code=2))
+        assert f"got '{wrong}', expected a shape such as 8x64x56x56" in said
+
+
+def test_ratios_in_words():
+    assert against(1.5, "BatchNorm").split() == ["1.50x", "faster", "than", "BatchNorm"]
+    assert against(0.87, "BatchNorm").split() == ["1.15x", "slower", "than", "BatchNorm"]
 
 
 def document_of(times, machine="a processor"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 import random
 import re
@@ -21,6 +22,7 @@ from torch import nn
 
 import divnorm_kernels as dk
 from bench import pages
+from bench.options import INTERRUPTED
 from bench.training import luma, superres, words
 from bench.training.loop import CHECKPOINT, LOG, Plan, Task, train
 from bench.training.runs import EXPERIMENTS, RESULTS, Run, collect, run_all
@@ -194,6 +196,32 @@ def test_a_killed_run_goes_on_where_it_was(command, tmp_path, small_text):
     assert _curve(killed / folder.name) == _curve(folder)
     assert len(_curve(folder)) == steps
     assert EXPERIMENTS[name].figure in json.loads((killed / RESULTS).read_text())["runs"][0]["figures"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_ends_all_processes_and_says_how_to_go_on(jobs, tmp_path, small_text):
+    """A terminal sends it to all of them; what they would train on for is hours."""
+    steps = 1_000_000
+    arguments = ["text", "--norm", "dn*", "--vocabulary", 60, "--seeds", 2, "--jobs", jobs, "--steps", steps]
+    arguments += ["--checkpoint-every", 1, "--device", "cpu", "--data", small_text, "--out", tmp_path / "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench", "train", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    runs = [tmp_path / "out" / Run("dn*", seed).folder(Path()) / CHECKPOINT for seed in range(jobs)]
+    while not all(path.exists() for path in runs) and process.poll() is None:
+        time.sleep(0.01)
+    workers = _children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
+    assert "the same command goes on" in output
+    assert not any(Path(f"/proc/{worker}/stat").exists() for worker in workers)
+    for path in runs:
+        assert torch.load(path, weights_only=True)["step"] < steps
 
 
 def test_several_processes_train_what_one_does(tmp_path, small_text):

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from divnorm_kernels.backends import availability, check_name
 
 from ..machine import describe
-from ..options import chosen, command_line, device_named, width
+from ..options import INTERRUPTED, chosen, command_line, device_named, width
 from .data import DataError
 from .loop import ResumeError
 from .plots import plot_activations, plot_curves
@@ -113,6 +113,10 @@ def _train(name: str, settings: Settings, norm: list[str] | None, seeds: int, jo
             run_all(name, settings, runs, out, jobs, report)
         except ResumeError as error:
             raise typer.BadParameter(str(error), param_hint="--out") from None
+        except KeyboardInterrupt:
+            progress.stop()
+            console.print(f"stopped; the same command goes on from the checkpoints in {out}")
+            raise typer.Exit(INTERRUPTED) from None
     machine = describe(settings.device)
     document = {
         "title": _title(experiment, settings, machine),

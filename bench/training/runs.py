@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ _done: Any = None
 def _start_worker(done: Any, threads: int) -> None:
     global _done
     _done = done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process ends the others
     torch.set_num_threads(threads)
 
 
@@ -147,14 +149,19 @@ def run_all(name: str, settings: Settings, runs: list[Run], out: Path, jobs: int
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, context, _start_worker, (done, threads)) as pool:
         waiting = {pool.submit(_train_in_worker, i, name, settings, run, out) for i, run in enumerate(runs)}
-        while waiting:
-            ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-            for number, step in enumerate(done):
-                report(number, step)
-            for future in ended:
-                if future.exception() is not None:
-                    pool.shutdown(cancel_futures=True)
-                future.result()
+        try:
+            while waiting:
+                ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                for number, step in enumerate(done):
+                    report(number, step)
+                for future in ended:
+                    if future.exception() is not None:
+                        pool.shutdown(cancel_futures=True)
+                    future.result()
+        except KeyboardInterrupt:
+            for worker in active_children():
+                worker.kill()  # at any time its files are whole
+            raise
 
 
 def collect(out: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
