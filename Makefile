@@ -1,9 +1,13 @@
-# `make bench` and `make test` set up what they need in .venv and then run; a second call sets nothing up again.
+# `make bench` and `make test` set up what they need in .venv and then run; a second call sets nothing up again. bench
+# needs less: the CPU kernels for this processor, and the CUDA kernels and Triton where there is a GPU, for that alone.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+BUILT_FROM := pyproject.toml CMakeLists.txt setup.py $(CXX_SOURCES)
+# What runs on every x86-64 processor and NVIDIA GPU.
+EVERYWHERE := -DDIVNORM_INSTRUCTION_SETS=baseline;avx2;avx512 -DDIVNORM_CUDA_ARCHS=80;90;100;120
 
 # Random calls that `make test` makes under sanitizers.
 CPU_CALLS ?= 5000
@@ -12,7 +16,7 @@ RACE_CALLS ?= 50
 
 .PHONY: bench test emulated gpu-check native-test address-test race-test fuzz fuzz-address fuzz-races docs lint format clean
 
-bench: $(VENV)/.installed
+bench: $(if $(wildcard $(VENV)/.installed),$(VENV)/.installed,$(VENV)/.bench)
 	$(BIN)/python -m bench run
 
 test:
@@ -79,7 +83,13 @@ $(VENV)/.torch:
 	$(BIN)/python -m pip install "$(TORCH)"
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt setup.py $(CXX_SOURCES)
-	$(BIN)/python -m pip install --editable ".[bench,test,docs,lint]"
+$(VENV)/.bench: $(VENV)/.torch $(BUILT_FROM)
+	if nvidia-smi -L > /dev/null 2>&1; then extras=bench,triton; \
+	else extras=bench; export CMAKE_ARGS="-DDIVNORM_CUDA=off $$CMAKE_ARGS"; fi; \
+	$(BIN)/python -m pip install --editable ".[$$extras]"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(BUILT_FROM)
+	CMAKE_ARGS="$${CMAKE_ARGS-$(EVERYWHERE)}" $(BIN)/python -m pip install --editable ".[bench,test,docs,lint]"
 	$(BIN)/python -m pip install --no-deps timm torchvision  # they ask for torch, and would get its GPU libraries
 	touch $@

@@ -15,7 +15,7 @@ def main() -> None:
     print(f"divnorm_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     for name, reason in availability().items():
         print(f"backend {name}: {'available' if reason is None else f'missing: {reason}'}")
-    print(f"instruction set: {cpu.instruction_set() or 'none: the native module is missing'}")
+    print(f"instruction set: {cpu.instruction_set() or 'none'}")
     print(f"threads: {torch.get_num_threads()}")
 
 

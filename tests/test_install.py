@@ -45,6 +45,7 @@ for ours, expected in zip(results(divnorm_kernels.divisive_norm, backend={backen
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 print(divnorm_kernels.__file__, cpu.instruction_set())
 """
+WITHOUT_KERNELS = "import warnings; warnings.simplefilter('ignore')\n" + USE.format(backend=None)
 # What a clone has and a source distribution has not, and the other way round.
 OF_A_CLONE = {".ci/run", ".gitignore"}
 GENERATED = {"PKG-INFO", "setup.cfg"}
@@ -184,7 +185,7 @@ def test_from_the_source_distribution_to_kernels_in_a_fresh_environment(tree, tm
         assert used.stdout.split() == [str(package / "__init__.py"), name]
 
     # Code compiled for one instruction set must not be what the linker picks for all of them.
-    objects = list((root / "build").rglob("kernels.cpp.o"))
+    objects = [file for file in (root / "build").rglob("*.cpp.o") if "divnorm_cpu_" in str(file)]
     assert objects
     for file in objects:
         symbols = run("nm", "--demangle", "--defined-only", "--extern-only", file).stdout.splitlines()
@@ -205,6 +206,15 @@ def test_from_the_source_distribution_to_kernels_in_a_fresh_environment(tree, tm
     assert len(list((root / "divnorm_kernels").glob("_native*.so"))) == 1
     assert python(USE.format(backend="cpu"), root).split()[0] == str(root / "divnorm_kernels" / "__init__.py")
 
+    # A third, for processors that this is none of.
+    report = editable(root, CMAKE_ARGS="-DDIVNORM_INSTRUCTION_SETS= -DDIVNORM_CUDA=off -DDIVNORM_OPTIMIZE=-O0")
+    assert "backend cpu: missing: the compiled module has kernels for other processors alone: install it here" in report
+    assert "instruction set: none\n" in report
+    assert (
+        python("import warnings; warnings.simplefilter('ignore')\n" + USE.format(backend=None), root).split()[1]
+        == "None"
+    )
+
 
 def test_editable_install_without_a_compiler_is_pure_python(tree):
     assert f"backend cpu: missing: {NOT_BUILT}\n" in editable(tree, **NO_COMPILER)
@@ -215,8 +225,7 @@ def test_without_a_compiler_the_install_is_pure_python_and_says_so(tree, tmp_pat
     assert f"the compiled module was {NOT_BUILT}" in output
     home = unpacked(built, tmp_path / "home")
     assert not list(home.rglob("*.so"))
-    code = "import warnings; warnings.simplefilter('ignore')\n" + USE.format(backend=None)
-    assert python(code, home).split()[1] == "None"
+    assert python(WITHOUT_KERNELS, home).split()[1] == "None"
     report = python(REPORT, home)
     assert f"backend cpu: missing: {NOT_BUILT}\n" in report
     assert f"backend cuda: missing: {NOT_BUILT}\n" in report

@@ -226,7 +226,7 @@ def test_non_finite_values_reach_exactly_the_reference_set(call: Call, value: fl
     call = dataclasses.replace(call, x=x)
     with table(**changes):
         got = evaluate(triton, call)["y"]
-    want = evaluate(reference, call)["y"]
+    want = evaluate(reference, call.in_double())["y"]  # in float32 torch's GELU of infinity may be NaN (AVX-512)
     assert torch.equal(want.isfinite(), got.isfinite())
     assert torch.equal(want.isnan(), got.isnan())
 

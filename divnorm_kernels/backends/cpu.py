@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 from torch import Tensor
 
 from ..fields import Geometry
 from ..layout import channels_last_strides
 from . import native
-from .native import DTYPES, Needs, missing, module
+from .native import DTYPES, Needs, module
 
+_OTHER_PROCESSOR = (
+    "the compiled module has kernels for other processors alone: install it here, or for all of them with "
+    'CMAKE_ARGS="-DDIVNORM_INSTRUCTION_SETS=baseline;avx2;avx512"'
+)
+_RUNS_HERE = module is not None and bool(module.instruction_sets())
+if module is not None and not _RUNS_HERE:
+    warnings.warn(
+        f"divnorm_kernels: CPU tensors are served by the slow reference ({_OTHER_PROCESSOR})",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 if module is not None and "DIVNORM_INSTRUCTION_SET" in os.environ:
     module.use_instruction_set(os.environ["DIVNORM_INSTRUCTION_SET"])
+
+
+def missing() -> str | None:
+    """Why this backend is not available on this machine, or ``None``."""
+    return native.missing() if module is None or _RUNS_HERE else _OTHER_PROCESSOR
 
 
 def refusal(g: Geometry, x: Tensor) -> str | None:
@@ -23,7 +40,7 @@ def refusal(g: Geometry, x: Tensor) -> str | None:
 
 def unreadable(x: Tensor) -> str | None:
     """Why no kernel of the CPU's can take such an x, whatever it computes, or ``None``."""
-    if module is None:
+    if not _RUNS_HERE:
         return missing()
     if not x.is_cpu:
         return f"x is on {x.device}, this backend computes on the CPU"
@@ -34,7 +51,7 @@ def unreadable(x: Tensor) -> str | None:
 
 def instruction_set() -> str | None:
     """The instruction set in use."""
-    return module.instruction_set() if module is not None else None
+    return module.instruction_set() if _RUNS_HERE else None
 
 
 def description() -> str:
