@@ -33,6 +33,10 @@ inline auto specialize_if(Body&& body, [[maybe_unused]] bool flag, Flags... flag
 template <class T>
 constexpr bool kStreams = !std::is_same_v<T, double>;
 
+// In a loop over the few numbers that fill no vector: the compiler is not to make vectors of them, which is most of what
+// it would compile.
+inline void one_by_one() { asm volatile(""); }
+
 // Calls body(V{}, i) over 0..count while whole values of type V fit, then with narrower ones down to single numbers.
 template <class V, class Body>
 inline void for_lanes(int64_t count, Body&& body, int64_t i = 0) {
@@ -43,7 +47,10 @@ inline void for_lanes(int64_t count, Body&& body, int64_t i = 0) {
       body(Vec<Number>{}, i);
       i += kLanes<Number>;
     }
-  for (; i < count; ++i) body(Number{}, i);
+  for (; i < count; ++i) {
+    one_by_one();
+    body(Number{}, i);
+  }
 }
 
 // The same, with single numbers first until out + i is aligned for streaming stores. A Pair's places are settled by the
@@ -52,8 +59,10 @@ template <class V, bool Stream, class T, class Body>
 inline void for_lanes_writing(const T* out, int64_t count, Body&& body) {
   int64_t i = 0;
   if constexpr (Stream && !is_pair<V>)
-    for (; i < count && reinterpret_cast<uintptr_t>(out + i) % (kWidth<V> * sizeof(T)) != 0; ++i)
+    for (; i < count && reinterpret_cast<uintptr_t>(out + i) % (kWidth<V> * sizeof(T)) != 0; ++i) {
+      one_by_one();
       body(typename Lane<V>::type{}, i);
+    }
   for_lanes<V>(count, body, i);
 }
 

@@ -48,7 +48,10 @@ template <class V, class Body>
 inline void for_slots(int64_t count, Body&& body) {
   constexpr int64_t step = kAtOnce<V> * kWidth<V>;
   int64_t at = 0;
-  for (; at + step <= count; at += step) body(std::integral_constant<int, kAtOnce<V>>{}, at, at, NoneAgain{});
+  for (; at + step <= count; at += step) {
+    if constexpr (is_scalar<V>) one_by_one();
+    body(std::integral_constant<int, kAtOnce<V>>{}, at, at, NoneAgain{});
+  }
   if constexpr (!is_scalar<V>)
     for (; at < count; at += kWidth<V>) {
       const int64_t from = slot_from<V>(at, count);
@@ -60,7 +63,10 @@ inline void for_slots(int64_t count, Body&& body) {
 template <class V, class Body>
 inline void for_each_slot(int64_t count, Body&& body) {
   int64_t at = 0;
-  for (; at + kWidth<V> <= count; at += kWidth<V>) body(at, at, NoneAgain{});
+  for (; at + kWidth<V> <= count; at += kWidth<V>) {
+    if constexpr (is_scalar<V>) one_by_one();
+    body(at, at, NoneAgain{});
+  }
   if constexpr (!is_scalar<V>)
     if (at < count) body(at, count - kWidth<V>, at + kWidth<V> - count);
 }
@@ -70,6 +76,7 @@ template <class V, class Body>
 inline void for_paired_slots(int64_t count, Body&& body) {
   int64_t at = 0;
   for (; at + 2 * kWidth<V> <= count; at += 2 * kWidth<V>) {
+    if constexpr (is_scalar<V>) one_by_one();
     body(std::true_type{}, at, at, NoneAgain{});
     body(std::false_type{}, at + kWidth<V>, at + kWidth<V>, NoneAgain{});
   }
