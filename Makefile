@@ -14,7 +14,8 @@ CPU_CALLS ?= 5000
 CUDA_CALLS ?= 500
 RACE_CALLS ?= 50
 
-.PHONY: bench test emulated gpu-check native-test address-test race-test fuzz fuzz-address fuzz-races docs lint format clean
+.PHONY: bench test emulated gpu-check native-test address-test race-test fuzz fuzz-address fuzz-races docs wheels lint \
+	format clean
 
 bench: $(if $(wildcard $(VENV)/.installed),$(VENV)/.installed,$(VENV)/.bench)
 	$(BIN)/python -m bench run
@@ -63,6 +64,10 @@ fuzz-races:  # threads that wait for each other, most of the time
 # The API reference and the recipes, as HTML in build/docs.
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+# The source distribution and wheels of all Pythons here, in dist (docs/releasing.md).
+wheels:
+	.ci/wheels "$(TORCH)"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
