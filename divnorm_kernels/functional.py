@@ -60,9 +60,9 @@ def divisive_norm(
             channels_last tensors are read as they lie; any other layout costs one copy.
         weight: (C,), or (F,) for the feature form; ``None`` stands for ones.
         bias: as ``weight``; ``None`` stands for zeros.
-        window: the summation field A: an int k covering positions p-(k-1)//2 .. p+k//2, a `Span` of any others, a tuple
-            or list with one entry per spatial dimension, ``"all"`` (also as an entry), or ``None``: no mean is
-            subtracted.
+        window: the summation field A: an int k, centred, covering positions p-(k-1)//2 .. p+k//2, a `Span` of any
+            others, as for causal windows, a tuple or list with one entry per spatial dimension, ``"all"`` (also as an
+            entry), or ``None``: no mean is subtracted.
         norm_window: the suppression field B, likewise; ``"same"``: as ``window``; ``None``: no division.
         sigma: a float, or a tensor of shape () or (groups,). Only its size enters.
         groups: number of equal groups the channels form.

@@ -20,7 +20,7 @@ LARGEST_WINDOW = 2**31 - 1
 class Span:
     """A window, or an entry of its tuple, by its two sides: position p sees ``p - before`` to ``p + after``.
 
-    ``Span(k - 1, 0)`` is causal: no position sees a later one. An int k is ``Span((k - 1) // 2, k // 2)``.
+    ``Span(k - 1, 0)`` is causal: no position sees a later one. An int k is centred: ``Span((k - 1) // 2, k // 2)``.
 
     Args:
         before, after: ints of at least 0, together with the position itself at most 2^31 - 1.
@@ -42,7 +42,7 @@ class Span:
             raise ValueError(f"before, after: got {self!r} of size {self.size}, {_TOO_LARGE}")
 
     def __repr__(self) -> str:
-        return f"Span({self.before}, {self.after})"
+        return f"Span(before={self.before}, after={self.after})"
 
     @property
     def size(self) -> int:
@@ -51,8 +51,8 @@ class Span:
 
 
 Window = int | str | Span | None | tuple[int | str | Span, ...] | list[int | str | Span]
-"""A field's window: a size or a `Span` for every spatial dimension, a tuple (or list) of one each, ``"all"``, or
-``None``."""
+"""The window of a field, which is a size or a `Span` for every spatial dimension, a tuple (or list) of one each,
+``"all"`` or ``None``."""
 
 _TOO_LARGE = f'expected at most {LARGEST_WINDOW}; "all" covers the whole extent'
 _EDGES = ("valid", "zero")

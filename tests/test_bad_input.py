@@ -225,7 +225,11 @@ def test_an_equal_argument_of_another_type_is_refused_after_a_good_one(good, bad
         ((-1, 0), ValueError, "before: got -1, expected an int of at least 0"),
         ((0, 2.0), TypeError, "after: got 2.0 of type float, expected an int of at least 0"),
         ((True, 0), TypeError, "before: got True of type bool, expected an int of at least 0"),
-        ((2**31 - 2, 1), ValueError, "before, after: got Span(2147483646, 1) of size 2147483648, expected at most"),
+        (
+            (2**31 - 2, 1),
+            ValueError,
+            "before, after: got Span(before=2147483646, after=1) of size 2147483648, expected at most",
+        ),
     ],
     ids=str,
 )

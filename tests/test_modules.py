@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from torch import nn
 
 from divnorm_kernels import (
+    BatchNorm2d,
     DivisiveNorm1d,
     DivisiveNorm2d,
     DivisiveNorm3d,
     DivisiveNormFeatures,
+    FilterResponseNorm2d,
     divisive_norm,
     l1_penalty,
 )
@@ -131,6 +134,18 @@ def test_repr_is_a_call_that_makes_the_layer():
         "DivisiveNormFeatures(9, window=4)",
     ):
         assert repr(eval(text)) == text
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_eps_of_a_learned_sigma_is_no_number(device):
+    """And is in no printed layer, which shows what sigma starts from, with or without memory."""
+    norm = BatchNorm2d(4, sigma=0.5, learn_sigma=True, device=device)
+    assert math.isnan(norm.eps)
+    assert norm.initial_sigma == 0.5
+    assert repr(norm) == "BatchNorm2d(4, sigma=0.5, learn_sigma=True)"
+    response = FilterResponseNorm2d(4, sigma=0.5, learn_sigma=True, device=device)
+    assert (response.eps.device.type, response.eps.shape, response.eps.requires_grad) == (device, (1,), True)
+    assert repr(response) == "FilterResponseNorm2d(4, sigma=0.5, learn_sigma=True)"
 
 
 def test_penalty_is_kept_in_training_only():

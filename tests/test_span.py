@@ -60,13 +60,28 @@ def test_causal_windows_see_nothing_later(backend):
 
 
 def test_a_span_is_a_value():
-    assert eval(repr(Span(2, 0))) == Span(2, 0)
     assert len({Span(2, 0), Span(2, 0), Span(0, 2)}) == 2
     layer = DivisiveNorm2d(4, (Span(2, 0), 3), Span(0, 1))
-    assert repr(layer) == "DivisiveNorm2d(4, window=(Span(2, 0), 3), norm_window=Span(0, 1))"
     x = torch.randn(1, 4, 6, 6)
     assert torch.equal(layer(x), divisive_norm(x, window=(Span(2, 0), 3), norm_window=Span(0, 1)))
     assert DivisiveNorm1d(2, Span(3, 0)).window == Span(3, 0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "printed"),
+    [
+        (DivisiveNorm1d(4, 5), "DivisiveNorm1d(4, window=5)"),
+        (DivisiveNorm1d(4, Span(4, 0)), "DivisiveNorm1d(4, window=Span(before=4, after=0))"),
+        (
+            DivisiveNorm2d(4, (Span(2, 0), 3), Span(0, 1)),
+            "DivisiveNorm2d(4, window=(Span(before=2, after=0), 3), norm_window=Span(before=0, after=1))",
+        ),
+    ],
+)
+def test_a_printed_layer_tells_causal_from_centred(layer, printed):
+    """And is a call that makes it."""
+    assert repr(layer) == printed
+    assert eval(printed).norm == layer.norm
 
 
 def test_spans_are_served_by_prepared_calls():

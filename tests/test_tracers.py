@@ -11,7 +11,7 @@ from test_citizens import LAYERS
 from torch import fx, nn
 
 import divnorm_kernels as dk
-from divnorm_kernels import divisive_norm
+from divnorm_kernels import Span, divisive_norm
 
 WINDOWED = {
     "window": (lambda: dk.DivisiveNorm2d(4, 3), (2, 4, 5, 6), (3, 4, 9, 4)),
@@ -75,6 +75,32 @@ def test_onnx_by_tracing_holds_for_other_sizes(name, capsys):
     x = torch.randn(shape)
     (y,) = onnxruntime.InferenceSession(file.getvalue()).run(None, {"x": x.numpy()})
     close(torch.from_numpy(y), layer(x).detach())
+
+
+@pytest.mark.parametrize(
+    ("layer", "least"),
+    [
+        (dk.DivisiveNorm1d(2, 3), 3),
+        (dk.DivisiveNorm1d(2, 5), 4),
+        (dk.DivisiveNorm1d(2, 6), 4),
+        (dk.DivisiveNorm1d(2, Span(4, 0)), 6),
+        (dk.DivisiveNorm1d(2, Span(0, 4)), 5),
+        (dk.DivisiveNorm1d(2, 3, 9), 6),
+        (dk.GDN(2, window=5), 4),
+    ],
+    ids=str,
+)
+def test_least_extents_that_are_exported(layer, least):
+    def exported(least):
+        extent = torch.export.Dim("extent", min=least, max=64)
+        return torch.export.export(layer, (torch.randn(1, 2, 16),), dynamic_shapes=({2: extent},)).module()
+
+    program = exported(least)
+    for extent in (least, 16, 64):
+        x = torch.randn(1, 2, extent)
+        close(program(x), layer(x))
+    with pytest.raises(Exception, match=f"min={least}"):
+        exported(least - 1)
 
 
 @pytest.mark.parametrize("training", [False, True])

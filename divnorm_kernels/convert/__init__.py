@@ -41,8 +41,8 @@ def convert_norm(
     compute one (timm's and torchvision's, transformers' RMSNorm); what follows the normalization in such a layer, an
     activation or a dropout, follows the new one. The very parameters go along, running statistics, hooks, device,
     dtype, training mode, statistics across processes, and every option that means the same in the new layer and was
-    neither given nor is part of the name; the recipes have the table. A module that is used in several places is
-    replaced by one.
+    neither given nor is part of the name; the page on changing a model has the table. A module that is used in several
+    places is replaced by one.
 
     A ``UserWarning`` names what looks like a normalization and is left as it is, with the reason; options that the new
     layer has no place for; and, where there was nothing to replace, the classes that were seen.
@@ -71,8 +71,8 @@ def convert_norm(
             alone, by what `torch.fx` records of the module that calls both, whatever flags it has: `torch.nn.Identity`
             takes its place. In the ResNet blocks of torchvision, timm and transformers also the residual, where nothing
             stands between: such a block gets a subclass of its class. What is hooked, shared, a function in place of a
-            module or called by code around stays; the recipes say what cannot be seen. EvoNorm, an activation itself,
-            takes the place of an activation module behind it.
+            module or called by code around stays; the page on changing a model says what cannot be seen. EvoNorm, an
+            activation itself, takes the place of an activation module behind it.
         options: for the new layers' constructor, such as ``window=5``, ``sigma=0.5``, ``affine=False``, which EvoNorm,
             `DyT` and `Derf` have not.
 

@@ -211,7 +211,7 @@ class KalmanNorm2d(KalmanNorm):
     2018, as the authors' code computes it where the paper's text differs.
 
     Args:
-        num_features: C.
+        num_features: the number of channels, C.
         prior_weight: p, from 0, batch normalization, to 1; the authors' 0.9 is for batches of a few samples, 0.05 for
             large ones.
         eps: added to V.

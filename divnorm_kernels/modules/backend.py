@@ -10,7 +10,7 @@ class WithBackend:
 
     @property
     def backend(self) -> str | None:
-        """Which kernels compute: a name as the layer's function takes it, ``None`` for the best."""
+        """Which kernels compute, by a name as the layer's function takes it, ``None`` for the best."""
         return self._backend
 
     @backend.setter

@@ -87,7 +87,8 @@ class NormalizationLayer(Recorded, nn.Module):
 
     Args:
         sigma: the smoothing constant, or the value that a learned one starts from; in place of eps, its square.
-        learn_sigma: makes sigma a parameter, of shape (1,), under the key ``sigma``.
+        learn_sigma: makes sigma a parameter, of shape (1,), under the key ``sigma``. What it starts from stays in
+            ``initial_sigma``, which the printed layer shows.
         l1_weight: the coefficient of the paper's penalty on the centred activations. Above 0, each call in training
             mode keeps mean abs(v) in ``l1``; add `l1_penalty` of the model to the loss, or `collect_l1`'s sum.
         p: the exponent of the deviation, as for `divnorm_kernels.divisive_norm`. Eps is sigma to this power, and sigma
@@ -203,13 +204,13 @@ class NormalizationLayer(Recorded, nn.Module):
 
     @property
     def eps(self) -> float | None:
-        """Sigma to the power p, torch.nn's name for it; ``None``: the epsilon of the dtype that x is computed in.
+        """Sigma to the power p under torch.nn's name, or ``None`` for the epsilon of the dtype that x is computed in.
 
         NaN where weight, bias and eps do not tell all that the layer does: of layers that torch.nn has not, and with
-        another p than 2, x in the numerator, an activation, a penalty, a learned sigma or modules that follow. What
-        computes a layer by itself from torch.nn's attributes, as `torch.nn.TransformerEncoderLayer` in eval mode and
-        SyncBatchNorm's conversion do, then leaves it alone or shows that it must not; what a layer was made with is
-        its ``sigma``.
+        another p than 2, x in the numerator, an activation, a penalty, modules that follow or a learned sigma, on the
+        meta device too. What computes a layer by itself from torch.nn's attributes, as
+        `torch.nn.TransformerEncoderLayer` in eval mode and SyncBatchNorm's conversion do, then leaves it alone or shows
+        that it must not; what a layer was made with is its ``sigma``, of a learned one ``initial_sigma``.
         """
         if not self._told_by_eps():
             return math.nan

@@ -302,7 +302,7 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     without sigma, for p=1 of ``(sqrt(pi/2) * mean abs(v))^2``, so that checkpoints go from one p to another.
 
     Args:
-        num_features: C.
+        num_features: the number of channels, C.
         eps: sigma^p; 1e-5 where neither it nor sigma is given.
         momentum: the share of the newest batch in the running statistics; ``None``: their plain average (of instance
             norms, as torch.nn's: they stay as they are).

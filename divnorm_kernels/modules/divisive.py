@@ -21,11 +21,14 @@ class DivisiveNorm(NormalizationLayer):
     """Divisive normalization of ``(N, C, *S)`` over local windows: `divnorm_kernels.divisive_norm` as a layer.
 
     With one to three spatial dimensions; `DivisiveNorm1d`, `DivisiveNorm2d` and `DivisiveNorm3d` take one form alone.
+    `torch.export` records the layer for all extents of at least ``max(before + 2, after + 1)``, by the sides of its
+    windows: 4 for a window of 5. A dimension that is declared to be dynamic from less on is an error of torch's.
     Source: Ren et al., "Normalizing the Normalizers", ICLR 2017.
 
     Args:
-        num_channels: C.
-        window, norm_window, groups, edges: as for `divnorm_kernels.divisive_norm`.
+        num_channels: the number of channels, C.
+        window, norm_window: as for `divnorm_kernels.divisive_norm`; an int is centred, ``Span(k - 1, 0)`` causal.
+        groups, edges: as for `divnorm_kernels.divisive_norm`.
         eps: sigma squared; 1 where neither it nor sigma is given.
         affine: gives the layer a weight and, with ``bias``, a bias of shape (C,).
         bias: whether there is a bias.
@@ -38,6 +41,8 @@ class DivisiveNorm(NormalizationLayer):
         torch.Size([8, 64, 32, 32])
         >>> layer(torch.randn(8, 64, 1000)).shape
         torch.Size([8, 64, 1000])
+        >>> DivisiveNorm(64, window=Span(4, 0))
+        DivisiveNorm(64, window=Span(before=4, after=0))
     """
 
     _dims: ClassVar[tuple[int, ...]] = (3, 4, 5)
@@ -126,7 +131,7 @@ class LocalContrastNorm2d(DivisiveNorm):
     averages over boxes; Ren et al. (ICLR 2017) with ``groups`` = C.
 
     Args:
-        num_channels: C.
+        num_channels: the number of channels, C.
         window: the field of the mean, as for `DivisiveNorm`; the paper's is 9.
         others: as for `DivisiveNorm`.
     """
@@ -173,7 +178,7 @@ class PositionalNorm2d(DivisiveNorm):
     Source: Li et al., "Positional Normalization", NeurIPS 2019. The same as LayerNorm over the channels of an image.
 
     Args:
-        num_channels: C.
+        num_channels: the number of channels, C.
         eps: sigma squared; 1e-5 where neither it nor sigma is given.
         others: as for `DivisiveNorm`.
     """
@@ -203,8 +208,8 @@ class DivisiveNormFeatures(NormalizationLayer):
     """Divisive normalization over windows of features, (N, ..., F): as in the paper's recurrent layers.
 
     Args:
-        num_features: F; weight and bias have shape (F,).
-        window: features in a window.
+        num_features: the number of features, F; weight and bias have shape (F,).
+        window: features in a window, centred as of `DivisiveNorm`.
         others: as for `DivisiveNorm`.
     """
 
@@ -245,7 +250,7 @@ class DivisiveNormFeatures(NormalizationLayer):
 
     @property
     def num_features(self) -> int:
-        """F."""
+        """The number of features."""
         return self.form.size
 
     @num_features.setter

@@ -81,7 +81,7 @@ class EvoNorm2dS0(WithBackend, EvoNorm2d):
     "Evolving Normalization-Activation Layers", NeurIPS 2020, table 2.
 
     Args:
-        num_channels: C.
+        num_channels: the number of channels, C.
         groups: equal groups of channels; it divides C.
         group_size: channels of a group, in the place of ``groups``.
         apply_act: without, the layer is weight and bias alone.
@@ -134,7 +134,7 @@ class EvoNorm2dB0(EvoNorm2d):
     "Evolving Normalization-Activation Layers", NeurIPS 2020, table 2.
 
     Args:
-        num_channels: C.
+        num_channels: the number of channels, C.
         apply_act: without, the layer is weight and bias alone.
         momentum: the share of the newest batch in the running variance.
         eps: at least 0.

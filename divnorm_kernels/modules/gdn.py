@@ -89,12 +89,13 @@ class GDN(Recorded, WithBackend, nn.Module):
     Source: Balle, Laparra & Simoncelli, ICLR 2016 (arXiv 1511.06281); simplified: Johnston et al., 2019.
 
     Args:
-        in_channels: C.
+        in_channels: the number of channels, C.
         inverse: multiply by the root, as decoders do.
         beta_min: the least beta, at least 0.
         gamma_init: the diagonal that gamma starts with, at least 0; beta starts at 1.
         simplified: abs(x) in the place of x^2, and no root.
-        window: averages x^2 (or abs(x)) around each position first, as for `divnorm_kernels.gdn`.
+        window: averages x^2 (or abs(x)) around each position first, as for `divnorm_kernels.gdn`; `torch.export`
+            records it for extents from as many positions on as of `DivisiveNorm`.
         device, dtype: of the parameters and buffers.
         backend: as for `divnorm_kernels.gdn`.
 

@@ -81,7 +81,7 @@ class DyT(_Pointwise):
     Source: Zhu et al., "Transformers without Normalization", CVPR 2025, equation 5.
 
     Args:
-        num_channels: C.
+        num_channels: the number of channels, C.
         alpha: what the parameter starts from.
         dim: where the channels of x lie: -1 for tokens, 1 for images.
         device, dtype: of the parameters.

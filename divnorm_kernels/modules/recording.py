@@ -13,7 +13,7 @@ class Recorded:
 
     @property
     def itself(self) -> Any:
-        """The layer: where it is itself what `torch.fx` records, the path to it."""
+        """The layer; where it is itself what `torch.fx` records, the path to it."""
         return self
 
     def _as_node(self, *tensors: Tensor | None) -> Proxy | None:

@@ -67,7 +67,11 @@ class FilterResponseNorm(NormalizationLayer):
 
     @property
     def eps(self) -> Tensor | float:
-        """What is added under the root: a number, or with ``learn_eps`` the parameter, of which the size counts."""
+        """What is added under the root.
+
+        With ``learn_eps`` the parameter, of which the size counts; with ``learn_sigma`` that parameter's power p, on
+        the meta device a tensor without a value; else a number.
+        """
         if not self.learn_eps:
             return self.sigma**self._norm.root
         own = self._parameters.get("eps", self.__dict__.get("eps"))  # the latter in a replica
@@ -130,7 +134,7 @@ class FilterResponseNorm2d(FilterResponseNorm):
     Normalization Layer", CVPR 2020.
 
     Args:
-        num_features: C.
+        num_features: the number of channels, C.
         eps: 1e-6 where neither it nor sigma, its root, is given.
         learn_eps: makes eps a parameter, one number for all channels, under the key ``eps``, of shape (1,).
         activation: ``"tlu"``, the paper's thresholded linear unit, whose ``threshold`` of shape (C,) learns from zero,

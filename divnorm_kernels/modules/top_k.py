@@ -102,7 +102,7 @@ class TopKBatchNorm2d(_TopKBatchNorm, BatchNorm2d):
     else. Plain PyTorch: no kernel of this package. Source: Hoffer et al., "Norm matters", NeurIPS 2018.
 
     Args:
-        num_features: C.
+        num_features: the number of channels, C.
         k: how many; all, where a channel has fewer values.
         eps: sigma itself; 1e-5 where neither is given.
         others: as for `BatchNorm2d`; p has no place here.

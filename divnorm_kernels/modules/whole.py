@@ -180,7 +180,7 @@ class GroupNorm(NormalizationLayer, nn.GroupNorm):
 
     Args:
         num_groups: number of equal groups the channels form.
-        num_channels: C.
+        num_channels: the number of channels, C.
         others: as for `LayerNorm`; weight and bias have shape (C,).
     """
 

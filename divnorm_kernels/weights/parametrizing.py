@@ -74,7 +74,7 @@ def normalize(
 
     Example:
         >>> for layer in [m for m in model.modules() if isinstance(m, nn.Conv2d)]:
-        ...     normalize(layer, "ws")
+        ...     _ = normalize(layer, "ws")
     """
     check_module("module", module)
     if not isinstance(kind, str) or kind not in _OPTIONS:
