@@ -15,7 +15,7 @@ from . import family, properties, recurrent, report, targets
 from .training import summary
 
 RESULTS = Path("bench/results")
-PAGES = (Path("README.md"), Path("docs/performance.md"), Path("docs/experiments.md"))
+PAGES = (Path("docs/performance.md"), Path("docs/experiments.md"))
 VIEWS: dict[str, Callable[[list[dict]], Table]] = {
     "means": report.means_table,
     "ratios": lambda documents: report.ratios_table(documents[0]["rows"]),
