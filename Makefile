@@ -39,12 +39,13 @@ native-test: address-test race-test
 
 address-test:
 	cmake -S . -B build/native-tests -DDIVNORM_NATIVE_TESTS=ON -DDIVNORM_SANITIZE=address,undefined
-	cmake --build build/native-tests --parallel --target divnorm_native_tests divnorm_cuda_tests
+	cmake --build build/native-tests --parallel --target divnorm_native_tests divnorm_cuda_tests divnorm_emulation_tests \
+	  divnorm_hopper_tests
 	ctest --test-dir build/native-tests --output-on-failure
 
 race-test:
 	cmake -S . -B build/race-tests -DDIVNORM_NATIVE_TESTS=ON -DDIVNORM_SANITIZE=thread
-	cmake --build build/race-tests --parallel --target divnorm_race_tests
+	cmake --build build/race-tests --parallel --target divnorm_race_tests divnorm_hopper_tests
 	ctest --test-dir build/race-tests --output-on-failure
 
 # Random calls under sanitizers, as many as one likes; TARGET: cpu, cuda (emulated) or races. Prints the smallest that

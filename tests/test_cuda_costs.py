@@ -35,13 +35,13 @@ def kept():
 
     def run(made, direction, launch=0, barrier=-1):
         counted().keep_costs(1 << 20)
-        counted().leave_out_barrier(launch, barrier)
+        counted().leave_out(counted().Word.barrier, launch, barrier)
         made.run[direction]()
         return [phase for phase in counted().costs() if phase.launch == launch]
 
     with backend(counted(), device=HOPPER):
         yield run
-    counted().leave_out_barrier(-1, -1)
+    counted().leave_out(counted().Word.barrier, -1, -1)
     counted().keep_costs(0)
 
 

@@ -13,15 +13,38 @@ constexpr int kWarp = 32, kBanks = 32, kBankBytes = 4;
 
 uintptr_t last_of(const Access& access, int unit) { return (access.address + access.bytes - 1) / unit; }
 
+// What a warp comes to: of its threads the one that comes to the most.
+const std::vector<End>& ends_of(const Recorded* warp) {
+  return std::max_element(
+             warp, warp + kWarp,
+             [](const Recorded& one, const Recorded& other) { return one.endings.size() < other.endings.size(); })
+      ->endings;
+}
+
+// Which of its warp's phases a thread's are: the same but where others of the warp wait and it does not.
+std::vector<int> phases_of(const Recorded& thread, const std::vector<End>& ends) {
+  std::vector<int> found;
+  size_t at = 0;
+  for (const End& end : thread.endings) {
+    const size_t same = std::find(ends.begin() + at, ends.end(), end) - ends.begin();
+    found.push_back(static_cast<int>(std::min(same, ends.size() - 1)));
+    at = std::min(same + 1, ends.size());
+  }
+  return found;
+}
+
 // What a warp's threads do at one instruction for the same time in a phase, they do together.
 using Together = std::map<std::tuple<int, uintptr_t, Space, int>, std::vector<Access>>;
 
-Together together(const Recorded* threads) {
+Together together(const Recorded* threads, const std::vector<End>& ends) {
   Together found;
   for (int lane = 0; lane < kWarp; ++lane) {
+    const std::vector<int> phases = phases_of(threads[lane], ends);
     std::map<std::pair<int, uintptr_t>, int> times;
-    for (const Access& access : threads[lane].accesses)
-      found[{access.phase, access.site, access.space, times[{access.phase, access.site}]++}].push_back(access);
+    for (const Access& access : threads[lane].accesses) {
+      const int phase = phases[access.phase];
+      found[{phase, access.site, access.space, times[{phase, access.site}]++}].push_back(access);
+    }
   }
   return found;
 }
@@ -42,13 +65,13 @@ Conflicts conflicts_in(const std::vector<Recorded>& all, size_t threads) {
     for (size_t i = 0; i < all.size(); ++i) {
       std::vector<std::pair<int, int>> times;  // of each phase
       int barriers = 0, full = 0;
-      for (const Ending ending : all[i].endings) {
+      for (const End& end : all[i].endings) {
         times.emplace_back(barriers, full);
-        barriers += ending == Ending::cluster || ending == Ending::cluster_shared;
-        full += ending == Ending::cluster;
+        barriers += end.ending == Ending::cluster || end.ending == Ending::cluster_shared;
+        full += end.ending == Ending::cluster;
       }
       for (const Access& access : all[i].accesses) {
-        if (access.space == Space::global) continue;
+        if (access.space == Space::global || access.space == Space::counted) continue;
         const auto [after, after_full] = times[access.phase];
         const Use one{i / threads, after, after_full, access.space == Space::shared, access.write};
         for (uintptr_t word = access.address / kBankBytes; word <= last_of(access, kBankBytes); ++word) use(word, one);
@@ -78,31 +101,34 @@ Conflicts conflicts_in(const std::vector<Recorded>& all, size_t threads) {
   return found;
 }
 
-// The phases of a block's threads.
+// The phases of threads whose warps all come to the same.
 void add_phases(Phase known, const Recorded* threads, std::vector<Phase>& to) {
-  const size_t first = to.size(), phases = threads->endings.size();
+  const std::vector<End>& ends = ends_of(threads);
+  const size_t first = to.size(), phases = ends.size();
   for (size_t i = 0; i < phases; ++i) {
     known.index = static_cast<int>(i);
-    known.ending = threads->endings[i];
+    known.ending = ends[i].ending;
     to.push_back(known);
   }
   for (int t = 0; t < known.threads; ++t) {
-    std::vector<int> accesses(phases), others(phases);
+    const std::vector<int> own = phases_of(threads[t], ends);
+    std::vector<int> accesses(phases), others(phases), shuffles(phases);
     for (const Access& access : threads[t].accesses) {
-      ++accesses[access.phase];
-      others[access.phase] += access.space == Space::others;
+      ++accesses[own[access.phase]];
+      others[own[access.phase]] += access.space == Space::others;
     }
+    for (size_t i = 0; i < own.size(); ++i) shuffles[own[i]] += static_cast<int>(threads[t].shuffles[i]);
     for (size_t i = 0; i < phases; ++i) {
       Phase& phase = to[first + i];
       phase.at_work += accesses[i] > 0;
       phase.done += accesses[i];
       phase.depth = std::max<int64_t>(phase.depth, accesses[i]);
       phase.depth_others = std::max(phase.depth_others, others[i]);
-      if (t % kWarp == 0) phase.shuffles += threads[t].shuffles[i];
+      if (t % kWarp == 0) phase.shuffles += shuffles[i];
     }
   }
   for (int warp = 0; warp < known.threads; warp += kWarp)
-    for (const auto& [key, lanes] : together(threads + warp)) {
+    for (const auto& [key, lanes] : together(threads + warp, ends)) {
       Phase& phase = to[first + std::get<0>(key)];
       switch (lanes.front().space) {
         case Space::shared: {
@@ -113,7 +139,8 @@ void add_phases(Phase known, const Recorded* threads, std::vector<Phase>& to) {
           for (const Access& lane : lanes) phase.shared_bytes += lane.bytes;
           break;
         }
-        case Space::others: ++phase.others; break;
+        case Space::others:
+        case Space::counted: ++phase.others; break;
         case Space::global:
           ++phase.global;
           for (const Access& lane : lanes) (lane.write ? phase.written : phase.read) += lane.bytes;
@@ -145,12 +172,18 @@ Wavefronts wavefronts_of(const std::vector<Access>& lanes) {
 void Costs::add_cluster(int64_t first_block, const std::vector<Recorded>& threads) {
   Phase known;
   known.launch = static_cast<int>(launches.size()) - 1;
-  known.threads = launches.back().threads;
+  const int each = launches.back().threads;
   for (int rank = 0; rank < launches.back().cluster; ++rank) {
     known.block = first_block + rank;
-    add_phases(known, threads.data() + static_cast<size_t>(rank) * known.threads, phases);
+    const Recorded* of_block = threads.data() + static_cast<size_t>(rank) * each;
+    for (int first = 0, end = 0; first < each; first = end) {
+      for (end = first + kWarp; end < each && ends_of(of_block + end) == ends_of(of_block + first);) end += kWarp;
+      known.warp = first / kWarp;
+      known.threads = end - first;
+      add_phases(known, of_block + first, phases);
+    }
   }
-  const Conflicts found = conflicts_in(threads, known.threads);
+  const Conflicts found = conflicts_in(threads, each);
   conflicts.races += found.races;
   conflicts.unordered += found.unordered;
 }

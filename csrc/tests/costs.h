@@ -7,8 +7,15 @@
 
 namespace divnorm::cuda::emulation {
 
-enum class Space { shared, others, global };  // a block's own shared memory, and that of others in its cluster
-enum class Ending { block, cluster, cluster_shared, kernel };
+// A block's own shared memory, that of others in its cluster, the same by a store that counts at a barrier there.
+enum class Space { shared, others, counted, global };
+enum class Ending { block, cluster, cluster_shared, kernel, warps, mbarrier };
+// What a thread waits for at the end of a phase; at: the number of some warps' barrier, an mbarrier's place.
+struct End {
+  Ending ending = Ending::kernel;
+  int64_t at = 0;
+  bool operator==(const End& other) const { return ending == other.ending && at == other.at; }
+};
 
 // One access by one thread. site: the instruction, as far as two can be told apart.
 struct Access {
@@ -24,11 +31,12 @@ struct Launched {
   int cluster = 0, threads = 0, shared_bytes = 0;
 };
 
-// A stretch of one block's work between two barriers.
+// A stretch of the work between two barriers, of a block or, where its warps come to different ones, of those
+// neighbours among them that come to the same.
 struct Phase {
   int launch = 0;
   int64_t block = 0;
-  int index = 0, threads = 0;
+  int index = 0, warp = 0, threads = 0;  // the first of the warps
   Ending ending = Ending::kernel;
   int64_t shared = 0, others = 0, global = 0;  // accesses, a warp's threads together
   int64_t wavefronts = 0, least = 0;           // that its shared memory takes for `shared`, and would without conflicts
@@ -56,13 +64,13 @@ struct Conflicts {
 
 // What a thread of a kernel did, in its order. shuffles: in each phase.
 struct Recorded {
-  void end_phase(Ending ending) {
-    endings.push_back(ending);
+  void end_phase(const End& end) {
+    endings.push_back(end);
     shuffles.push_back(shuffles_of_phase);
     shuffles_of_phase = 0;
   }
   std::vector<Access> accesses;
-  std::vector<Ending> endings;
+  std::vector<End> endings;
   std::vector<int64_t> shuffles;
   int64_t shuffles_of_phase = 0;
 };

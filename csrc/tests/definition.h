@@ -16,12 +16,11 @@
 #include <vector>
 
 #include "cases.h"
+#include "check.h"
 
 namespace divnorm::tests {
 
 using Numbers = std::vector<double>;
-
-inline int failures = 0;
 
 // The average over the field around each position of one map.
 inline Numbers field_average(const Case& c, const Axes& axes, const Numbers& map) {
@@ -218,12 +217,6 @@ inline double distance(const Numbers& got, const Numbers& expected) {
     scale = std::max(scale, std::fabs(expected[i]));
   }
   return worst / scale;
-}
-
-inline void check(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::printf("FAILED %s\n", what.c_str());
 }
 
 struct Results {

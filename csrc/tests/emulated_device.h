@@ -146,8 +146,38 @@ void keep_costs(int64_t blocks);
 const Costs& costs();
 void touched(const void* address, int bytes, bool write, uintptr_t site);
 
-// Of the launch of this number from here on, the barrier of this number is left out, counted by every thread from the
-// start of its kernel; -1: none is.
-void leave_out_barrier(int launch, int barrier);
+// Words that order what threads do, or move bytes without them.
+enum class Word {
+  barrier,  // of a block or a cluster
+  init,
+  inits_done,
+  arrive,
+  expect,
+  wait,
+  copy_in,
+  copy_out,
+  commit,
+  copies_out_read,
+  copies_out_done,
+  fence_async,
+  store_async,
+  sync_warps,
+  arrive_warps
+};
+constexpr const char* kWordNames[] = {
+    "barrier",     "init",       "inits_done",  "arrive",          "expect",          "wait",
+    "copy_in",     "copy_out",   "commit",      "copies_out_read", "copies_out_done", "fence_async",
+    "store_async", "sync_warps", "arrive_warps"};
+constexpr int kWords = sizeof kWordNames / sizeof *kWordNames;
+
+// Of the launch of this number from here on, the word of this number among those of its kind is left out, counted by
+// every thread from the start of its kernel; by the threads of one warp of every block, or by all (-1). Launch -1: none
+// is. How many the threads of a warp have met, the one with the most, in the last launch.
+void leave_out(Word word, int launch, int index, int warp = -1);
+int met(Word word, int warp);
+
+// The order in which threads take turns and what they do not wait for is done: 0, thread after thread, and as late as
+// can be; else at random, by this seed. Nothing where they are threads of the system.
+void schedule(unsigned seed);
 
 }  // namespace divnorm::cuda::emulation

@@ -89,11 +89,14 @@ PYBIND11_MODULE(DIVNORM_MODULE, m) {
       .value("block", emulation::Ending::block)
       .value("cluster", emulation::Ending::cluster)
       .value("cluster_shared", emulation::Ending::cluster_shared)
-      .value("kernel", emulation::Ending::kernel);
+      .value("kernel", emulation::Ending::kernel)
+      .value("warps", emulation::Ending::warps)
+      .value("mbarrier", emulation::Ending::mbarrier);
   py::class_<Phase>(m, "Phase", py::module_local())
       .def_readonly("launch", &Phase::launch)
       .def_readonly("block", &Phase::block)
       .def_readonly("index", &Phase::index)
+      .def_readonly("warp", &Phase::warp)
       .def_readonly("threads", &Phase::threads)
       .def_readonly("ending", &Phase::ending)
       .def_readonly("shared", &Phase::shared)
@@ -121,7 +124,12 @@ PYBIND11_MODULE(DIVNORM_MODULE, m) {
     const emulation::Conflicts found = emulation::costs().conflicts;
     return py::make_tuple(found.races, found.unordered);
   });
-  m.def("leave_out_barrier", &emulation::leave_out_barrier);
+  py::enum_<emulation::Word> words(m, "Word", py::module_local());
+  for (int word = 0; word < emulation::kWords; ++word)
+    words.value(emulation::kWordNames[word], static_cast<emulation::Word>(word));
+  m.def("leave_out", &emulation::leave_out, py::arg("word"), py::arg("launch"), py::arg("index"), py::arg("warp") = -1);
+  m.def("met", &emulation::met);
+  m.def("schedule", &emulation::schedule);
   m.def("launched", [] {
     py::list all;
     for (const emulation::Launched& l : emulation::costs().launches)

@@ -1,11 +1,8 @@
 // Under ThreadSanitizer, with a thread of the system for every thread of a kernel: no strategy has a race, and a kernel
 // from which a barrier is taken away has one.
-#include <fcntl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "channels_runner.h"
 #include "cuda_runner.h"
+#include "outcome.h"
 #include "seam_runner.h"
 
 namespace {
@@ -13,19 +10,10 @@ namespace {
 using namespace divnorm;
 using namespace divnorm::tests;
 
-// The exit status of a process of its own in which a barrier of a launch is left out.
+using cuda::emulation::Word;
+
 int outcome(int launch, int barrier, const std::function<void()>& body) {
-  std::fflush(stdout);  // or the child writes it again
-  const pid_t child = fork();
-  if (child == 0) {
-    if (launch >= 0) dup2(open("/dev/null", O_WRONLY), STDERR_FILENO);
-    cuda::emulation::leave_out_barrier(launch, barrier);
-    body();
-    std::exit(0);  // ThreadSanitizer has its say at exit
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  return status;
+  return outcome_without(Word::barrier, launch, barrier, -1, body);
 }
 
 int outcome(const Case& c, const Setting& setting, int launch, int barrier) {
