@@ -119,7 +119,6 @@ class Fibers {
     fibers_[thread]->place = nullptr;
     order_.set_ready(thread, true);
   }
-  int turn() const { return turn_; }
   void give_way() {
     constexpr int kOften = 8;
     if (!order_.random() || random_below(kOften) != 0) return;
