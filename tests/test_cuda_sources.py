@@ -62,6 +62,22 @@ def test_older_compilers_get_instructions_that_they_know(tmp_path, ptx):
     run("ptxas", "-O0", "-arch=sm_90", ptx, "-o", tmp_path / "kernels.cubin")
 
 
+@pytest.mark.skipif(not (shutil.which("nvcc") and shutil.which("ptxas")), reason="needs nvcc and ptxas")
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_hoppers_words_are_instructions(arch, tmp_path):
+    """Of a kernel that has them all: the emulated device's, in csrc/tests. From Hopper on as CUDA 12.1 knows them."""
+    source, ptx = tmp_path / "ring.cu", tmp_path / "ring.ptx"
+    source.write_text('#include "tests/ring_kernel.h"')
+    run("nvcc", "-std=c++17", "-ptx", f"-arch=compute_{arch}", "-I", ROOT / "csrc", source, "-o", ptx)
+    text = ptx.read_text()
+    instructions = ("mbarrier.try_wait.parity.acquire.cluster", "cp.async.bulk.global", "st.async", "fence.proxy.async")
+    assert {instruction in text for instruction in instructions} == {arch >= 90}
+    assert ("trap;" in text) == (arch < 90)
+    if arch == 90:
+        ptx.write_text(re.sub(r"^\.version .*$", ".version 8.1", text, flags=re.MULTILINE))
+    run("ptxas", f"-arch=sm_{arch}", ptx, "-o", tmp_path / "ring.cubin")
+
+
 @pytest.fixture
 def versions(monkeypatch):
     """Puts a module with these versions of driver and runtime in the compiled one's place; counts the questions."""

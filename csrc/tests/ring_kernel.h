@@ -29,9 +29,9 @@ struct RingArguments {
 constexpr int kChunkBytes = kComputeThreads * sizeof(float);
 constexpr int kComputing = 1, kComputed = 2;  // barriers of warps; of the latter one for each slot
 
-inline int parity_of(int chunk) { return chunk / kRingSlots & 1; }
+__device__ inline int parity_of(int chunk) { return chunk / kRingSlots & 1; }
 
-inline void produce(const RingArguments& args, Ring& ring) {
+__device__ inline void produce(const RingArguments& args, Ring& ring) {
   constexpr int kHalf = kChunkBytes / 2;
   for (int chunk = 0; chunk < args.chunks; ++chunk) {
     const int slot = chunk % kRingSlots;
@@ -45,7 +45,7 @@ inline void produce(const RingArguments& args, Ring& ring) {
   }
 }
 
-inline void compute(const RingArguments& args, Ring& ring) {
+__device__ inline void compute(const RingArguments& args, Ring& ring) {
   const int thread = device::thread(), rank = static_cast<int>(device::block() % kRingBlocks);
   for (int chunk = 0; chunk < args.chunks; ++chunk) {
     const int slot = chunk % kRingSlots;
@@ -71,7 +71,7 @@ inline void compute(const RingArguments& args, Ring& ring) {
   if (thread == 0) device::wait_for_cluster(&ring.taken, (args.chunks - 1) & 1);  // no block ends before they have come
 }
 
-inline void store_chunks(const RingArguments& args, Ring& ring) {
+__device__ inline void store_chunks(const RingArguments& args, Ring& ring) {
   const bool first = device::thread() % device::kWarp == 0;
   float* y = args.y + device::block() * args.chunks * kComputeThreads;
   for (int chunk = 0; chunk < args.chunks; ++chunk) {
@@ -91,7 +91,7 @@ inline void store_chunks(const RingArguments& args, Ring& ring) {
   device::store(args.sum + device::block(), sum);
 }
 
-inline void ring_kernel(const RingArguments args) {
+__global__ inline void ring_kernel(const __grid_constant__ RingArguments args) {
   Ring& ring = *reinterpret_cast<Ring*>(device::shared_memory());
   if (device::thread() == 0) {
     for (int slot = 0; slot < kRingSlots; ++slot) {
