@@ -35,6 +35,7 @@ cuda::Preferences preferences_of(const py::dict& row) {
   p.row_positions = row["row_positions"].cast<int>();
   p.items = row["items"].cast<int>();
   p.cache_share = row["cache_share"].cast<double>();
+  p.finish_inside = row["finish_inside"].cast<int>();
   return p;
 }
 
@@ -55,6 +56,7 @@ py::dict strategy_of(const py::object& geometry, int dtype, bool channels_last, 
   out["shared_bytes"] = s.arguments.shared.bytes;
   out["scratch_bytes"] = s.scratch.bytes;
   out["slices"] = s.resident ? s.arguments.resident.slices.count : s.arguments.staged.slices.count;
+  out["summing_blocks"] = s.summing_blocks;
   out["slots"] = backward ? s.scratch.affine_slots : s.scratch.l1_slots;
   out["tile"] = s.resident ? py::make_tuple(s.arguments.resident.tile_channels, s.arguments.resident.tile_positions)
                            : py::make_tuple(s.arguments.staged.tile_channels, s.arguments.staged.tile_positions);

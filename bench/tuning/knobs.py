@@ -69,6 +69,7 @@ TUNABLE = {
             "items": (5, 10, 20, 40),
             "row_positions": (1024, 4096, 16384),
             "cache_share": (0.05, 0.1, 0.2, 0.4),
+            "finish_inside": (0, 8, 16, 32),
         },
     ),
     "triton": Tunable(

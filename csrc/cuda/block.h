@@ -1,4 +1,4 @@
-// What the kernels' blocks have in common: their shared memory, and the end of a block's work.
+// What the kernels' blocks have in common: their shared memory, and single numbers at the end of a block's work.
 #pragma once
 
 #include "finish.h"
@@ -62,40 +62,6 @@ __device__ void fetch(const Maps& maps, int map, bool present, A neutral, const 
     if (maps.saved.step == 0) return fill(to, tile.positions, maps.anywhere(map, 0));
   for (int p = device::thread(); p < tile.positions; p += device::threads())
     to[p] = maps.anywhere(map, maps.saved.step * (tile.position + p));
-}
-
-// Zero sums for the gradients of the parameters.
-template <class T>
-__device__ void clear_gradients(const Affine<T>& affine, int numbers) {
-  if (affine.dweight == nullptr) return;
-  fill(affine.dweight, numbers, Acc<T>(0));
-  fill(affine.dbias, numbers, Acc<T>(0));
-  if (affine.dthreshold != nullptr) fill(affine.dthreshold, numbers, Acc<T>(0));
-}
-
-// The gradients of the parameters that a block has collected, as one slot of the partial sums.
-template <class T>
-__device__ void store_gradients(const Shape& shape, const Partials& partials, int64_t slot, int group, const Tile& tile,
-                                int sharers, const Affine<T>& affine) {
-  using A = Acc<T>;
-  if (affine.dweight == nullptr) return;
-  const int count = shape.per_position ? tile.positions : tile.channels;
-  const int64_t size = shape.per_position ? shape.positions : shape.channels;
-  const int64_t first =
-      slot * size +
-      (shape.per_position ? tile.position : static_cast<int64_t>(group) * shape.group_channels + tile.channel);
-  device::sync_block();
-  const auto sum_of = [&](const A* gradients, int i) {
-    A sum = gradients[i];
-    for (int s = 1; s < (shape.per_position ? 1 : sharers); ++s) sum += gradients[s * tile.channels + i];
-    return sum;
-  };
-  for (int i = device::thread(); i < count; i += device::threads()) {
-    device::store(static_cast<A*>(partials.dweight) + first + i, sum_of(affine.dweight, i));
-    device::store(static_cast<A*>(partials.dbias) + first + i, sum_of(affine.dbias, i));
-    if (affine.dthreshold != nullptr)
-      device::store(static_cast<A*>(partials.dthreshold) + first + i, sum_of(affine.dthreshold, i));
-  }
 }
 
 // The sum of every thread's value as one number of the partial sums.

@@ -1,5 +1,9 @@
 #include "call.h"
 
+#include <algorithm>
+#include <atomic>
+#include <random>
+
 #include "sums.h"
 
 namespace divnorm::cuda {
@@ -95,41 +99,67 @@ Arguments arguments_of(const Problem& problem, Direction direction, const Strate
   if (scratch.counters >= 0) arguments.staged.counters = static_cast<int*>(within(call, scratch.counters));
   if (scratch.maps >= 0) arguments.staged.maps = within(call, scratch.maps);
   if (scratch.merged >= 0) arguments.staged.merged = within(call, scratch.merged);
+  if (scratch.flags >= 0) arguments.inside.flags = static_cast<uint64_t*>(within(call, scratch.flags));
   return arguments;
 }
 
 FinishArguments sums_of(const Problem& problem, Direction direction, const Strategy& strategy, const Call& call) {
   const Scratch& scratch = strategy.scratch;
+  const bool inside = strategy.summing_blocks > 0;
   FinishArguments all;
-  all.slices = within(call, scratch.slices);
-  all.counters = static_cast<int*>(within(call, scratch.slice_counters));
-  const auto add = [&](const Reduction& reduction) { all.reduction[all.count++] = cut(reduction); };
+  if (!inside) {
+    all.slices = within(call, scratch.slices);
+    all.counters = static_cast<int*>(within(call, scratch.slice_counters));
+  }
+  const auto add = [&](Reduction reduction, int64_t source, const Parameter& result) -> Reduction& {
+    reduction.source = within(call, source);
+    reduction.result = result;
+    return all.reduction[all.count++] = inside ? cut_inside(reduction, bytes_of(problem.compute())) : cut(reduction);
+  };
   if (direction == Direction::forward) {
-    if (call.l1 != nullptr) {
-      const double share = 1.0 / static_cast<double>(problem.numel());
-      add({within(call, scratch.l1), scratch.l1_slots, 1, 1, 0, share, {}, {call.l1, problem.compute(), 1}});
-    }
+    if (call.l1 != nullptr)
+      add(l1_sums(scratch), scratch.l1, {call.l1, problem.compute(), 1}).factor =
+          1.0 / static_cast<double>(problem.numel());
     return all;
   }
-  const int64_t size = problem.affine_size();
-  if (call.dweight.data != nullptr)
-    add({within(call, scratch.dweight), scratch.affine_slots, size, size, 1, 1.0, {}, call.dweight});
-  if (call.dbias.data != nullptr)
-    add({within(call, scratch.dbias), scratch.affine_slots, size, size, 1, 1.0, {}, call.dbias});
+  const Reduction affine = affine_sums(scratch, problem.affine_size());
+  if (call.dweight.data != nullptr) add(affine, scratch.dweight, call.dweight);
+  if (call.dbias.data != nullptr) add(affine, scratch.dbias, call.dbias);
   if (call.dthreshold.data != nullptr && problem.activation == Activation::tlu)
-    add({within(call, scratch.dthreshold), scratch.affine_slots, size, size, 1, 1.0, {}, call.dthreshold});
+    add(affine, scratch.dthreshold, call.dthreshold);
   if (call.dsigma.data != nullptr && problem.suppression.present) {
     const Shape& shape = strategy.arguments.shape;
-    const int64_t sigmas = call.dsigma.count, slots = scratch.sigma_slots;
+    Reduction& sigma = add(sigma_sums(scratch, shape.groups, call.dsigma.count), scratch.dsigma, call.dsigma);
+    sigma.factor = -1;
     // Of whole fields, and for p = 1, the sums have in them what sigma brings.
-    add({within(call, scratch.dsigma), sigmas == 1 ? slots * shape.groups : slots, sigmas, 1, slots, -1.0,
-         shape.whole || shape.absolute ? Parameter{} : call.tensors.sigma, call.dsigma});
+    if (!shape.whole && !shape.absolute) sigma.sigma = call.tensors.sigma;
   }
   return all;
 }
 
+FinishInside inside_of(const Strategy& strategy, const FinishArguments& sums, uint64_t* flags) {
+  // Odd numbers from anywhere on: not zero, which flags are left at, and none that other memory is likely to hold.
+  static std::atomic<uint64_t> next = [] {
+    std::random_device random;
+    return uint64_t{random()} << 32 | random() | 1;
+  }();
+  FinishInside inside;
+  inside.sums = sums;
+  int64_t sets = 0;
+  for (int i = 0; i < sums.count; ++i) sets += sums.reduction[i].sets;
+  inside.blocks = static_cast<int>(std::min<int64_t>(strategy.summing_blocks, sets));
+  inside.grid = strategy.blocks;
+  inside.number = next.fetch_add(2);
+  inside.flags = flags;
+  return inside;
+}
+
 void start_all(const Strategy& strategy, const KernelSet& kernels, Kernel kernel, Arguments& arguments,
                const FinishArguments& sums, Dtype compute, Stream stream, bool early) {
+  if (strategy.summing_blocks > 0) {
+    arguments.inside = inside_of(strategy, sums, arguments.inside.flags);
+    return start(launch_of(strategy), stream, kernel, arguments);
+  }
   SumsRoom room;
   for (int i = 0; i < sums.count; ++i) room.add(sums.reduction[i]);
   arguments.partials.counters = sums.counters;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "call.h"
+#include "layout.h"
 #include "sums.h"
 
 namespace divnorm::cuda {
@@ -33,8 +34,6 @@ ChannelKernel kernel_of(Dtype dtype, Direction direction, bool far) {
   const ChannelKernels& all = channel_kernels_for(dtype);
   return direction == Direction::forward ? all.forward[far] : all.backward[far];
 }
-
-int64_t round_up(int64_t number, int64_t unit) { return ceil_div(number, unit) * unit; }
 
 int arrays_of(Direction direction) { return direction == Direction::forward ? kForwardArrays : kBackwardArrays; }
 

@@ -194,7 +194,25 @@ __device__ inline void wait_for(int* counter, int count) {
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
-// As signal; how many had said so before, whose writes are seen.
+// As signal, to one block that waits for all: by a number that it alone looks for and sets to zero again.
+__device__ inline void signal(uint64_t* flag, uint64_t number) {
+  asm volatile("fence.acq_rel.gpu;\nst.relaxed.gpu.global.u64 [%0], %1;" ::"l"(flag), "l"(number) : "memory");
+}
+// The block's threads share the flags; what was signalled is seen by each after a barrier.
+__device__ inline void wait_for_all(uint64_t* flags, int64_t count, uint64_t number) {
+  for (int64_t i = thread(); i < count; i += threads()) {
+    uint64_t seen;
+    while (true) {
+      asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(flags + i) : "memory");
+      if (seen == number) break;
+      __nanosleep(kRest);
+    }
+    flags[i] = 0;
+  }
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
+// As signal(counter); how many had said so before, whose writes are seen.
 __device__ inline int arrive(int* counter) {
   int before;
   asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");

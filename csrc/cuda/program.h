@@ -138,6 +138,7 @@ struct Resident {
   int owned = 1;  // positions of the maps that each block keeps for its cluster, one block after the other
   Divider by_owned;
   int parts = 1;
+  bool merges_gradients = false;  // of the parameters: those of blocks with the same channels are one slot
 };
 
 // Where a block keeps what, in bytes from the start of its shared memory.
@@ -188,15 +189,6 @@ struct Staged {
   void* merged = nullptr;  // over the batch, and of whole fields: statistics, or sums over rows, before they are merged
 };
 
-struct Arguments {
-  Shape shape;
-  Tensors tensors;
-  Partials partials;
-  Resident resident;
-  Staged staged;
-  SharedLayout shared;
-};
-
 // Sums over partial sums: result[column] = factor * sum over the rows of source[row * row_step + column * column_step].
 struct Reduction {
   const void* source = nullptr;
@@ -205,6 +197,7 @@ struct Reduction {
   double factor = 1;
   Parameter sigma;  // where it is there, the column's is one more factor
   Parameter result;
+  int numbers = 1;        // side by side, that a thread takes at once as if they were one column:
   int block_columns = 1;  // a power of two, at most those of a warp: its other lanes take rows
   int64_t sets = 0;       // of block_columns columns each
   int slices = 1;         // blocks that share the rows of a set
@@ -216,6 +209,9 @@ constexpr int kFinishColumns = 32;                 // of a block, at most
 constexpr int kLoadsTogether = 8;                  // of a thread
 constexpr int kMostSlices = 64;                    // their sums are one more set of rows
 constexpr int kLoadsOfSlice = 2 * kLoadsTogether;  // of a thread, from where on another block takes part
+// Of a block that sums inside the kernel, kLoadsTogether after another: more are left to a launch, which has the whole
+// device.
+constexpr int kMostRoundsInside = 8;
 
 struct FinishArguments {
   Reduction reduction[kMostReductions];
@@ -223,6 +219,27 @@ struct FinishArguments {
   void* slices = nullptr;   // kFinishColumns sums of every block
   int* counters = nullptr;  // of each set, how many of its slices are done; zero before the launch
 };
+
+// The same made at the end of the kernel that leaves the partial sums, by the last blocks of its grid
+// (finish_inside.h).
+struct FinishInside {
+  FinishArguments sums;       // none: a launch behind the kernel makes them, or there are none to make
+  int blocks = 0;             // that make them
+  int64_t grid = 0;           // all blocks of the launch
+  uint64_t number = 0;        // of the launch, what a flag shows when its block's partial sums are there
+  uint64_t* flags = nullptr;  // (blocks, grid); before the launch any numbers but that, after it zero
+};
+
+struct Arguments {
+  Shape shape;
+  Tensors tensors;
+  Partials partials;
+  Resident resident;
+  Staged staged;
+  SharedLayout shared;
+  FinishInside inside;
+};
+static_assert(sizeof(Arguments) <= 4096, "what a kernel can be told");
 
 struct ClearArguments {
   int* numbers = nullptr;

@@ -3,6 +3,8 @@
 // other blocks go through distributed shared memory.
 #pragma once
 
+#include "finish_inside.h"
+#include "gradients.h"
 #include "whole.h"
 
 namespace divnorm::cuda {
@@ -196,6 +198,7 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
   }
   if (r.blocks > 1) device::sync_cluster_shared(r.blocks);  // no block ends while another reads its maps
   store_sum(args.partials.l1, place.slot(r), l1, memory.reduction);
+  finish_inside<A>(args.inside, device::shared_memory());
 }
 
 template <class T, bool ChannelsLast, Form F>
@@ -285,12 +288,18 @@ __global__ void __launch_bounds__(kResidentThreads, blocks_for(kResidentBlocks, 
     if (memory.residual != nullptr && args.tensors.dresidual != nullptr)
       copy_out(tile, memory.residual, args.tensors.dresidual);
   }
-  if (r.blocks > 1) device::sync_cluster_shared(r.blocks);  // no block ends while another reads its maps
   const Tile tile = place.tile(args, 0);
-  const int64_t slot =
-      shape.per_position ? place.part : static_cast<int64_t>(place.part) * r.position_blocks + place.position_slice;
-  store_gradients(shape, args.partials, slot, place.group, tile, Tiles::sharers(tile), memory.affine);
+  const int sharers = Tiles::sharers(tile);
+  if (r.merges_gradients) {
+    merge_gradients(shape, args.partials, r, place.part, place.group, place.rank, tile, sharers, memory.affine);
+  } else {
+    if (r.blocks > 1) device::sync_cluster_shared(r.blocks);  // no block ends while another reads its maps
+    const int64_t slot =
+        shape.per_position ? place.part : static_cast<int64_t>(place.part) * r.position_blocks + place.position_slice;
+    store_gradients(shape, args.partials, slot, place.group, tile, sharers, memory.affine);
+  }
   store_sum(args.partials.dsigma, place.slot(r), signed_dsigma<F>(args, place.group, dsigma), memory.reduction);
+  finish_inside<A>(args.inside, device::shared_memory());
 }
 
 }  // namespace divnorm::cuda

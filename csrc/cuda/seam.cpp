@@ -65,9 +65,11 @@ void Seam::backward(const BackwardCall& given) const {
   Arguments arguments = arguments_of(problem, Direction::backward, strategy, call);
   FinishArguments sums = sums_of(problem, Direction::backward, strategy, call);
   if (part == Part::first) {
-    const int64_t parts = strategy.scratch.row_parts, numbers = kTotals * problem.map_rows();
-    const Parameter result{given.tensors.sums, problem.compute(), numbers};
-    sums.reduction[sums.count++] = cut({arguments.staged.merged, parts, numbers, numbers, 1, 1.0, {}, result});
+    const int64_t numbers = kTotals * problem.map_rows();
+    Reduction of_rows = row_sums(strategy.scratch, numbers);
+    of_rows.source = arguments.staged.merged;
+    of_rows.result = {given.tensors.sums, problem.compute(), numbers};
+    sums.reduction[sums.count++] = cut(of_rows);
   } else {
     // These are all that the pass reads of the maps in scratch memory, where they are neighbours.
     static_assert(backward_map::offset == backward_map::slope + 1);

@@ -2,6 +2,7 @@
 // (divnorm_kernels/seam): sums over rows, and the gradients of the parameters.
 #pragma once
 
+#include "gradients.h"
 #include "items.h"
 
 namespace divnorm::cuda {

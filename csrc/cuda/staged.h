@@ -5,6 +5,7 @@
 // of a chunk follows a few chunks after the first, while the chunk is in the cache.
 #pragma once
 
+#include "gradients.h"
 #include "merges.h"
 
 namespace divnorm::cuda {

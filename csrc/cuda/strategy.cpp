@@ -31,7 +31,8 @@ class Chooser {
         row_sums_(backward_ && part == Part::first),
         element_(static_cast<int>(bytes_of(problem.dtype))),
         sum_(static_cast<int>(bytes_of(problem.compute()))),
-        shape_(shape_of(problem, direction)) {
+        shape_(shape_of(problem, direction)),
+        partial_sums_(shape_, direction, sum_) {
     if (row_sums_) shape_.form = Form::general;  // there is one kernel for both
   }
 
@@ -70,7 +71,6 @@ class Chooser {
 
   int statistics() const { return backward_ ? kBackwardStatistics : kForwardStatistics; }
   int64_t rows() const { return (shape_.over_batch ? 1 : shape_.batch) * shape_.groups; }
-  int64_t affine_size() const { return shape_.per_position ? shape_.positions : shape_.channels; }
   // Whether thresholds are parameters, which have a gradient; a ReLU's are not.
   bool learns_thresholds() const { return shape_.activation == Activation::tlu; }
   bool has_thresholds() const {
@@ -166,6 +166,7 @@ class Chooser {
       shared = layout(r.tile_channels, r.tile_positions, count, maps * r.owned, chosen.threads);
     } while (shared.bytes > limit && count > 1);
     r.slices = {static_cast<int>(count), divider(count)};
+    if (p_.finish_inside > 0) shared.bytes = std::max(shared.bytes, chosen.threads * kVectorBytes);
     return chosen;
   }
 
@@ -186,11 +187,15 @@ class Chooser {
     chosen.blocks = int64_t{shape_.groups} * r.parts * r.blocks;
 
     Scratch& scratch = chosen.scratch;
-    scratch.affine_slots = shape_.per_position ? r.parts : int64_t{r.parts} * r.position_blocks;
+    scratch.affine_slots = r.parts;
     scratch.sigma_slots = int64_t{r.parts} * r.blocks;
     scratch.l1_slots = chosen.blocks;
+    chosen.summing_blocks = partial_sums_.summing_blocks(p_.finish_inside, chosen, clusters);
+    const bool by_positions = r.position_blocks > 1 && !shape_.per_position;
+    r.merges_gradients = by_positions && chosen.summing_blocks > 0;
+    if (by_positions && !r.merges_gradients) scratch.affine_slots *= r.position_blocks;
     ScratchPlan plan;
-    add_partials(plan, scratch);
+    end_scratch(plan, chosen);
   }
 
   Strategy staged() const {
@@ -300,7 +305,7 @@ class Chooser {
     scratch.sigma_slots = (shape_.over_batch ? 1 : int64_t{s.chunks} * s.units) * tiles;
     if (shape_.whole) scratch.sigma_slots = shape_.over_batch ? 1 : shape_.batch;
     scratch.l1_slots = int64_t{s.chunks} * s.stage[s.stages - 1].items;
-    add_partials(plan, scratch);
+    end_scratch(plan, chosen);
     return chosen;
   }
 
@@ -317,37 +322,10 @@ class Chooser {
     s.apply_channels = static_cast<int>(channels);
   }
 
-  void add_partials(ScratchPlan& plan, Scratch& scratch) const {
-    if (backward_ && part_ == Part::second) {  // the parameters' gradients are of the part before
-      scratch.bytes = plan.bytes();
-      return;
-    }
-    if (backward_) {
-      scratch.dweight = plan.add(scratch.affine_slots * affine_size() * sum_);
-      scratch.dbias = plan.add(scratch.affine_slots * affine_size() * sum_);
-      if (learns_thresholds()) scratch.dthreshold = plan.add(scratch.affine_slots * affine_size() * sum_);
-      scratch.dsigma = plan.add(scratch.sigma_slots * shape_.groups * sum_);
-    } else {
-      scratch.l1 = plan.add(scratch.l1_slots * sum_);
-    }
-    SumsRoom room;
-    const auto add = [&](int64_t rows, int64_t columns) {
-      Reduction reduction;
-      reduction.rows = rows;
-      reduction.columns = columns;
-      room.add(cut(reduction));
-    };
-    if (backward_) {
-      for (int i = 0; i < (learns_thresholds() ? 3 : 2); ++i) add(scratch.affine_slots, affine_size());
-      add(scratch.sigma_slots, shape_.groups);      // a sigma for each group,
-      add(scratch.sigma_slots * shape_.groups, 1);  // or one for all
-      if (scratch.row_parts > 0) add(scratch.row_parts, kTotals * rows());
-    } else {
-      add(scratch.l1_slots, 1);
-    }
-    scratch.slices = plan.add(room.blocks * kFinishColumns * sum_);
-    scratch.slice_counters = plan.add(room.sets * static_cast<int64_t>(sizeof(int)));
-    scratch.bytes = plan.bytes();
+  void end_scratch(ScratchPlan& plan, Strategy& chosen) const {
+    // The parameters' gradients are of the part before.
+    if (!backward_ || part_ != Part::second) partial_sums_.add_to(plan, chosen);
+    chosen.scratch.bytes = plan.bytes();
   }
 
   Preferences p_;
@@ -357,6 +335,7 @@ class Chooser {
   bool row_sums_;  // of whole fields, in one sweep that makes the parameters' gradients too (seam_sums.h)
   int element_, sum_;
   Shape shape_;
+  PartialSums partial_sums_;
 };
 
 Strategy choose(const Problem& problem, Direction direction, Part part, const Preferences& preferences,

@@ -26,13 +26,15 @@ struct Preferences {
   int staged_threads = 0, tile_bytes = 0, tile_positions = 0;
   int row_positions = 0, items = 0;
   double cache_share = 0;
+  int finish_inside = 0;
 };
 
 // Offsets into the scratch memory of a call, -1: not there.
 struct Scratch {
   int64_t counters = -1, maps = -1, merged = -1;
   int64_t dweight = -1, dbias = -1, dthreshold = -1, dsigma = -1, l1 = -1;
-  int64_t slices = -1, slice_counters = -1;  // of the sums over the latter
+  int64_t slices = -1, slice_counters = -1;  // of the sums over the latter in a launch of their own
+  int64_t flags = -1;                        // where the kernel makes them
   int64_t counter_count = 0, bytes = 0;
   int64_t affine_slots = 0, sigma_slots = 0, l1_slots = 0;  // of sigma: for each group
   int64_t row_parts = 0;                                    // of the sums over a row
@@ -44,6 +46,7 @@ struct Strategy {
   bool resident = false;
   int64_t blocks = 0;
   int cluster = 1, threads = 0;
+  int summing_blocks = 0;  // of the grid's last, that make the sums over partial sums; 0: a launch behind it does
 
   // "cluster-resident", "single-block" or "two-pass".
   std::string name() const { return !resident ? "two-pass" : cluster > 1 ? "cluster-resident" : "single-block"; }

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -32,6 +34,7 @@ struct Watched {
 std::map<uintptr_t, Watched> watched;  // by address
 emulation::Traffic elsewhere;
 emulation::Lookups looked_up;
+std::unique_ptr<emulation::Sleepers> waiting_for_flags;
 
 void keep_access(emulation::Space space, const void* address, int bytes, uintptr_t site, bool write) {
   emulation::Recorded& recorded = current->recorded;
@@ -123,6 +126,27 @@ int arrive(int* counter) {
   check_late();
   return (*counter)++;
 }
+void signal(uint64_t* flag, uint64_t number) {
+  count_write(flag, sizeof number);
+  emulation::give_way();
+  if (emulation::left_out(Word::signal)) return;
+  __atomic_store_n(flag, number, __ATOMIC_RELEASE);
+  const Locked locked;
+  waiting_for_flags->wake();
+}
+void wait_for_all(uint64_t* flags, int64_t count, uint64_t number) {
+  if (emulation::left_out(Word::wait_for_all)) return;
+  for (int64_t i = current->self.thread; i < count; i += current->self.threads) {
+    count_read(flags + i, sizeof number);
+    const auto shown = [&] { return __atomic_load_n(flags + i, __ATOMIC_ACQUIRE) == number; };
+    {
+      const Locked locked;
+      waiting_for_flags->wait(shown, [&] { return "the flag of block " + std::to_string(i); });
+    }
+    shown();  // and takes what comes with it
+    store(flags + i, uint64_t{0});
+  }
+}
 void wait_for_launch_before() { current->early = false; }
 void wait_for(int* counter, int count) {
   check_late();
@@ -176,15 +200,18 @@ static void end_thread() {
   end_memory(block);
 }
 
-// A cluster's blocks, of which `first` is the first.
-static void run_cluster(int64_t first, const Launched& launch, bool early, const std::function<void()>& kernel) {
-  Cluster together(first, launch.cluster, launch.threads, launch.shared_bytes);
+// The blocks of whole clusters, first..end.
+static void run_clusters(int64_t first, int64_t end, const Launched& launch, bool early,
+                         const std::function<void()>& kernel) {
+  std::deque<Cluster> clusters;
   std::deque<Thread> all;
-  for (int rank = 0; rank < launch.cluster; ++rank) {
-    Block& block = *together.blocks[rank];
+  for (int64_t number = first; number < end; ++number) {
+    const int rank = static_cast<int>(number % launch.cluster);
+    if (rank == 0) clusters.emplace_back(number, launch.cluster, launch.threads, launch.shared_bytes);
+    Block& block = *clusters.back().blocks[rank];
     prepare_copies(block);
     for (int t = 0; t < launch.threads; ++t)
-      block.threads.push_back(&all.emplace_back(device::Self{t, launch.threads, rank, first + rank}, together, early));
+      block.threads.push_back(&all.emplace_back(device::Self{t, launch.threads, rank, number}, clusters.back(), early));
   }
   forget_copies();
   run_together(
@@ -200,20 +227,28 @@ static void run_cluster(int64_t first, const Launched& launch, bool early, const
       int& most = words_met[word][thread.warp()];
       most = std::max(most, thread.met[word]);
     }
-  if (!keeping_costs) return;
-  std::vector<Recorded> recorded;
-  for (Thread& thread : all) recorded.push_back(std::move(thread.recorded));
-  kept_costs.add_cluster(first, recorded);
+  auto thread = all.begin();
+  for (; keeping_costs && first < end; first += launch.cluster) {
+    std::vector<Recorded> recorded;
+    for (int i = 0; i < launch.cluster * launch.threads; ++i) recorded.push_back(std::move((thread++)->recorded));
+    kept_costs.add_cluster(first, recorded);
+  }
 }
 
-void run(int64_t blocks, int cluster, int threads, int shared_bytes, bool early, const std::function<void()>& kernel) {
+void run(int64_t blocks, int cluster, int threads, int shared_bytes, bool early, const std::function<void()>& kernel,
+         int64_t together) {
   if (blocks % cluster != 0 || threads % device::kWarp != 0) fail("a grid of broken clusters");
   count_launch();
   for (std::vector<int>& met : words_met) met.assign(threads / device::kWarp, 0);
-  const int64_t end = keeping_costs ? std::min(blocks, (most_blocks + cluster - 1) / cluster * cluster) : blocks;
+  const int64_t alone = (blocks - together) / cluster * cluster;  // so many blocks, their clusters one by one
+  int64_t end = keeping_costs ? std::min(blocks, (most_blocks + cluster - 1) / cluster * cluster) : blocks;
+  if (end > alone) end = blocks;
   const Launched launch{blocks, end, cluster, threads, shared_bytes};
   if (keeping_costs) kept_costs.start(launch);
-  for (int64_t first = 0; first < end; first += cluster) run_cluster(first, launch, early, kernel);
+  waiting_for_flags = std::make_unique<Sleepers>();
+  for (int64_t first = 0; first < std::min(alone, end); first += cluster)
+    run_clusters(first, first + cluster, launch, early, kernel);
+  if (end > alone) run_clusters(alone, end, launch, early, kernel);
 }
 
 int met(Word word, int warp) { return words_met[static_cast<int>(word)].at(warp); }

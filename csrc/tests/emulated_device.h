@@ -84,6 +84,8 @@ int take_ticket(int* counter);
 void signal(int* counter);
 void wait_for(int* counter, int count);  // of work that must be done by then
 int arrive(int* counter);
+void signal(uint64_t* flag, uint64_t number);
+void wait_for_all(uint64_t* flags, int64_t count, uint64_t number);
 void wait_for_launch_before();
 inline void let_next_begin() {}
 
@@ -122,8 +124,9 @@ namespace divnorm::cuda::emulation {
 inline int largest_cluster = 16, most_clusters = 1 << 16;
 
 // Runs a grid of clusters of `cluster` blocks. early: its threads may not touch global memory before they have waited
-// for the launch before.
-void run(int64_t blocks, int cluster, int threads, int shared_bytes, bool early, const std::function<void()>& kernel);
+// for the launch before. together: the grid's last blocks, which may wait for any: their clusters run at once.
+void run(int64_t blocks, int cluster, int threads, int shared_bytes, bool early, const std::function<void()>& kernel,
+         int64_t together = 0);
 
 // Counts bytes read and written from here on: of each tensor that is watched, and of everything else together.
 struct Traffic {
@@ -162,12 +165,14 @@ enum class Word {
   fence_async,
   store_async,
   sync_warps,
-  arrive_warps
+  arrive_warps,
+  signal,       // to a block that waits for all
+  wait_for_all  // by that
 };
 constexpr const char* kWordNames[] = {
-    "barrier",     "init",       "inits_done",  "arrive",          "expect",          "wait",
-    "copy_in",     "copy_out",   "commit",      "copies_out_read", "copies_out_done", "fence_async",
-    "store_async", "sync_warps", "arrive_warps"};
+    "barrier",     "init",       "inits_done",   "arrive",          "expect",          "wait",
+    "copy_in",     "copy_out",   "commit",       "copies_out_read", "copies_out_done", "fence_async",
+    "store_async", "sync_warps", "arrive_warps", "signal",          "wait_for_all"};
 constexpr int kWords = sizeof kWordNames / sizeof *kWordNames;
 
 // Of the launch of this number from here on, the word of this number among those of its kind is left out, counted by

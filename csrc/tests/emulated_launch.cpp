@@ -6,9 +6,10 @@ namespace divnorm::cuda {
 namespace {
 
 template <class Arguments>
-void run(const Launch& launch, void (*kernel)(const Arguments), const Arguments& arguments) {
-  emulation::run(launch.blocks, launch.cluster, launch.threads, launch.shared_bytes, launch.early,
-                 [&] { kernel(arguments); });
+void run(const Launch& launch, void (*kernel)(const Arguments), const Arguments& arguments, int64_t together = 0) {
+  emulation::run(
+      launch.blocks, launch.cluster, launch.threads, launch.shared_bytes, launch.early, [&] { kernel(arguments); },
+      together);
 }
 
 }  // namespace
@@ -22,7 +23,9 @@ int64_t clusters_at_once(int, const Launch& launch, Kernel) {
   return launch.cluster <= emulation::largest_cluster ? emulation::most_clusters : 0;
 }
 
-void start(const Launch& launch, Stream, Kernel kernel, const Arguments& arguments) { run(launch, kernel, arguments); }
+void start(const Launch& launch, Stream, Kernel kernel, const Arguments& arguments) {
+  run(launch, kernel, arguments, arguments.inside.blocks);
+}
 void start(const Launch& launch, Stream, FinishKernel kernel, const FinishArguments& arguments) {
   run(launch, kernel, arguments);
 }

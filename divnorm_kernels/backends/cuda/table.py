@@ -15,7 +15,9 @@ largest; where none holds it, the two-pass kernels.
 - ``staged_threads``, ``tile_bytes``, ``tile_positions``: the blocks and the largest tiles of the two-pass kernels;
 - ``row_positions``: the largest map that one block sums by itself in them;
 - ``items``: the pieces per multiprocessor that their work is split into at least, where it can be;
-- ``cache_share``: the part of the second-level cache for the chunk of x (and dy) between its two passes.
+- ``cache_share``: the part of the second-level cache for the chunk of x (and dy) between its two passes;
+- ``finish_inside``: the last blocks of a kernel that holds rows on chip that make the sums over partial sums (the
+  parameters' gradients, l1) at its end, where they are few enough; 0 leaves them to a launch behind it.
 """
 
 from __future__ import annotations
