@@ -63,10 +63,9 @@ inline void check_variance(const Case& c, const Numbers& sigma, const Numbers& v
   }
 }
 
-inline Results run(const Case& c, Dtype dtype, const Inputs& in, const Numbers& grad, const Setting& setting) {
+inline Results run(const Case& c, Dtype dtype, const Inputs& in, const Numbers& grad, const Calls& calls) {
   const Shape shape(c);
-  const Dtype compute = dtype == Dtype::float64 ? dtype : Dtype::float32;
-  const cuda::Calls calls(problem_of(c, dtype), 0, setting.device, setting.preferences, setting.preferences);
+  const Dtype compute = compute_dtype(dtype);
   Tensor x(dtype, in.x), dy(dtype, grad), residual(dtype, in.residual);
   Tensor weight(compute, in.weight), bias(compute, in.bias), sigma(compute, in.sigma), threshold(compute, in.threshold);
   Tensor l1(compute, 1), dl1(compute, Numbers{kL1Weight});
@@ -117,6 +116,11 @@ inline Results run(const Case& c, Dtype dtype, const Inputs& in, const Numbers& 
   calls.backward(backward);
   if (c.l1) r.l1 = l1.numbers()[0];
   return r;
+}
+
+inline Results run(const Case& c, Dtype dtype, const Inputs& in, const Numbers& grad, const Setting& setting) {
+  return run(c, dtype, in, grad,
+             cuda::Calls(problem_of(c, dtype), 0, setting.device, setting.preferences, setting.preferences));
 }
 
 }  // namespace divnorm::tests

@@ -5,6 +5,7 @@
 #include "../cuda/maps.h"
 #include "channels_runner.h"
 #include "cuda_runner.h"
+#include "finish_runner.h"
 #include "seam_runner.h"
 
 constexpr int kCluster = 4;
@@ -14,6 +15,7 @@ constexpr int64_t kMostNumbers = 20000, kMostOfFamily = 3000;
 
 using namespace divnorm;
 using namespace divnorm::tests;
+using divnorm::cuda::emulation::Word;
 
 // Around every multiple's edge that the largest numbers have.
 void check_division() {
@@ -45,8 +47,41 @@ void check_thresholds() {
   check(std::equal(passed, passed + 4, upstream.at) && std::equal(rest, rest + 4, stopped.at), "dy at thresholds");
 }
 
+// With blocks of which one has a sample less than others and comes to the end first: flags that are set to zero in
+// front of a launch that a graph starts again, and those that are not; blocks that show no flags, or wait for none.
+void check_flags() {
+  const std::optional<Axes> small = window({1, 3, 3});
+  const Case c{"flags", false, false, false, 5, 4, 1, {1, 5, 5}, small, small, true};
+  const Shape shape(c);
+  const Numbers ones(shape.numel, 1.0), affine(shape.affine, 1.0);
+  const Inputs in{ones, affine, affine, {1.0}, ones, affine};
+  const Numbers expected(shape.affine, static_cast<double>(c.batch * shape.positions));
+  for (const int cluster : {1, 2}) {
+    Setting two_parts = *finishing(cluster == 1 ? "single-block" : "cluster-resident", c, Dtype::float32, cluster);
+    two_parts.device.multiprocessors = 2 * cluster;
+    const auto right = [&](Flags found, std::optional<Word> without = {}) {
+      constexpr int kBackward = 1;
+      cuda::emulation::leave_out(without.value_or(Word::barrier), without ? kBackward : -1, 0);
+      try {
+        return run_finishing(c, Dtype::float32, in, ones, two_parts, found).dbias.numbers() == expected;
+      } catch (const std::logic_error& error) {
+        check(without.has_value(), error.what());
+        return false;
+      }
+    };
+    const std::string where = ", clusters of " + std::to_string(cluster);
+    check(right(zeros), "flags" + where);
+    check(right(as_it_left_them), "flags that are reset" + where);
+    check(!right(own_number), "flags that are not reset" + where);
+    check(!right(zeros, Word::signal), "without flags" + where);
+    check(!right(zeros, Word::wait_for_all), "flags that nobody waits for" + where);
+  }
+  cuda::emulation::leave_out(Word::barrier, -1, 0);
+}
+
 int main() {
   check_division();
+  check_flags();
   check_thresholds();
   std::map<std::string, int> reached;
   std::vector<Case> all = cases();
@@ -61,6 +96,16 @@ int main() {
         return run(one, dtype, in, grad, setting ? *setting : tests::setting(0, 1 << 16));
       });
     }
+  for (const char* strategy : {"single-block", "cluster-resident"})
+    for (const Case& c : all) {
+      if (Shape(c).numel > kMostNumbers || !finishing(strategy, c, Dtype::bfloat16, kCluster)) continue;
+      const std::string who = std::string(strategy) + ", sums inside";
+      ++reached[who];
+      check_case(who, c, {zeros, last_number, as_it_left_them},
+                 [&](const Case& one, Dtype dtype, const Inputs& in, const Numbers& grad, int found) {
+                   return run_finishing(one, dtype, in, grad, *finishing(strategy, one, dtype, kCluster), Flags{found});
+                 });
+    }
   for (const Case& c : all) {
     const auto setting = setting_for("two-pass", c, Dtype::bfloat16, 0);
     if (Shape(c).numel > kMostNumbers || !has_halves(c) || !setting) continue;
@@ -71,7 +116,8 @@ int main() {
   }
   for (const auto& [strategy, count] : reached) std::printf("%s: %d cases\n", strategy.c_str(), count);
   check(reached["single-block"] >= 10 && reached["cluster-resident"] >= 10 && reached["two-pass"] >= 14 &&
-            reached["halves"] >= 8,
+            reached["halves"] >= 8 && reached["single-block, sums inside"] >= 10 &&
+            reached["cluster-resident, sums inside"] >= 10,
         "the strategies that the cases reach");
   for (const ChannelCase& c : channel_cases()) check_channels(c, run_channels);
   std::printf("%d failures\n", failures);

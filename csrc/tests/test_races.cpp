@@ -2,6 +2,7 @@
 // from which a barrier is taken away has one.
 #include "channels_runner.h"
 #include "cuda_runner.h"
+#include "finish_runner.h"
 #include "outcome.h"
 #include "seam_runner.h"
 
@@ -16,8 +17,8 @@ int outcome(int launch, int barrier, const std::function<void()>& body) {
   return outcome_without(Word::barrier, launch, barrier, -1, body);
 }
 
-int outcome(const Case& c, const Setting& setting, int launch, int barrier) {
-  return outcome(launch, barrier, [&] {
+int outcome(const Case& c, const Setting& setting, int launch, int index, Word word = Word::barrier) {
+  return outcome_without(word, launch, index, -1, [&] {
     const Shape shape(c);
     const Numbers ones(shape.numel, 1.0), affine(shape.affine, 1.0), sigma(c.groups, 1.0);
     run(c, Dtype::float32, {ones, affine, affine, sigma, ones, affine}, ones, setting);
@@ -76,6 +77,27 @@ void check_halves_for_races() {
     check(outcome_without(-1, -1) == 0, c.name + ": a race");
     for (const int barrier : barriers)
       check(outcome_without(kSums, barrier) != 0, c.name + ": sums without barrier " + std::to_string(barrier));
+  }
+}
+
+// Of backward with sums inside: in front of the flags that a block shows to several, and behind those of others, which
+// threads share; of channels that blocks have at different positions, around what each adds up first.
+void check_sums_inside_for_races() {
+  const std::optional<Axes> small = window({1, 3, 3});
+  const struct {
+    bool channels_last;
+    int cluster;
+    std::vector<int> barriers;
+  } cases[] = {{false, 1, {13}}, {false, 2, {13, 14}}, {true, 1, {15}}, {true, 2, {13, 16, 17}}};
+  for (const auto& [channels_last, cluster, barriers] : cases) {
+    const Case c{"sums inside", channels_last, false, false, 2, 6, 1, {1, 5, 5}, small, small, true};
+    Setting setting = *finishing(cluster == 1 ? "single-block" : "cluster-resident", c, Dtype::float32, cluster, true);
+    setting.device.multiprocessors = 2 * cluster;  // two parts
+    const std::string where = c.name + (channels_last ? ", pixels" : "") + ", clusters of " + std::to_string(cluster);
+    check(outcome(c, setting, -1, -1) == 0, where + ": a race");
+    for (const int barrier : barriers)
+      check(outcome(c, setting, 1, barrier) != 0, where + ": without barrier " + std::to_string(barrier));
+    check(outcome(c, setting, 1, 0, Word::wait_for_all) != 0, where + ": flags that nobody waits for");
   }
 }
 
@@ -138,5 +160,6 @@ int main() {
     }
   check_channels_for_races();
   check_halves_for_races();
+  check_sums_inside_for_races();
   return failures == 0 ? 0 : 1;
 }
