@@ -237,7 +237,7 @@ without_cuda: str
 # Only where the module was built with CUDA.
 
 cuda_archs: str
-"""The architectures it was built for: ``sm_80 sm_90``."""
+"""What it has code for: ``sm_80 sm_90 compute_90``, the last as PTX."""
 cuda_most_positions: int
 cuda_most_channels: int
 """Of a channel normalization this and more are too many."""

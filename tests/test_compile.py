@@ -179,6 +179,7 @@ class Library:
     """As much of a module with CUDA kernels as the choice of a backend asks."""
 
     CudaCalls = object
+    cuda_archs = "sm_90"
     cuda_most_positions = 1 << 30
     cuda_versions = staticmethod(lambda: (13000, 13000))
 

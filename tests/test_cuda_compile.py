@@ -70,7 +70,7 @@ def _of_one_form(kernels, name):
 
 def test_every_kernel_for_every_architecture(usage):
     wanted = {*product(KERNELS, TYPES, "01", "01"), *product(CHANNELS, TYPES, "01"), *product(SEAM, TYPES, "01")}
-    assert archs(usage) == set(native.module.cuda_archs.split())
+    assert archs(usage) == {arch for arch in native.module.cuda_archs.split() if arch.startswith("sm_")}
     for arch in archs(usage):
         names = [name for a, name in usage if a == arch]
         found = {of(name) for of in (kernel_of, channels_kernel_of, seam_kernel_of) for name in names}

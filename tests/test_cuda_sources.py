@@ -11,6 +11,7 @@ from process import ROOT, run
 
 from divnorm_kernels import divisive_norm
 from divnorm_kernels.backends import cuda
+from divnorm_kernels.backends.cuda import table
 
 # As nvcc 12.6 sees the kernels, once its own headers have been read: it writes PTX 8.5.
 OLDER = """
@@ -116,3 +117,22 @@ def test_a_call_with_a_driver_older_than_the_runtime_goes_elsewhere(versions):
         x = torch.randn(2, 3, 4, 5, device=cuda.DEVICE_TYPE)
         with pytest.raises(RuntimeError, match=f"backend: got 'cuda', which cannot serve this call: {TOO_OLD}"):
             divisive_norm(x, window=3, backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("archs", "runs", "does_not_run"),
+    [
+        ("sm_90 compute_90", [(9, 0), (10, 0), (12, 1)], [(8, 0), (8, 9)]),
+        ("sm_86 compute_90 compute_80", [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)], [(7, 5)]),
+        ("sm_86 sm_120", [(8, 6), (8, 9), (12, 0), (12, 1)], [(8, 0), (9, 0), (10, 0)]),
+    ],
+)
+def test_a_device_without_code_for_it_is_a_reason(versions, monkeypatch, archs, runs, does_not_run):
+    versions(13000, 13000)
+    cuda.library.cuda_archs, cuda.library.cuda_most_positions = archs, 1 << 30
+    for capability in (*runs, *does_not_run):
+        monkeypatch.setattr(cuda, "device_of", lambda index, found=capability: table.Device(found, 1, 1, 1, 1))
+        reason, _ = cuda._serves(0)
+        assert (reason is None) == (capability in runs), capability
+        if (8, 0) <= capability in does_not_run:
+            assert f"the compiled module has code for {archs}: install it here" in reason

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from email import message_from_string
 
 import pybind11
 import pytest
+import torch
 from process import ROOT, run, run_python
 
 # An editable install of this package answers for modules that a copy lacks: the compiled one, where that is missing.
@@ -265,6 +267,41 @@ def test_cuda_kernels_stay_off_in_a_build_that_had_them_on(tmp_path):
 def test_an_unknown_choice_of_cuda(tmp_path):
     with pytest.raises(AssertionError, match="DIVNORM_CUDA: got maybe, expected auto, on or off"):
         configured(tmp_path, "-DDIVNORM_CUDA=maybe")
+
+
+def compiled_for(what, said):
+    return " ".join(re.findall(rf"divnorm_kernels: {what} kernels for (.*)", said))
+
+
+def test_instruction_sets_that_are_chosen(tmp_path):
+    """By default the best that this processor runs, as torch has it."""
+    if platform.machine() != "x86_64":
+        pytest.skip("needs an x86-64 processor")
+    best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "baseline")
+    for chosen, wanted in (("native", best), ("baseline;avx2;avx512", "baseline avx2 avx512"), ("", "")):
+        options = ("-DDIVNORM_NATIVE_TESTS=ON", f"-DDIVNORM_INSTRUCTION_SETS={chosen}")
+        assert compiled_for("CPU", configured(tmp_path, *options)) == wanted
+
+
+def test_gpus_that_are_compiled_for(tmp_path):
+    """Those that nvidia-smi names and nvcc knows; whatever it is, later ones get PTX that has clusters."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    script = tmp_path / "nvidia-smi"
+    script.touch(0o755)
+    for printed, wanted in (
+        ("echo 9.0", "sm_90 compute_90"),
+        ("echo 8.6; echo 9.0; echo 8.6", "sm_86 sm_90 compute_90 compute_80"),
+        ("echo 8.0", "sm_80 compute_90"),
+        ("echo 99.0; echo 8.9", "sm_89 compute_90 compute_80"),
+        # with CUDA 12.8 or newer
+        ("echo 7.5; echo '[N/A]'", "sm_80 sm_90 sm_100 sm_120 compute_90"),
+        ("echo failed: 9.0; exit 9", "sm_80 sm_90 sm_100 sm_120 compute_90"),
+    ):
+        script.write_text(f"#!/bin/sh\n{printed}\n")
+        said = configured(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
+        assert compiled_for("CUDA", said) == wanted
+        assert ("does not know sm_990" in said) == ("99.0" in printed)
 
 
 @pytest.fixture

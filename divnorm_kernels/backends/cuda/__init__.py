@@ -81,7 +81,25 @@ def _serves(index: int | None) -> tuple[str | None, int]:
     capability = device_of(index).capability
     if capability < OLDEST:
         reason = f"the device has compute capability {capability}, these kernels need {OLDEST}"
+    elif not has_code(library.cuda_archs, capability):
+        reason = (
+            f"the device has compute capability {capability}, the compiled module has code for {library.cuda_archs}: "
+            "install it here, or for more GPUs with CMAKE_ARGS=-DDIVNORM_CUDA_ARCHS"
+        )
     return reason, library.cuda_most_positions
+
+
+def has_code(archs: str, capability: tuple[int, int]) -> bool:
+    """Whether a device runs some of what was compiled ("CUDA C++ Programming Guide", binary and PTX compatibility).
+
+    That is what was compiled for its major version and no later minor one, and PTX of no later version.
+    """
+    for arch in archs.split():
+        kind, _, number = arch.partition("_")
+        compiled = divmod(int(number), 10)
+        if compiled <= capability and (kind == "compute" or compiled[0] == capability[0]):
+            return True
+    return False
 
 
 def description() -> str:
