@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 BUILT_FROM := pyproject.toml CMakeLists.txt setup.py $(CXX_SOURCES)
-# What runs on every x86-64 processor and NVIDIA GPU.
+# What runs on every x86-64 processor and on every NVIDIA GPU that is served.
 EVERYWHERE := -DDIVNORM_INSTRUCTION_SETS=baseline;avx2;avx512 -DDIVNORM_CUDA_ARCHS=80;90;100;120
 
 # Random calls that `make test` makes under sanitizers.
@@ -62,7 +62,7 @@ fuzz-address:
 fuzz-races:  # threads that wait for each other, most of the time
 	$(MAKE) fuzz TARGET=races N=$(RACE_CALLS)
 
-# The API reference and the recipes, as HTML in build/docs.
+# The documentation, as HTML in build/docs.
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
@@ -96,6 +96,6 @@ $(VENV)/.bench: $(VENV)/.torch $(BUILT_FROM)
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(BUILT_FROM)
-	CMAKE_ARGS="$${CMAKE_ARGS-$(EVERYWHERE)}" $(BIN)/python -m pip install --editable ".[bench,test,docs,lint]"
+	CMAKE_ARGS="$(EVERYWHERE) $$CMAKE_ARGS" $(BIN)/python -m pip install --editable ".[bench,test,docs,lint]"
 	$(BIN)/python -m pip install --no-deps timm torchvision  # they ask for torch, and would get its GPU libraries
 	touch $@
