@@ -18,7 +18,7 @@ import divnorm_kernels
 from . import gpu, results, timing
 from .cases import Case, Setting, random_input
 from .measure import Attempts, ready
-from .results import against, geometric_mean, machine_name
+from .results import against, geometric_mean, in_words, machine_name
 from .subjects import Subject, activation, groups_for
 from .timing import Times, interleaved, step
 
@@ -203,7 +203,7 @@ def show(console: Console, rows: list[FamilyRow], machine: dict) -> None:
                 count = sum(r >= 1 for r in found)
                 console.print(
                     against(geometric_mean(found), f"torch's {what}") + " (geometric mean); no slower in "
-                    f"{count} of {len(found)}, worst {min(found):.2f}x"
+                    f"{count} of {len(found)}, worst {in_words(min(found))}"
                 )
 
 

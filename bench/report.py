@@ -15,6 +15,7 @@ from .results import (
     direction_shares,
     geometric_mean,
     headline,
+    in_words,
     machine_name,
     ratio,
     settings_of,
@@ -137,7 +138,7 @@ def print_headline(console: Console, rows: Rows, sweeps: Rows, overhead: dict[st
     console.print(f"{count} of {total} settings are no slower than the faster of BatchNorm and GroupNorm")
     if summary["worst of them"] is not None:
         where = " ".join(map(str, summary["worst of them"]["setting"]))
-        console.print(f"the worst of them: {summary['worst of them']['ratio']:.2f}x on {where}")
+        console.print(f"the worst of them: {in_words(summary['worst of them']['ratio'])} on {where}")
     growth = window_growth(sweeps).values()
     if growth:
         windows = {row["window"] for row in sweeps}

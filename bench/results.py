@@ -70,9 +70,14 @@ def direction_shares(own: dict, copy: dict) -> tuple[float | None, float | None]
     return limit / times["forward"], 1.5 * limit / times["backward"]
 
 
-def against(value: float, peer: str) -> str:
-    """A ratio, the peer's time over ours, in words."""
-    return f"{value:6.2f}x  faster than {peer}" if value >= 1 else f"{1 / value:6.2f}x  slower than {peer}"
+def in_words(ratio: float) -> str:
+    """A ratio, the peer's time over ours, as what ours is."""
+    return f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
+
+
+def against(ratio: float, peer: str) -> str:
+    """The same as a line among others."""
+    return f"{in_words(ratio):>14} than {peer}"
 
 
 def geometric_mean(values: list[float]) -> float | None:

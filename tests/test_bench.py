@@ -26,6 +26,7 @@ from bench.results import (
     best_of_ours,
     geometric_mean,
     headline,
+    in_words,
     ratio,
     settings_of,
     share_of_limit,
@@ -303,8 +304,8 @@ def test_any_shape_is_a_case(tmp_path):
 
 
 def test_ratios_in_words():
-    assert against(1.5, "BatchNorm").split() == ["1.50x", "faster", "than", "BatchNorm"]
-    assert against(0.87, "BatchNorm").split() == ["1.15x", "slower", "than", "BatchNorm"]
+    assert [in_words(ratio) for ratio in (1.5, 1, 0.87)] == ["1.50x faster", "1.00x faster", "1.15x slower"]
+    assert against(0.87, "BatchNorm").strip() == "1.15x slower than BatchNorm"
 
 
 def document_of(times, machine="a processor"):
