@@ -13,6 +13,7 @@ copyright = "the divnorm_kernels authors"
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser", "mathml"]
 html_math_renderer = "mathml"
 html_theme = "furo"
+highlight_language = "none"
 html_static_path = ["static"]
 html_css_files = ["pages.css"]
 default_role = "py:obj"

@@ -113,6 +113,20 @@ def test_links_lead_somewhere(page, target):
         assert anchor in map(slug, re.findall(r"^#+ (.*)$", there.read_text(), flags=re.MULTILINE))
 
 
+def tables():
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for number, table in enumerate(re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE), 1):
+            yield pytest.param(table, id=f"{page.name}: {number}")
+
+
+@pytest.mark.parametrize("table", list(tables()))
+def test_rows_of_tables_have_its_columns(table):
+    """A bar ends a cell, in a formula or between backticks too, and what is behind the last column is not shown."""
+    rows = [len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()]
+    assert rows == rows[:1] * len(rows)
+
+
 def test_every_public_name_has_its_place():
     reference = "\n".join(page.read_text() for page in (ROOT / "docs/api").glob("*.rst"))
     for name in {*divnorm_kernels.__all__, *weights.__all__} - {"__version__"}:
