@@ -61,11 +61,12 @@ def test_examples_of_docstrings_run(example):
 
 
 def test_the_reference_reads_docstrings_as_they_are_meant():
-    """A letter and a period alone make a list; what stands before a colon in a property's first line is its type."""
+    """A letter and a period alone make a list; what stands before a colon in a property or in Returns is a type."""
     for module in (divnorm_kernels, weights):
         for name in set(module.__all__) - {"__version__"}:
             public = getattr(module, name)
             assert not re.search(r"^\s+[\w, ]+: [A-Z]\.$", public.__doc__, flags=re.MULTILINE), name
+            assert not re.search(r"(Returns|Yields):\n[^`\n]*:", public.__doc__), name
             for member, value in vars(public).items() if isinstance(public, type) else ():
                 if isinstance(value, property) and value.__doc__ and not member.startswith("_"):
                     assert ":" not in re.sub("`.*?`", "", value.__doc__.partition("\n")[0]), (name, member)

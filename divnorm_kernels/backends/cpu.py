@@ -14,8 +14,8 @@ from . import native
 from .native import DTYPES, Needs, module
 
 _OTHER_PROCESSOR = (
-    "the compiled module has kernels for other processors alone: install it here, or for all of them with "
-    'CMAKE_ARGS="-DDIVNORM_INSTRUCTION_SETS=baseline;avx2;avx512"'
+    "the compiled module has kernels for other processors alone: install it here, with pip's --no-cache-dir, or "
+    'for all of them with CMAKE_ARGS="-DDIVNORM_INSTRUCTION_SETS=baseline;avx2;avx512"'
 )
 _RUNS_HERE = module is not None and bool(module.instruction_sets())
 if module is not None and not _RUNS_HERE:

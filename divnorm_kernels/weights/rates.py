@@ -28,7 +28,7 @@ def effective_rates(model: nn.Module, optimizer: Optimizer, power: int | None = 
         power: of the norm. ``None``: 2 for SGD, 1 for torch's adaptive optimizers.
 
     Returns:
-        Tensors of shape () on the weights' devices, of which none has been looked at: no synchronisation.
+        Tensors of shape () on the weights' devices, of which none has been looked at, so nothing waits for them.
 
     Raises:
         TypeError: on arguments of another type.
