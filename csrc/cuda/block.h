@@ -10,37 +10,46 @@ namespace divnorm::cuda {
 template <class T, bool ChannelsLast, Form F>
 using Work = std::conditional_t<ChannelsLast, Pixels<T, F>, Planes<T, F>>;
 
-// A block's shared memory by name. What the plain form has none of is null, to the compiler too.
+// What lies `offset` bytes from the start of shared memory; null where it is negative.
+template <class V>
+__device__ V* in_shared(int offset) {
+  return offset < 0 ? nullptr : reinterpret_cast<V*>(device::shared_memory() + offset);
+}
+
+// The parameters of a block and their gradients. What the plain form has none of is null, to the compiler too.
+template <class T, Form F>
+__device__ Affine<T> affine_of(const Shape& shape, const SharedLayout& shared, T* residual) {
+  using A = Acc<T>;
+  constexpr bool kGeneral = F == Form::general;
+  return {in_shared<A>(shared.weight),
+          in_shared<A>(shared.bias),
+          kGeneral ? in_shared<A>(shared.threshold) : nullptr,
+          in_shared<A>(shared.dweight),
+          in_shared<A>(shared.dbias),
+          kGeneral ? in_shared<A>(shared.dthreshold) : nullptr,
+          residual,
+          shape.per_position,
+          shape.activation};
+}
+
+// A block's shared memory by name, as far as it is the same for every kernel but the pipelined ones.
 template <class T, Form F>
 struct Memory {
   using A = Acc<T>;
   static constexpr bool kGeneral = F == Form::general;
 
   __device__ Memory(const Shape& shape, const SharedLayout& shared)
-      : x(at<T>(shared.x)),
-        dy(at<T>(shared.dy)),
-        residual(kGeneral ? at<T>(shared.residual) : nullptr),
-        partial(at<A>(shared.partial)),
-        owned(at<A>(shared.owned)),
-        reduction(at<A>(shared.reduction)),
-        totals(at<A>(shared.totals)),
+      : x(in_shared<T>(shared.x)),
+        dy(in_shared<T>(shared.dy)),
+        residual(kGeneral ? in_shared<T>(shared.residual) : nullptr),
+        partial(in_shared<A>(shared.partial)),
+        owned(in_shared<A>(shared.owned)),
+        reduction(in_shared<A>(shared.reduction)),
+        totals(in_shared<A>(shared.totals)),
         pitch(shared.pitch),
-        local{at<A>(shared.local), at<A>(shared.local) + pitch, partial, partial + pitch, shape.slope_of,
-              absolute<F>(shape),  kGeneral && shape.keeps_mean},
-        affine{at<A>(shared.weight),
-               at<A>(shared.bias),
-               kGeneral ? at<A>(shared.threshold) : nullptr,
-               at<A>(shared.dweight),
-               at<A>(shared.dbias),
-               kGeneral ? at<A>(shared.dthreshold) : nullptr,
-               residual,
-               shape.per_position,
-               shape.activation} {}
-
-  template <class V>
-  static __device__ V* at(int offset) {
-    return offset < 0 ? nullptr : reinterpret_cast<V*>(device::shared_memory() + offset);
-  }
+        local{in_shared<A>(shared.local), in_shared<A>(shared.local) + pitch, partial, partial + pitch, shape.slope_of,
+              absolute<F>(shape),         kGeneral && shape.keeps_mean},
+        affine(affine_of<T, F>(shape, shared, residual)) {}
 
   T *x, *dy, *residual;
   A *partial, *owned, *reduction, *totals;
@@ -49,9 +58,9 @@ struct Memory {
   Affine<T> affine;
 };
 
-template <class A>
-__device__ void fill(A* to, int count, A value) {
-  for (int i = device::thread(); i < count; i += device::threads()) to[i] = value;
+template <class A, class Team = WholeBlock>
+__device__ void fill(A* to, int count, A value, const Team& team = {}) {
+  for (int i = team.index(); i < count; i += team.count()) to[i] = value;
 }
 
 // A map at the tile's positions, or its neutral value where the field is absent.

@@ -29,6 +29,7 @@ __device__ inline unsigned char* shared_memory() {
 }
 
 __device__ inline void sync_block() { __syncthreads(); }
+__device__ inline void sync_warp() { __syncwarp(); }
 
 // Waits for every thread of a cluster of `size` blocks and makes what they wrote visible.
 __device__ inline void sync_cluster(int size) {

@@ -6,6 +6,7 @@
 
 #include "numbers.h"
 #include "program.h"
+#include "team.h"
 
 namespace divnorm::cuda {
 
@@ -284,16 +285,16 @@ struct BackwardFields {
   __device__ void summation(int p, A sum) const { maps.store(backward_map::offset, p, sum * per_channel); }
 };
 
-// A sum over the block, in the same order every time; valid in thread 0. `reduction`: one number per warp,
-// for one use.
-template <class A>
-__device__ A block_sum(A value, A* reduction) {
+// A sum over a team, in the same order every time; valid in its first thread. `reduction`: one number per warp, for one
+// use.
+template <class A, class Team = WholeBlock>
+__device__ A block_sum(A value, A* reduction, const Team& team = {}) {
   for (int m = device::kWarp / 2; m > 0; m /= 2) value += device::shuffle_xor(value, m);
-  const int warp = device::thread() / device::kWarp, warps = device::threads() / device::kWarp;
-  if (device::thread() % device::kWarp == 0) reduction[warp] = value;
-  device::sync_block();
+  const int warp = team.index() / device::kWarp, warps = team.count() / device::kWarp;
+  if (team.index() % device::kWarp == 0) reduction[warp] = value;
+  team.sync();
   A sum = 0;
-  if (device::thread() == 0)
+  if (team.index() == 0)
     for (int w = 0; w < warps; ++w) sum += reduction[w];
   return sum;
 }

@@ -10,11 +10,13 @@ struct Pixels {
   using A = Acc<T>;
 
   // As Planes::moments; a block has all channels of its positions, in one slice.
-  static __device__ void moments(const Tile& tile, const T* x, bool centred, const Slices&, A* partial, int pitch) {
+  template <class Team = WholeBlock>
+  static __device__ void moments(const Tile& tile, const T* x, bool centred, const Slices&, A* partial, int pitch,
+                                 const Team& team = {}) {
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
       const A each = A(1) / static_cast<A>(tile.channels);
-      const Lanes lanes(tile, V);
+      const Lanes lanes(tile, V, team);
       for (int first = 0; first < tile.positions; first += lanes.positions) {
         const int p = first + lanes.position;
         const T* channels = x + p * tile.channels;
@@ -49,7 +51,7 @@ struct Pixels {
   static __device__ void deviations(const Tile& tile, const T* x, const A* means, const Slices&, A* partial, int) {
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const Lanes lanes(tile, V);
+      const Lanes lanes(tile, V, WholeBlock());
       for (int first = 0; first < tile.positions; first += lanes.positions) {
         const int p = first + lanes.position;
         const int end = p < tile.positions ? tile.channels : 0;
@@ -66,11 +68,12 @@ struct Pixels {
   }
 
   // As Planes::sums, in one slice.
+  template <class Team = WholeBlock>
   static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<T>& affine,
-                              A l1, const Slices&, A* partial, int pitch) {
+                              A l1, const Slices&, A* partial, int pitch, const Team& team = {}) {
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const Lanes lanes(tile, V);
+      const Lanes lanes(tile, V, team);
       for (int first = 0; first < tile.positions; first += lanes.positions) {
         const int p = first + lanes.position;
         const int end = p < tile.positions ? tile.channels : 0;
@@ -112,11 +115,13 @@ struct Pixels {
   }
 
   // As Planes::normalize.
-  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<T>& affine, bool with_l1) {
+  template <class Team = WholeBlock>
+  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<T>& affine, bool with_l1,
+                                const Team& team = {}) {
     A sum = 0;
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const Columns columns(tile, V);
+      const Columns columns(tile.channels, V, team);
       for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
         const Pack<A, V> weight = read_pack<V>(affine.weight + c), bias = read_pack<V>(affine.bias + c);
         for (int p = columns.worker; p < tile.positions; p += columns.workers) {
@@ -138,15 +143,30 @@ struct Pixels {
     return sum;
   }
 
+  // The gradients of the parameters of a thread's channels, so far.
+  struct Gradients {
+    static constexpr int kMost = kColumnBytes < sizeof(T) ? 1 : kColumnBytes / sizeof(T);
+    A dweight[kMost] = {}, dbias[kMost] = {}, dthreshold[kMost] = {};
+  };
+
   // As Planes::differentiate. dy's place is used for sums once it has been read.
   template <Sweep S = Sweep::gradient>
   static __device__ RowSums<A> differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local,
                                              const Affine<T>& affine, A l1) {
+    Gradients gradients;
+    const RowSums<A> of_row = differentiate<S>(tile, x, dy, local, affine, l1, gradients, WholeBlock());
+    collect(tile.channels, affine, gradients, reinterpret_cast<A*>(dy), WholeBlock());
+    return of_row;
+  }
+
+  // The same, of which the gradients of the parameters stay with the threads where each has channels of its own.
+  template <Sweep S, class Team>
+  static __device__ RowSums<A> differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local,
+                                             const Affine<T>& affine, A l1, Gradients& gradients, const Team& team) {
     RowSums<A> of_row;
     with_vectors<T, kColumnBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const Columns columns(tile, V);
-      A dweight[V] = {}, dbias[V] = {}, dthreshold[V] = {};
+      const Columns columns(tile.channels, V, team);
       for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
         const Pack<A, V> weight = read_pack<V>(affine.weight + c);
         for (int p = columns.worker; p < tile.positions; p += columns.workers) {
@@ -178,39 +198,49 @@ struct Pixels {
             write_pack(x + at, narrow<T>(dx));
           }
           for (int v = 0; v < V; ++v) {
-            dweight[v] += upstream.at[v] * normal.at[v];
-            dbias[v] += upstream.at[v];
-            dthreshold[v] += stopped.at[v];
+            gradients.dweight[v] += upstream.at[v] * normal.at[v];
+            gradients.dbias[v] += upstream.at[v];
+            gradients.dthreshold[v] += stopped.at[v];
           }
         }
         if (columns.workers > 1 || affine.dweight == nullptr) continue;
         for (int v = 0; v < V; ++v) {
-          affine.dweight[c + v] += dweight[v];
-          affine.dbias[c + v] += dbias[v];
-          if (affine.dthreshold != nullptr) affine.dthreshold[c + v] += dthreshold[v];
-          dweight[v] = dbias[v] = dthreshold[v] = 0;
+          affine.dweight[c + v] += gradients.dweight[v];
+          affine.dbias[c + v] += gradients.dbias[v];
+          if (affine.dthreshold != nullptr) affine.dthreshold[c + v] += gradients.dthreshold[v];
+          gradients.dweight[v] = gradients.dbias[v] = gradients.dthreshold[v] = 0;
         }
       }
-      if (columns.workers == 1 || affine.dweight == nullptr) return;
-      A* sums = reinterpret_cast<A*>(dy);  // (2, workers, channels), with a threshold 3 of them
-      const int rows = columns.workers * tile.channels;
-      device::sync_block();
-      if (columns.worker < columns.workers)
-        for (int v = 0; v < V; ++v) {
-          const int at = columns.worker * tile.channels + columns.first * V + v;
-          sums[at] = dweight[v];
-          sums[rows + at] = dbias[v];
-          if (affine.dthreshold != nullptr) sums[2 * rows + at] = dthreshold[v];
-        }
-      device::sync_block();
-      for (int c = device::thread(); c < tile.channels; c += device::threads())
-        for (int w = 0; w < columns.workers; ++w) {
-          affine.dweight[c] += sums[w * tile.channels + c];
-          affine.dbias[c] += sums[rows + w * tile.channels + c];
-          if (affine.dthreshold != nullptr) affine.dthreshold[c] += sums[2 * rows + w * tile.channels + c];
-        }
     });
     return of_row;
+  }
+
+  // Adds what has stayed with the threads to the gradients of the parameters. sums: room for (2, workers, channels)
+  // numbers, with a threshold 3 of them.
+  template <class Team>
+  static __device__ void collect(int channels, const Affine<T>& affine, const Gradients& gradients, A* sums,
+                                 const Team& team) {
+    with_vectors<T, kColumnBytes>(channels, [&](auto count) {
+      constexpr int V = decltype(count)::value;
+      const Columns columns(channels, V, team);
+      if (columns.workers == 1 || affine.dweight == nullptr) return;
+      const int rows = columns.workers * channels;
+      team.sync();
+      if (columns.worker < columns.workers)
+        for (int v = 0; v < V; ++v) {
+          const int at = columns.worker * channels + columns.first * V + v;
+          sums[at] = gradients.dweight[v];
+          sums[rows + at] = gradients.dbias[v];
+          if (affine.dthreshold != nullptr) sums[2 * rows + at] = gradients.dthreshold[v];
+        }
+      team.sync();
+      for (int c = team.index(); c < channels; c += team.count())
+        for (int w = 0; w < columns.workers; ++w) {
+          affine.dweight[c] += sums[w * channels + c];
+          affine.dbias[c] += sums[rows + w * channels + c];
+          if (affine.dthreshold != nullptr) affine.dthreshold[c] += sums[2 * rows + w * channels + c];
+        }
+    });
   }
 
   static __device__ int sharers(const Tile&) { return 1; }
@@ -219,15 +249,16 @@ struct Pixels {
   // Lanes of a warp share a position: as few as read kFewestBytes side by side, half of the banks of shared memory, for
   // adding them up costs; more where each still has kVectors vectors.
   struct Lanes {
-    __device__ Lanes(const Tile& tile, int vector) {
+    template <class Team>
+    __device__ Lanes(const Tile& tile, int vector, const Team& team) {
       const auto wanted = [&](int lanes) {
         return lanes * vector * static_cast<int>(sizeof(T)) <= kFewestBytes ||
                lanes * vector * kVectors <= tile.channels;
       };
       while (count < device::kWarp && count * 2 * vector <= tile.channels && wanted(count * 2)) count *= 2;
-      lane = device::thread() % count;
-      position = device::thread() / count;
-      positions = device::threads() / count;
+      lane = team.index() % count;
+      position = team.index() / count;
+      positions = team.count() / count;
     }
     // Each value becomes the sum of those of the position's lanes.
     template <class... Values>
@@ -240,12 +271,13 @@ struct Pixels {
 
   // A thread keeps to its channels and goes through positions with the other workers of these.
   struct Columns {
-    __device__ Columns(const Tile& tile, int vector) {
-      const int vectors = tile.channels / vector;
-      workers = vectors < 1 || vectors >= device::threads() ? 1 : device::threads() / vectors;
-      worker = workers == 1 ? 0 : device::thread() / vectors;
-      first = workers == 1 ? device::thread() : device::thread() % vectors;
-      step = workers == 1 ? device::threads() : vectors;
+    template <class Team>
+    __device__ Columns(int channels, int vector, const Team& team) {
+      const int vectors = channels / vector;
+      workers = vectors < 1 || vectors >= team.count() ? 1 : team.count() / vectors;
+      worker = workers == 1 ? 0 : team.index() / vectors;
+      first = workers == 1 ? team.index() : team.index() % vectors;
+      step = workers == 1 ? team.count() : vectors;
       if (worker >= workers) first = vectors;  // left over
     }
     int workers, worker, first, step;

@@ -1,7 +1,7 @@
 // The work on a tile of a contiguous tensor: planes of positions, one for each channel.
 #pragma once
 
-#include "tile.h"
+#include "channel_sums.h"
 
 namespace divnorm::cuda {
 
@@ -67,9 +67,7 @@ struct Planes {
     });
   }
 
-  // P2 = sum of g v, P1 rstd + l1's share, and V = sum of v, of each slice of the channels; for p = 1 S = sum of the
-  // signs of v in place of V. Where x stands in the numerator, so it does in P2, and there is no P1. partial: (3,
-  // slices, pitch).
+  // ChannelSums of each slice of the channels. partial: (3, slices, pitch).
   static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<T>& affine,
                               A l1, const Slices& slices, A* partial, int pitch) {
     with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
@@ -80,50 +78,30 @@ struct Planes {
         for (int i = device::thread(); i < vectors * slices.count; i += device::threads()) {
           const int slice = i / vectors, p = (i - slice * vectors) * V;
           const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
-          Pack<A, V> scale = {}, shift = {}, centred = {};
+          ChannelSums<A, V> sums;
 #pragma unroll 2
-          for (int c = slice; c < tile.channels; c += slices.count) {
-            const int at = c * tile.positions + p;
-            const Pack<A, V> number = widen(read_pack<V>(x + at));
-            Pack<A, V> upstream = widen(read_pack<V>(dy + at));
-            const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
-            Pack<A, V> value;
-            for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean.at[v];
-            const Pack<A, V> over = numerator<F>(local, number, value);
-            if (affine.activation != Activation::none) {
-              Pack<A, V> z = Parameter(affine.bias, c).template at<V>(p);
-              for (int v = 0; v < V; ++v) z.at[v] += over.at[v] * rstd.at[v] * weight.at[v];
-              add_residual<F>(affine, at, z);
-              pass_back<F>(affine.activation, z, upstream,
-                           [&] { return Parameter(affine.threshold, c).template at<V>(p); });
-            }
-            for (int v = 0; v < V; ++v) {
-              const A g = upstream.at[v] * weight.at[v];
-              scale.at[v] += g * over.at[v];
-              if (F == Form::plain || !local.keeps_mean) shift.at[v] += g * rstd.at[v];
-              centred.at[v] += F == Form::general && local.absolute ? signed_as(A(1), value.at[v]) : value.at[v];
-            }
-            if (l1 != A(0))
-              for (int v = 0; v < V; ++v) shift.at[v] += signed_as(l1, value.at[v]);
-          }
-          write_pack(partial + slice * pitch + p, scale);
-          write_pack(partial + (slices.count + slice) * pitch + p, shift);
-          write_pack(partial + (2 * slices.count + slice) * pitch + p, centred);
+          for (int c = slice; c < tile.channels; c += slices.count)
+            sums.template add<F, Parameter, V>(x, dy, c * tile.positions + p, c, p, mean, rstd, local, affine, l1);
+          write_pack(partial + slice * pitch + p, packed<V>(sums.scale));
+          write_pack(partial + (slices.count + slice) * pitch + p, packed<V>(sums.shift));
+          write_pack(partial + (2 * slices.count + slice) * pitch + p, packed<V>(sums.centred));
         }
       });
     });
   }
 
   // y in place of x; returns this thread's sum of |v| where it is wanted.
-  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<T>& affine, bool with_l1) {
+  template <class Team = WholeBlock>
+  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<T>& affine, bool with_l1,
+                                const Team& team = {}) {
     A sum = 0;
     with_vectors<T, kVectorBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
       with_parameters(affine, [&](auto per_position) {
         using Parameter = OfChannel<A, decltype(per_position)::value>;
         const int vectors = tile.positions / V;
-        const int slices = vectors < 1 || vectors >= device::threads() ? 1 : device::threads() / vectors;
-        for (int i = device::thread(); i < vectors * slices; i += device::threads()) {
+        const int slices = vectors < 1 || vectors >= team.count() ? 1 : team.count() / vectors;
+        for (int i = team.index(); i < vectors * slices; i += team.count()) {
           const int slice = i / vectors, p = (i - slice * vectors) * V;
           const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
 #pragma unroll 2
@@ -153,12 +131,19 @@ struct Planes {
   template <Sweep S = Sweep::gradient>
   static __device__ RowSums<A> differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local,
                                              const Affine<T>& affine, A l1) {
+    return differentiate<S>(tile, x, dy, local, affine, l1, tile.channels, tile.channels, WholeBlock());
+  }
+
+  // The same where warps share channels as of `together` channels; `pitch`: from one sharer's gradients to the next's.
+  template <Sweep S, class Team>
+  static __device__ RowSums<A> differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local,
+                                             const Affine<T>& affine, A l1, int together, int pitch, const Team& team) {
     RowSums<A> of_row;
     with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
       with_parameters(affine, [&](auto per_position) {
         using Parameter = OfChannel<A, decltype(per_position)::value>;
-        const Warps warps(tile);
+        const Warps warps(together, team);
         const auto to_dy = static_cast<int>(dy - x);  // one address serves both
         for (int first = warps.channel; first < tile.channels; first += warps.channels) {
           A dweight[kChannelsTogether] = {}, dbias[kChannelsTogether] = {}, dthreshold[kChannelsTogether] = {};
@@ -223,8 +208,8 @@ struct Planes {
                 dbias[k] += device::shuffle_xor(dbias[k], m);
                 if (affine.dthreshold != nullptr) dthreshold[k] += device::shuffle_xor(dthreshold[k], m);
               }
-              if (device::thread() % device::kWarp == 0) {
-                const int at = warps.position / device::kWarp * tile.channels + c;
+              if (team.index() % device::kWarp == 0) {
+                const int at = warps.position / device::kWarp * pitch + c;
                 affine.dweight[at] += dweight[k];
                 affine.dbias[at] += dbias[k];
                 if (affine.dthreshold != nullptr) affine.dthreshold[at] += dthreshold[k];
@@ -238,20 +223,25 @@ struct Planes {
   }
 
   // How many numbers differentiate() keeps of a channel's gradients.
-  static __device__ int sharers(const Tile& tile) { return Warps(tile).positions / device::kWarp; }
+  static __device__ int sharers(const Tile& tile) { return sharers(tile.channels, WholeBlock()); }
+  template <class Team>
+  static __device__ int sharers(int channels, const Team& team) {
+    return Warps(channels, team).positions / device::kWarp;
+  }
 
  private:
   // Warps take channels, several neighbours at a time; where channels are few, several warps share them.
   struct Warps {
-    __device__ explicit Warps(const Tile& tile) {
-      const int warps = device::threads() / device::kWarp, warp = device::thread() / device::kWarp;
-      const int sets = (tile.channels + kChannelsTogether - 1) / kChannelsTogether;
+    template <class Team>
+    __device__ Warps(int channels_together, const Team& team) {
+      const int warps = team.count() / device::kWarp, warp = team.index() / device::kWarp;
+      const int sets = (channels_together + kChannelsTogether - 1) / kChannelsTogether;
       const int sharing = sets >= warps || sets < 1 ? 1 : warps / sets;
       channels = warps / sharing * kChannelsTogether;
       positions = sharing * device::kWarp;
       channel = warp / sharing * kChannelsTogether;
-      if (channel >= channels) channel = tile.channels;  // those left over find none
-      position = warp % sharing * device::kWarp + device::thread() % device::kWarp;
+      if (channel >= channels) channel = channels_together;  // those left over find none
+      position = warp % sharing * device::kWarp + team.index() % device::kWarp;
     }
     int channel, channels;    // the first of this thread's, and the step to its next
     int position, positions;  // likewise, in vectors

@@ -187,6 +187,14 @@ __device__ Pack<A, Count> repeated(A number) {
   return pack;
 }
 
+// The first Count of an array.
+template <int Count, class A, int Most>
+__device__ Pack<A, Count> packed(const A (&numbers)[Most]) {
+  Pack<A, Count> pack;
+  for (int i = 0; i < Count; ++i) pack.at[i] = numbers[i];
+  return pack;
+}
+
 // What a block needs of a position or a channel to compute the output, in shared memory. Maps are local to the tile.
 template <class A>
 struct Local {

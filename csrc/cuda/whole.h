@@ -6,38 +6,38 @@
 
 namespace divnorm::cuda {
 
-// A sum over the block that every thread receives.
-template <class A>
-__device__ A shared_sum(A value, A* reduction) {
-  const A sum = block_sum(value, reduction);
-  device::sync_block();
-  if (device::thread() == 0) reduction[0] = sum;
-  device::sync_block();
+// A sum over a team that every thread of it receives.
+template <class A, class Team = WholeBlock>
+__device__ A shared_sum(A value, A* reduction, const Team& team = {}) {
+  const A sum = block_sum(value, reduction, team);
+  team.sync();
+  if (team.index() == 0) reduction[0] = sum;
+  team.sync();
   const A all = reduction[0];
-  device::sync_block();
+  team.sync();
   return all;
 }
 
-// The moments of `sets` sets of numbers, set(i) for each, merged by a block; every thread receives them.
-template <class A, class Set>
-__device__ Moments<A> block_moments(int sets, A* reduction, Set&& set) {
+// The moments of `sets` sets of numbers, set(i) for each, merged by a team; every thread of it receives them.
+template <class A, class Set, class Team = WholeBlock>
+__device__ Moments<A> block_moments(int sets, A* reduction, Set&& set, const Team& team = {}) {
   A total = 0, mean = 0, rest = 0, squares = 0;
-  for (int i = device::thread(); i < sets; i += device::threads()) {
+  for (int i = team.index(); i < sets; i += team.count()) {
     const Moments<A> one = set(i);
     total += one.count;
     if (one.count > A(0)) mean += one.count * one.mean;
   }
-  total = shared_sum(total, reduction);
-  mean = shared_sum(mean, reduction) / total;
-  for (int i = device::thread(); i < sets; i += device::threads()) {
+  total = shared_sum(total, reduction, team);
+  mean = shared_sum(mean, reduction, team) / total;
+  for (int i = team.index(); i < sets; i += team.count()) {
     const Moments<A> one = set(i);
     if (!(one.count > A(0))) continue;
     const A difference = one.mean - mean;
     rest += one.count * difference;
     squares += one.squares + one.count * difference * difference;
   }
-  rest = shared_sum(rest, reduction);
-  return {total, corrected(mean, rest / total), shared_sum(squares, reduction)};
+  rest = shared_sum(rest, reduction, team);
+  return {total, corrected(mean, rest / total), shared_sum(squares, reduction, team)};
 }
 
 template <class A>

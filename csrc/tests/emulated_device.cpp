@@ -89,6 +89,16 @@ unsigned char* in_block(unsigned char* address, int rank, bool to_write) {
   return current->cluster->blocks.at(rank)->shared.get() + current->block().offset_of(address, 1);
 }
 
+// What its threads have fenced, any of them hands over.
+void sync_warp() {
+  emulation::give_way();
+  if (emulation::left_out(Word::sync_warps)) return;
+  const Locked locked;
+  emulation::Meeting& warp = current->block().warps[current->warp()];
+  const int64_t phase = warp.arrive(kWarp, std::exchange(current->fenced, false));
+  current->fenced = warp.wait(phase, "a barrier of its warp");
+}
+
 double shuffle_xor(double value, int mask) {
   emulation::Block& block = current->block();
   const int thread = current->self.thread, threads = current->self.threads;

@@ -35,6 +35,7 @@ inline int64_t block() { return self().block; }
 
 unsigned char* shared_memory();
 void sync_block();
+void sync_warp();
 void sync_cluster(int size);
 void sync_cluster_shared(int size);  // an error where this thread may have written to another block's shared memory
 unsigned char* in_block(unsigned char* address, int rank, bool to_write);
@@ -164,7 +165,7 @@ enum class Word {
   copies_out_done,
   fence_async,
   store_async,
-  sync_warps,
+  sync_warps,  // and of one
   arrive_warps,
   signal,       // to a block that waits for all
   wait_for_all  // by that
