@@ -36,6 +36,7 @@ cuda::Preferences preferences_of(const py::dict& row) {
   p.items = row["items"].cast<int>();
   p.cache_share = row["cache_share"].cast<double>();
   p.finish_inside = row["finish_inside"].cast<int>();
+  p.pipeline = row["pipeline"].cast<int>();
   return p;
 }
 
@@ -55,11 +56,14 @@ py::dict strategy_of(const py::object& geometry, int dtype, bool channels_last, 
   out["threads"] = s.threads;
   out["shared_bytes"] = s.arguments.shared.bytes;
   out["scratch_bytes"] = s.scratch.bytes;
-  out["slices"] = s.resident ? s.arguments.resident.slices.count : s.arguments.staged.slices.count;
+  const bool staged = s.method == cuda::Method::staged;
+  out["slices"] = staged ? s.arguments.staged.slices.count : s.arguments.resident.slices.count;
   out["summing_blocks"] = s.summing_blocks;
   out["slots"] = backward ? s.scratch.affine_slots : s.scratch.l1_slots;
-  out["tile"] = s.resident ? py::make_tuple(s.arguments.resident.tile_channels, s.arguments.resident.tile_positions)
-                           : py::make_tuple(s.arguments.staged.tile_channels, s.arguments.staged.tile_positions);
+  const cuda::Pipeline& pipeline = s.arguments.pipeline;
+  if (s.method == cuda::Method::pipelined) out["ring"] = py::make_tuple(pipeline.slots, pipeline.chunks);
+  out["tile"] = staged ? py::make_tuple(s.arguments.staged.tile_channels, s.arguments.staged.tile_positions)
+                       : py::make_tuple(s.arguments.resident.tile_channels, s.arguments.resident.tile_positions);
   return out;
 }
 
@@ -75,6 +79,7 @@ std::unique_ptr<cuda::Calls> make_calls(const py::object& geometry, int dtype, b
 void bind_cuda(py::module_& module) {
   module.attr("cuda_most_positions") = cuda::kMostPositions;
   py::dict compiled_for;  // most threads of a block, blocks of a multiprocessor
+  compiled_for["pipelined"] = py::make_tuple(cuda::kPipelinedThreads, 1);
   compiled_for["resident"] = py::make_tuple(cuda::kResidentThreads, cuda::kResidentBlocks);
   compiled_for["staged"] = py::make_tuple(cuda::kStagedThreads, cuda::kStagedBlocks);
   compiled_for["seam"] = compiled_for["staged"];

@@ -55,7 +55,7 @@ def behind(activation: str, z: torch.Tensor, strategy: str, channels_last: bool)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("strategy", ["single-block", "two-pass"])
+@pytest.mark.parametrize("strategy", ["single-block", "two-pass", "pipelined"])
 @pytest.mark.parametrize("activation", SMOOTH)
 def test_smooth_activations_to_the_last_places(activation, strategy, channels_last):
     """Two units of y in the last place; below 0 the exponent's roundings too, each by as many as it is large."""

@@ -41,6 +41,8 @@ def test_non_finite_values_reach_exactly_the_reference_set(call: Call, strategy:
 
 MEAN_ONLY = {
     "windows": ((2, 10, 7, 6), {"window": 3, "groups": 2}),
+    "aligned windows": ((2, 16, 8, 6), {"window": 3, "groups": 2}),
+    "aligned, whole": ((2, 16, 8, 6), {"window": "all", "groups": 2}),
     "whole": ((2, 10, 7, 6), {"window": "all"}),
     "no mean": ((2, 10, 7, 6), {"window": None}),
     "features": ((9, 70), {"window": 5}),

@@ -66,12 +66,12 @@ const KernelSet& kernels_for(Dtype dtype) {
 }
 
 Kernel kernel_of(const KernelSet& kernels, Direction direction, const Strategy& strategy) {
-  const bool resident = strategy.resident;
-  const Kernels& all = direction == Direction::forward
-                           ? (resident ? kernels.resident_forward : kernels.staged_forward)
-                           : (resident ? kernels.resident_backward : kernels.staged_backward);
+  const bool forward = direction == Direction::forward;
+  const Kernels* all = forward ? &kernels.staged_forward : &kernels.staged_backward;
+  if (strategy.method == Method::resident) all = forward ? &kernels.resident_forward : &kernels.resident_backward;
+  if (strategy.method == Method::pipelined) all = forward ? &kernels.pipelined_forward : &kernels.pipelined_backward;
   const Shape& shape = strategy.arguments.shape;
-  return all[shape.form == Form::general ? 1 : 0][shape.channels_last ? 1 : 0];
+  return (*all)[shape.form == Form::general ? 1 : 0][shape.channels_last ? 1 : 0];
 }
 
 Launch launch_of(const Strategy& strategy) {
@@ -182,9 +182,16 @@ Calls::Calls(const Problem& problem, int device, const Device& facts, const Pref
              const Preferences& backward)
     : problem_(checked(problem)),
       kernels_(kernels_for(problem_.dtype)),
-      forward_(prepared(Direction::forward, device, facts, forward)),
-      backward_(prepared(Direction::backward, device, facts, backward)),
+      forward_(chosen(Direction::forward, device, facts, forward)),
+      backward_(chosen(Direction::backward, device, facts, backward)),
       early_(starts_early(facts)) {}
+
+Calls::Chosen Calls::chosen(Direction direction, int device, const Device& facts, Preferences preferences) const {
+  Chosen all{prepared(direction, device, facts, preferences), std::nullopt};
+  preferences.pipeline = 0;
+  if (all.first.method == Method::pipelined) all.second = prepared(direction, device, facts, preferences);
+  return all;
+}
 
 // The strategy of the table, with smaller or fewer clusters where the device cannot hold its own.
 Strategy Calls::prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const {
@@ -200,7 +207,8 @@ Strategy Calls::prepared(Direction direction, int device, const Device& facts, c
         [&] { clusters = clusters_at_once(device, launch_of(tried), ready(tried)); });
     return clusters;
   });
-  if (!chosen.resident) naming(problem_, [&] { return name_of(direction, chosen); }, [&] { ready(chosen); });
+  if (chosen.method == Method::staged)
+    naming(problem_, [&] { return name_of(direction, chosen); }, [&] { ready(chosen); });
   return chosen;
 }
 
@@ -212,8 +220,18 @@ void Calls::backward(const BackwardCall& call) const {
   run(Direction::backward, own);
 }
 
+const Strategy& Calls::taken(Direction direction, const Call& call) const {
+  const Chosen& all = of(direction);
+  if (!all.second) return all.first;
+  const Tensors& t = call.tensors;
+  for (const void* address :
+       {t.x, t.dy, t.residual, static_cast<const void*>(t.out), static_cast<const void*>(t.dresidual)})
+    if (reinterpret_cast<uintptr_t>(address) % kVectorBytes != 0) return *all.second;
+  return all.first;
+}
+
 void Calls::run(Direction direction, const Call& call) const {
-  const Strategy& strategy = of(direction);
+  const Strategy& strategy = taken(direction, call);
   Arguments arguments = arguments_of(problem_, direction, strategy, call);
   const FinishArguments sums = sums_of(problem_, direction, strategy, call);
   naming(

@@ -1,6 +1,8 @@
 // A problem on a device: the strategy of each direction, chosen once, and the calls that carry it out.
 #pragma once
 
+#include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -57,8 +59,12 @@ class Calls : public divnorm::Calls {
         const Preferences& backward);
 
   const Problem& problem() const override { return problem_; }
-  int64_t scratch_bytes(Direction direction) const override { return of(direction).scratch.bytes; }
-  std::string strategy(Direction direction) const { return of(direction).name(); }
+  int64_t scratch_bytes(Direction direction) const override {
+    const Chosen& all = of(direction);
+    return std::max(all.first.scratch.bytes, all.second ? all.second->scratch.bytes : 0);
+  }
+  // That of tensors whose addresses are multiples of sixteen.
+  std::string strategy(Direction direction) const { return of(direction).first.name(); }
   void forward(const ForwardCall& call) const override;
   void backward(const BackwardCall& call) const override;
 
@@ -68,12 +74,19 @@ class Calls : public divnorm::Calls {
     return direction == Direction::forward ? problem_ : problem_.in_backward();
   }
   void run(Direction direction, const Call& call) const;
-  const Strategy& of(Direction direction) const { return direction == Direction::forward ? forward_ : backward_; }
+  // A strategy, and where bulk copies are in it, which take aligned addresses alone, the one for others.
+  struct Chosen {
+    Strategy first;
+    std::optional<Strategy> second;
+  };
+  const Chosen& of(Direction direction) const { return direction == Direction::forward ? forward_ : backward_; }
+  const Strategy& taken(Direction direction, const Call& call) const;
+  Chosen chosen(Direction direction, int device, const Device& facts, Preferences preferences) const;
   Strategy prepared(Direction direction, int device, const Device& facts, const Preferences& preferences) const;
 
   Problem problem_;
   const KernelSet& kernels_;
-  Strategy forward_, backward_;
+  Chosen forward_, backward_;
   bool early_;  // whether the device starts launches early
 };
 

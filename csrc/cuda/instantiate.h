@@ -4,6 +4,7 @@
 #include "clear.h"
 #include "finish.h"
 #include "kernels.h"
+#include "pipeline.h"
 #include "resident.h"
 #include "seam_sums.h"
 #include "staged.h"
@@ -13,7 +14,11 @@ namespace divnorm::cuda {
 template <class T>
 KernelSet instantiated() {
   constexpr Form plain = Form::plain, general = Form::general;
-  return {{{resident_forward<T, false, plain>, resident_forward<T, true, plain>},
+  return {{{pipelined_forward<T, false, plain>, pipelined_forward<T, true, plain>},
+           {pipelined_forward<T, false, general>, pipelined_forward<T, true, general>}},
+          {{pipelined_backward<T, false, plain>, pipelined_backward<T, true, plain>},
+           {pipelined_backward<T, false, general>, pipelined_backward<T, true, general>}},
+          {{resident_forward<T, false, plain>, resident_forward<T, true, plain>},
            {resident_forward<T, false, general>, resident_forward<T, true, general>}},
           {{resident_backward<T, false, plain>, resident_backward<T, true, plain>},
            {resident_backward<T, false, general>, resident_backward<T, true, general>}},

@@ -13,7 +13,7 @@ using ClearKernel = void (*)(const ClearArguments);
 using Kernels = Kernel[2][2];
 
 struct KernelSet {
-  Kernels resident_forward, resident_backward, staged_forward, staged_backward;
+  Kernels pipelined_forward, pipelined_backward, resident_forward, resident_backward, staged_forward, staged_backward;
   Kernel seam_sums[2];  // contiguous and channels_last
   FinishKernel finish;
   ClearKernel clear;

@@ -12,6 +12,10 @@ namespace divnorm::cuda {
 // left for (in double precision half of them).
 constexpr int kResidentThreads = 256, kResidentBlocks = 2;
 constexpr int kStagedThreads = 128, kStagedBlocks = 4;  // with five, backward spills
+// Of the pipelined kernels, one block to a multiprocessor: warps that compute, that make the maps, and one that copies.
+constexpr int kComputeThreads = 256, kMapThreads = 64, kCopyThreads = 32;
+constexpr int kPipelinedThreads = kComputeThreads + kMapThreads + kCopyThreads;
+constexpr int kSavedSamples = 4;  // whose mean and rstd backward keeps, as far as they are read ahead
 constexpr int blocks_for(int blocks, int element_size) { return element_size == 8 ? (blocks + 1) / 2 : blocks; }
 
 // plain: at most a ReLU behind the norm, p = 2, and v in the numerator; general: all that a problem can ask. Each
@@ -80,6 +84,8 @@ constexpr int kForwardStatistics = 2, kBackwardStatistics = 3;
 constexpr int kForwardScratchMaps = 3;   // mean and rstd are results
 constexpr int kBackwardScratchMaps = 6;  // mean and rstd are inputs
 constexpr int kSavedMaps = 2;
+constexpr int kForwardMaps = kForwardScratchMaps + kSavedMaps;  // of a sample in the pipelined kernels,
+constexpr int kBackwardMaps = kBackwardScratchMaps;             // which keep mean and rstd apart backward
 // What a block hands on of a row of whole fields: count, mean and sum of squares; for p = 1 the sum of |v|; sums over
 // it of g v, of P1 rstd and of what the slope multiplies; or RowSums.
 constexpr int kTotals = 3;
@@ -139,6 +145,22 @@ struct Resident {
   Divider by_owned;
   int parts = 1;
   bool merges_gradients = false;  // of the parameters: those of blocks with the same channels are one slot
+};
+
+// The same of a cluster whose blocks pass their shares on in chunks, through a ring of slots (pipeline.h). What lies
+// where is in bytes from the start of shared memory, sizes of maps in numbers.
+struct Pipeline {
+  int compute_threads = 0;
+  int chunk_channels = 1, chunk_positions = 1;
+  int chunks = 1, slots = 1;         // of a sample, at most, and of the ring
+  int tensors = 1, chunk_bytes = 0;  // a slot has a chunk of each tensor
+  int reach = 0;                     // positions around a block's own that its maps need
+  bool everywhere = false;           // the maps of a block are of all positions
+  int margin = 0;                    // numbers of a map in front of those of the block's own positions
+  int pitch = 0, sample_maps = 0;    // numbers of a map, and of all maps of a sample
+  int own_pitch = 0;                 // of a map of the block's own positions
+  int partial_step = 0;              // from a sample's partial statistics to the next one's, where both are kept
+  int ring = 0, maps = 0, saved = 0, totals = 0, barriers = 0;
 };
 
 // Where a block keeps what, in bytes from the start of its shared memory.
@@ -235,6 +257,7 @@ struct Arguments {
   Tensors tensors;
   Partials partials;
   Resident resident;
+  Pipeline pipeline;
   Staged staged;
   SharedLayout shared;
   FinishInside inside;

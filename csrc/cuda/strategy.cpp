@@ -4,21 +4,21 @@
 #include <limits>
 #include <optional>
 #include <stdexcept>
+#include <vector>
 
 #include "layout.h"
+#include "pipeline_plan.h"
 #include "sums.h"
 
 namespace divnorm::cuda {
 namespace {
 
 constexpr int kWarpThreads = 32;
-constexpr int kPitchNumbers = 8;  // maps of a tile start at multiples of this
 constexpr int kMostBlocks = 32;
 constexpr int kBlockOverhead = 1024;  // of shared memory, what the driver keeps of every block
 constexpr int kApplySets = 3;         // of neighbouring channels, that a warp goes through in backward's last stage
 constexpr double kFull = 0.9;         // of the blocks that the table wants at once: a device that has these is full
 
-int64_t pitch_of(int64_t positions) { return round_up(positions, kPitchNumbers); }
 int64_t power_of_two_below(int64_t number) { return int64_t{1} << (log2_up(number + 1) - 1); }
 
 class Chooser {
@@ -38,24 +38,31 @@ class Chooser {
 
   Strategy choose(const ClustersAtOnce& at_once) const {
     if (shape_.over_batch || part_ != Part::both) return staged();
+    if (p_.pipeline > 0 && device_.clusters) {
+      const PipelinePlan plan(shape_, backward_, element_, sum_, p_);
+      const int limit = device_.block_shared_bytes;
+      const auto found = fullest(1, limit, at_once, [&](int blocks) { return plan.strategies(blocks, limit); });
+      if (found) return *found;
+    }
     // As many blocks to a multiprocessor as the table wants; where a row is too large for that, a whole one.
-    for (const int limit : {device_.shared_bytes / p_.blocks - kBlockOverhead, device_.block_shared_bytes}) {
-      std::optional<Strategy> found = clusters_of(std::min(limit, device_.block_shared_bytes), at_once);
+    for (const int most : {device_.shared_bytes / p_.blocks - kBlockOverhead, device_.block_shared_bytes}) {
+      const int limit = std::min(most, device_.block_shared_bytes);
+      const auto found = fullest(p_.blocks, limit, at_once, [&](int blocks) { return residents(blocks, limit); });
       if (found) return *found;
     }
     return staged();
   }
 
  private:
-  // Of the clusters whose blocks keep within the limit of shared memory, the smallest that fills the device; where none
-  // does, the one of most blocks.
-  std::optional<Strategy> clusters_of(int limit, const ClustersAtOnce& at_once) const {
+  // Of the clusters whose blocks keep within the limit of shared memory, the smallest that fills the device with
+  // `wanted` blocks to a multiprocessor; where none does, the one of most blocks. strategies(blocks): of clusters of at
+  // most so many, the first that fits is taken.
+  template <class Strategies>
+  std::optional<Strategy> fullest(int wanted, int limit, const ClustersAtOnce& at_once, Strategies&& strategies) const {
     const int most = device_.clusters ? p_.cluster : std::min(p_.cluster, 1);
     std::optional<Strategy> best;
     for (int blocks = 1; blocks <= most; blocks *= 2)
-      for (int64_t by_channels = channel_slices(blocks); by_channels >= 1; by_channels /= 2) {
-        if (by_channels < channel_slices(blocks) && stretch(by_channels, blocks) < p_.stretch_bytes) break;
-        Strategy tried = resident(blocks, by_channels, limit);
+      for (Strategy& tried : strategies(blocks)) {
         if (tried.cluster > most || tried.arguments.shared.bytes > limit) continue;
         int64_t clusters = clusters_with_room(tried);
         if (at_once) clusters = std::min(clusters, at_once(tried));
@@ -63,26 +70,32 @@ class Chooser {
         share_out(tried, clusters);
         if (best && tried.blocks <= best->blocks) break;
         best = tried;
-        if (static_cast<double>(tried.blocks) >= kFull * device_.multiprocessors * p_.blocks) return best;
+        if (static_cast<double>(tried.blocks) >= kFull * device_.multiprocessors * wanted) return best;
         break;
       }
     return best;
   }
 
+  // From the most slices of the channels to the fewest.
+  std::vector<Strategy> residents(int blocks, int limit) const {
+    std::vector<Strategy> all;
+    const int64_t most = channel_slices(blocks);
+    for (int64_t slices = most; slices >= 1; slices /= 2) {
+      if (slices < most && stretch(slices, blocks) < p_.stretch_bytes) break;
+      all.push_back(resident(blocks, slices, limit));
+    }
+    return all;
+  }
+
   int statistics() const { return backward_ ? kBackwardStatistics : kForwardStatistics; }
   int64_t rows() const { return (shape_.over_batch ? 1 : shape_.batch) * shape_.groups; }
-  // Whether thresholds are parameters, which have a gradient; a ReLU's are not.
-  bool learns_thresholds() const { return shape_.activation == Activation::tlu; }
-  bool has_thresholds() const {
-    return learns_thresholds() || (shape_.activation == Activation::relu && shape_.form == Form::general);
-  }
 
   // Shared memory for tiles of these sizes; owned: numbers of it.
   SharedLayout layout(int64_t channels, int64_t positions, int64_t slices, int64_t owned, int64_t threads) const {
     const int64_t pitch = pitch_of(positions), warps = threads / kWarpThreads;
     const int64_t tile = channels * positions * element_, affine = shape_.per_position ? positions : channels;
     const int64_t in_sums =
-        threads * (kColumnBytes / std::min(element_, kColumnBytes)) * (learns_thresholds() ? 3 : 2) * sum_;
+        threads * (kColumnBytes / std::min(element_, kColumnBytes)) * (learns_thresholds(shape_) ? 3 : 2) * sum_;
     const int64_t gradients =
         shape_.per_position || shape_.channels_last ? affine : std::max(channels, kChannelsTogether * warps);
     SharedPlan plan;
@@ -95,13 +108,7 @@ class Chooser {
     // Forward has used the statistics by then, which are as many, but where those of |v| follow the mean.
     at.local = backward_ || shape_.absolute ? plan.add(local) : at.partial;
     at.owned = plan.add(owned * sum_);
-    at.weight = plan.add(affine * sum_);
-    const bool biased = !backward_ || shape_.activation != Activation::none;  // its slope depends on z
-    at.bias = biased ? plan.add(affine * sum_) : -1;
-    at.threshold = has_thresholds() ? plan.add(affine * sum_) : -1;
-    at.dweight = backward_ ? plan.add(gradients * sum_) : -1;
-    at.dbias = backward_ ? plan.add(gradients * sum_) : -1;
-    at.dthreshold = backward_ && learns_thresholds() ? plan.add(gradients * sum_) : -1;
+    add_parameters(plan, at, shape_, backward_, affine, gradients, sum_);
     at.reduction = plan.add(warps * sum_);
     at.totals = shape_.whole ? plan.add(kTotals * sum_) : -1;
     at.pitch = static_cast<int>(pitch);
@@ -115,13 +122,6 @@ class Chooser {
     int64_t vector = std::max(1, kColumnBytes / element_);  // as with_vectors() chooses it
     while (positions % vector != 0) vector /= 2;
     return std::clamp<int64_t>(threads / (positions / vector), 1, channels);
-  }
-
-  // Positions of a slice: whole accesses of the widest kind where the image has them.
-  int64_t aligned_positions(int64_t positions) const {
-    const int64_t widest = std::max(1, kVectorBytes / element_);
-    if (shape_.positions % widest == 0) positions = round_up(positions, widest);
-    return std::min<int64_t>(positions, shape_.positions);
   }
 
   // Bytes of a contiguous channel that a block holds.
@@ -142,12 +142,12 @@ class Chooser {
   // where they would take the shared memory over the limit.
   Strategy resident(int blocks, int64_t by_channels, int limit) const {
     Strategy chosen;
-    chosen.resident = true;
+    chosen.method = Method::resident;
     chosen.arguments.shape = shape_;
     Resident& r = chosen.arguments.resident;
     const int64_t n = shape_.group_channels, positions = shape_.positions;
     r.tile_channels = static_cast<int>(ceil_div(n, by_channels));
-    r.tile_positions = static_cast<int>(aligned_positions(ceil_div(positions, blocks / by_channels)));
+    r.tile_positions = static_cast<int>(aligned_positions(shape_, ceil_div(positions, blocks / by_channels), element_));
     r.channel_blocks = static_cast<int>(ceil_div(n, r.tile_channels));
     r.position_blocks = static_cast<int>(ceil_div(positions, r.tile_positions));
     r.blocks = r.channel_blocks * r.position_blocks;
@@ -173,7 +173,9 @@ class Chooser {
   // Clusters that the multiprocessors together have memory and registers for.
   int64_t clusters_with_room(const Strategy& strategy) const {
     const int64_t by_memory = device_.shared_bytes / (int64_t{strategy.arguments.shared.bytes} + kBlockOverhead);
-    const int64_t by_registers = blocks_for(kResidentBlocks, element_) * kResidentThreads / strategy.threads;
+    const int64_t by_registers = strategy.method == Method::pipelined
+                                     ? 1
+                                     : blocks_for(kResidentBlocks, element_) * kResidentThreads / strategy.threads;
     const int64_t blocks = std::clamp<int64_t>(std::min(by_memory, by_registers), 1, kMostBlocks);
     return std::max<int64_t>(1, device_.multiprocessors * blocks / strategy.cluster);
   }
@@ -209,8 +211,9 @@ class Chooser {
     const int64_t residual = shape_.residual ? 1 : 0, read_twice = backward_ ? 2 + residual : 1;
     const int64_t elements = p_.tile_bytes / element_ / (backward_ ? read_twice : 1 + residual);
     const int64_t shortest = shape_.channels_last ? 1 : p_.stretch_bytes / element_;
-    s.tile_positions = static_cast<int>(aligned_positions(std::clamp<int64_t>(
-        elements / n, std::min<int64_t>(shortest, positions), std::min<int64_t>(p_.tile_positions, positions))));
+    const int64_t tile_positions = std::clamp<int64_t>(elements / n, std::min<int64_t>(shortest, positions),
+                                                       std::min<int64_t>(p_.tile_positions, positions));
+    s.tile_positions = static_cast<int>(aligned_positions(shape_, tile_positions, element_));
     s.tile_channels = static_cast<int>(std::clamp<int64_t>(elements / s.tile_positions, 1, n));
     const int64_t slice_count = slices(s.tile_channels, s.tile_positions, chosen.threads);
     s.slices = {static_cast<int>(slice_count), divider(slice_count)};
@@ -318,7 +321,8 @@ class Chooser {
     const int64_t least =
         shape_.channels_last ? p_.stretch_bytes / element_ : threads / kWarpThreads * kApplySets * kChannelsTogether;
     const int64_t channels = std::clamp<int64_t>(least, 1, s.tile_channels);
-    s.apply_positions = static_cast<int>(aligned_positions(std::min<int64_t>(elements / channels, p_.tile_positions)));
+    s.apply_positions = static_cast<int>(
+        aligned_positions(shape_, std::min<int64_t>(elements / channels, p_.tile_positions), element_));
     s.apply_channels = static_cast<int>(channels);
   }
 

@@ -27,6 +27,7 @@ struct Preferences {
   int row_positions = 0, items = 0;
   double cache_share = 0;
   int finish_inside = 0;
+  int pipeline = 0;
 };
 
 // Offsets into the scratch memory of a call, -1: not there.
@@ -40,19 +41,27 @@ struct Scratch {
   int64_t row_parts = 0;                                    // of the sums over a row
 };
 
+enum class Method { staged, resident, pipelined };
+
 struct Strategy {
   Arguments arguments;  // all but the tensors
   Scratch scratch;
-  bool resident = false;
+  Method method = Method::staged;
   int64_t blocks = 0;
   int cluster = 1, threads = 0;
   int summing_blocks = 0;  // of the grid's last, that make the sums over partial sums; 0: a launch behind it does
 
-  // "cluster-resident", "single-block" or "two-pass".
-  std::string name() const { return !resident ? "two-pass" : cluster > 1 ? "cluster-resident" : "single-block"; }
+  // "pipelined", "cluster-resident", "single-block" or "two-pass".
+  std::string name() const {
+    switch (method) {
+      case Method::pipelined: return "pipelined";
+      case Method::resident: return cluster > 1 ? "cluster-resident" : "single-block";
+      default: return "two-pass";
+    }
+  }
 };
 
-// How many clusters of a resident strategy a device holds at once; 0: it cannot start one.
+// How many clusters of a strategy that holds rows on chip a device holds at once; 0: it cannot start one.
 using ClustersAtOnce = std::function<int64_t(const Strategy&)>;
 
 // `at_once` asks a device that is there; without it the device's properties alone decide.

@@ -59,7 +59,7 @@ void SumsRoom::add(const Reduction& reduction) {
 
 std::vector<Reduction> PartialSums::reductions(const Scratch& scratch) const {
   if (!backward_) return {l1_sums(scratch)};
-  std::vector<Reduction> all(learns_thresholds() ? 3 : 2, affine_sums(scratch, affine_size()));
+  std::vector<Reduction> all(learns_thresholds(shape_) ? 3 : 2, affine_sums(scratch, affine_size()));
   all.push_back(sigma_sums(scratch, shape_.groups, shape_.groups));
   all.push_back(sigma_sums(scratch, shape_.groups, 1));
   const int64_t rows = (shape_.over_batch ? 1 : shape_.batch) * shape_.groups;
@@ -85,7 +85,7 @@ void PartialSums::add_to(ScratchPlan& plan, Strategy& strategy) const {
   if (backward_) {
     scratch.dweight = plan.add(scratch.affine_slots * affine_size() * bytes_);
     scratch.dbias = plan.add(scratch.affine_slots * affine_size() * bytes_);
-    if (learns_thresholds()) scratch.dthreshold = plan.add(scratch.affine_slots * affine_size() * bytes_);
+    if (learns_thresholds(shape_)) scratch.dthreshold = plan.add(scratch.affine_slots * affine_size() * bytes_);
     scratch.dsigma = plan.add(scratch.sigma_slots * shape_.groups * bytes_);
   } else {
     scratch.l1 = plan.add(scratch.l1_slots * bytes_);

@@ -45,7 +45,6 @@ class PartialSums {
   void add_to(ScratchPlan& plan, Strategy& strategy) const;
 
  private:
-  bool learns_thresholds() const { return shape_.activation == Activation::tlu; }
   int64_t affine_size() const { return shape_.per_position ? shape_.positions : shape_.channels; }
   std::vector<Reduction> reductions(const Scratch& scratch) const;
 

@@ -14,8 +14,10 @@ struct Setting {
   cuda::Device device;
 };
 
-// A small device with `shared_bytes` for a block; cluster 0: two passes.
-inline Setting setting(int cluster, int shared_bytes) {
+constexpr int kSlotBytes = 256;  // of the pipelined kernels' ring
+
+// A small device with `shared_bytes` for a block; cluster 0: two passes. pipeline: of the table.
+inline Setting setting(int cluster, int shared_bytes, int pipeline = 0) {
   Setting s;
   s.preferences.cluster = cluster;
   s.preferences.blocks = 1;
@@ -29,6 +31,7 @@ inline Setting setting(int cluster, int shared_bytes) {
   s.preferences.row_positions = 500;
   s.preferences.items = 3;
   s.preferences.cache_share = 0.5;
+  s.preferences.pipeline = pipeline;
   s.device.multiprocessors = 2;
   s.device.cache_bytes = 4096;
   s.device.shared_bytes = s.device.block_shared_bytes = shared_bytes;
@@ -42,7 +45,10 @@ inline std::optional<Setting> setting_for(const std::string& strategy, const Cas
   const Problem problem = problem_of(c, dtype), for_backward = problem.in_backward();
   std::optional<Setting> found;
   for (int shared_bytes = 2048; shared_bytes < 1 << 20; shared_bytes += shared_bytes / 8) {
-    const Setting s = setting(strategy == "two-pass" ? 0 : strategy == "single-block" ? 1 : cluster, shared_bytes);
+    const Setting s = setting(strategy == "two-pass"       ? 0
+                              : strategy == "single-block" ? 1
+                                                           : cluster,
+                              shared_bytes, strategy == "pipelined" ? kSlotBytes : 0);
     const auto named = [&](Direction direction) {
       const Problem& one = direction == Direction::forward ? problem : for_backward;
       return cuda::choose(one, direction, s.preferences, s.device).name() == strategy;

@@ -79,6 +79,15 @@ void check_flags() {
   cuda::emulation::leave_out(Word::barrier, -1, 0);
 }
 
+// The case with rows of whole sixteen bytes in every type, as bulk copies want them.
+Case aligned(Case c) {
+  constexpr int64_t kNumbers = 8;
+  int64_t& numbers = c.features ? c.extent.back() : c.channels;
+  numbers = (numbers / c.groups + kNumbers - 1) / kNumbers * kNumbers * c.groups;
+  c.name += ", aligned";
+  return c;
+}
+
 int main() {
   check_division();
   check_flags();
@@ -87,8 +96,9 @@ int main() {
   std::vector<Case> all = cases();
   for (const Case& c : family_cases())
     if (Shape(c).numel <= kMostOfFamily) all.push_back(c);
-  for (const char* strategy : {"single-block", "cluster-resident", "two-pass"})
-    for (const Case& c : all) {
+  for (const char* strategy : {"single-block", "cluster-resident", "two-pass", "pipelined"})
+    for (const Case& given : all) {
+      const Case c = std::string(strategy) == "pipelined" ? aligned(given) : given;
       if (Shape(c).numel > kMostNumbers || !setting_for(strategy, c, Dtype::bfloat16, kCluster)) continue;
       ++reached[strategy];
       check_case(strategy, c, {}, [&](const Case& one, Dtype dtype, const Inputs& in, const Numbers& grad, int) {
@@ -116,7 +126,7 @@ int main() {
   }
   for (const auto& [strategy, count] : reached) std::printf("%s: %d cases\n", strategy.c_str(), count);
   check(reached["single-block"] >= 10 && reached["cluster-resident"] >= 10 && reached["two-pass"] >= 14 &&
-            reached["halves"] >= 8 && reached["single-block, sums inside"] >= 10 &&
+            reached["pipelined"] >= 30 && reached["halves"] >= 8 && reached["single-block, sums inside"] >= 10 &&
             reached["cluster-resident, sums inside"] >= 10,
         "the strategies that the cases reach");
   for (const ChannelCase& c : channel_cases()) check_channels(c, run_channels);

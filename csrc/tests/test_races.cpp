@@ -158,6 +158,16 @@ int main() {
       }
       std::printf("%s: no race; %d of %d missing barriers are caught\n", where.c_str(), caught, barriers);
     }
+  for (const Case& c : all) {  // what its barriers are for: test_pipeline.cpp
+    if (c.p == 1) continue;
+    Case aligned = c;
+    aligned.channels = 8;
+    aligned.batch = 3;
+    const auto setting = setting_for("pipelined", aligned, Dtype::float32, 2);
+    const std::string where = "pipelined: " + c.name;
+    check(setting && outcome(aligned, *setting, -1, -1) == 0, where + ": a race");
+    std::printf("%s: no race\n", where.c_str());
+  }
   check_channels_for_races();
   check_halves_for_races();
   check_sums_inside_for_races();

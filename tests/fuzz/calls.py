@@ -55,6 +55,7 @@ def on_emulated(draw: st.DrawFn, sizes: dict[str, Any], threads: tuple[int, ...]
         "row_positions": draw(st.sampled_from((16, 100, 4096))),
         "items": draw(st.sampled_from((1, 3, 10))),
         "cache_share": draw(st.sampled_from((0.01, 0.4))),
+        "pipeline": draw(st.sampled_from((0, 64, 1024))),
     }
     return draw(recipes(**sizes)), row
 

@@ -17,7 +17,12 @@ largest; where none holds it, the two-pass kernels.
 - ``items``: the pieces per multiprocessor that their work is split into at least, where it can be;
 - ``cache_share``: the part of the second-level cache for the chunk of x (and dy) between its two passes;
 - ``finish_inside``: the last blocks of a kernel that holds rows on chip that make the sums over partial sums (the
-  parameters' gradients, l1) at its end, where they are few enough; 0 leaves them to a launch behind it.
+  parameters' gradients, l1) at its end, where they are few enough; 0 leaves them to a launch behind it;
+- ``pipeline``: bytes of a slot of the pipelined kernels' ring, in which a chunk of x (and of dy, and of a residual)
+  comes and goes; 0 leaves these kernels out. Where there are clusters they take the rows that they can hold beside a
+  chunk of the next one, split by positions as far as ``stretch_bytes`` allows, one block of at most ``threads`` threads
+  that compute to a multiprocessor. Chunks move sixteen bytes at a time: where these do not come out even, and for
+  tensors at other addresses, the kernels of ``blocks`` and ``cluster`` remain.
 """
 
 from __future__ import annotations

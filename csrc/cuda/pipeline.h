@@ -1,0 +1,105 @@
+// Rows that fit the shared memory of a cluster, and pass through it chunk by chunk: one read of x (and dy), one write
+// of the result, and none of them waits for another. A sample's life in a block, beside the next one's:
+//
+//   the warp that copies      c0 c1 c2 c3 |  c0  c1  c2  c3   ...      in as slots of the ring are free
+//   the warps that compute     s0 s1 s2 s3   S0 r0 S1 r1 S2 r2 S3 r3   s: statistics of a chunk, r: its results in
+//   place the warps for the maps                 push.wait.passes            and once more for S the warp that copies
+//   out0 out1 out2 out3  out, which hands the slot on
+//
+// The statistics (mean and sum of squares, or backward's sums) of a block's positions go to the blocks that hold other
+// channels of them or whose windows reach them, once a sample, by stores that the receiver counts: no barrier of the
+// cluster stands between the first sample and the last. Chunks S of the next sample come into the slots that the ring
+// has beyond a sample's, and into those that results leave.
+#pragma once
+
+#include "finish_inside.h"
+#include "gradients.h"
+#include "pipeline_backward.h"
+#include "pipeline_forward.h"
+#include "producer.h"
+
+namespace divnorm::cuda {
+
+// What the maps of an absent field hold of every position.
+template <class T, Form F>
+__device__ void fill_absent(const Pipelined<T, F>& block, int of_summation, int of_suppression, Acc<T> neutral) {
+  const Shape& shape = block.args.shape;
+  for (int number = 0; number < 2; ++number) {
+    if (!shape.summation.present) fill(block.own(number, of_summation), block.portion.positions, Acc<T>(0));
+    if (!shape.suppression.present) fill(block.own(number, of_suppression), block.portion.positions, neutral);
+  }
+}
+
+// By the warp that copies.
+template <class T, Form F>
+__device__ void copy_by_one(const Pipelined<T, F>& block, const Copied& tensors) {
+  if (device::thread() % device::kWarp == 0)
+    copy_chunks<T>(block.args, block.place, block.portion, block.ring, tensors);
+}
+
+template <class T, bool ChannelsLast, Form F>
+__global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_forward(const __grid_constant__ Arguments args) {
+  device::let_next_begin();
+  clear_counters(args.partials);
+  const Pipelined<T, F> block(args);
+  fill_absent(block, forward_map::mean, forward_map::rstd, Acc<T>(1));
+  device::sync_cluster(args.resident.blocks);
+  const Tensors& tensors = args.tensors;
+  Acc<T> l1 = 0;
+  switch (role_of(args.pipeline)) {
+    case Role::compute: l1 = compute_forward<ChannelsLast>(block); break;
+    case Role::maps: make_maps_forward(block); break;
+    case Role::copy: copy_by_one(block, {{tensors.x, tensors.residual}, {tensors.out}});
+  }
+  store_sum(args.partials.l1, block.place.slot(args.resident), l1, block.reduction);
+  finish_inside<Acc<T>>(args.inside, block.ring.template chunk<unsigned char>(0, 0));
+}
+
+template <class T, bool ChannelsLast, Form F>
+__global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_backward(const __grid_constant__ Arguments args) {
+  using A = Acc<T>;
+  const Shape& shape = args.shape;
+  const Resident& r = args.resident;
+  device::let_next_begin();
+  clear_counters(args.partials);
+  const Pipelined<T, F> block(args);
+  const SomeWarps team = computing(args.pipeline);
+  const int sharers =
+      ChannelsLast || shape.per_position ? 1 : Planes<T, F>::sharers(args.pipeline.chunk_channels, team);
+  clear_gradients(block.affine, shape.per_position ? block.portion.positions : block.portion.channels * sharers);
+  fill_absent(block, backward_map::offset, backward_map::slope, A(0));
+  for (int number = 0; number < kSavedSamples; ++number) {
+    if (!shape.summation.present) fill(block.own_saved(number, 0), block.portion.positions, A(0));
+    if (!shape.suppression.present) fill(block.own_saved(number, 1), block.portion.positions, A(1));
+  }
+  device::sync_cluster(r.blocks);
+  const Tensors& tensors = args.tensors;
+  typename Pixels<T, F>::Gradients gradients;
+  A dsigma = 0;
+  const Role role = role_of(args.pipeline);
+  switch (role) {
+    case Role::compute: compute_backward<ChannelsLast>(block, gradients); break;
+    case Role::maps: dsigma = make_maps_backward(block); break;
+    case Role::copy:
+      copy_by_one(block, {{tensors.x, tensors.dy, tensors.residual}, {tensors.out, nullptr, tensors.dresidual}});
+  }
+  device::sync_block();  // the ring is free
+  if constexpr (ChannelsLast)
+    if (role == Role::compute)
+      Pixels<T, F>::collect(block.portion.channels, block.affine, gradients, block.ring.template chunk<A>(0, 0), team);
+  Tile own = block.portion.chunk(0, 0);
+  own.channels = block.portion.channels;
+  own.positions = block.portion.positions;
+  const Place& place = block.place;
+  if (r.merges_gradients) {
+    merge_gradients(shape, args.partials, r, place.part, place.group, place.rank, own, sharers, block.affine);
+  } else {
+    const int64_t slot =
+        shape.per_position ? place.part : static_cast<int64_t>(place.part) * r.position_blocks + place.position_slice;
+    store_gradients(shape, args.partials, slot, place.group, own, sharers, block.affine);
+  }
+  store_sum(args.partials.dsigma, place.slot(r), signed_dsigma<F>(args, place.group, dsigma), block.reduction);
+  finish_inside<A>(args.inside, block.ring.template chunk<unsigned char>(0, 0));
+}
+
+}  // namespace divnorm::cuda

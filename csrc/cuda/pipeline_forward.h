@@ -1,0 +1,143 @@
+// The pipelined kernel's roles forward (pipeline.h).
+#pragma once
+
+#include "pipeline_roles.h"
+#include "whole.h"
+
+namespace divnorm::cuda {
+
+// Of whole fields: from the moments of the block to the row's, which every block merges in the same order.
+template <Form F, class T, class Team>
+__device__ void make_row_forward(const Pipelined<T, F>& block, const Exchange<Acc<T>>& exchange, int number,
+                                 const Team& team) {
+  using A = Acc<T>;
+  const Arguments& args = block.args;
+  const Shape& shape = args.shape;
+  const Slices& slices = args.resident.slices;
+  const int positions = block.portion.positions, pitch = args.pipeline.own_pitch;
+  const A* const partial = block.partial(number);
+  const auto own = block_moments(
+      slices.count * positions, block.reduction,
+      [&](int i) {
+        const int slice = i / positions, p = i - slice * positions;
+        return Moments<A>{block.count_of_slice(slice), partial[slice * pitch + p],
+                          partial[(slices.count + slice) * pitch + p]};
+      },
+      team);
+  exchange.push_totals(number, team.index(), own.count, own.mean, own.squares);
+  exchange.wait(number);
+  const auto row = Moments<A>::merged(1, args.resident.blocks, [&](int, int from) {
+    return Moments<A>{exchange.total(number, from, 0), exchange.total(number, from, 1),
+                      exchange.total(number, from, 2)};
+  });
+  A numbers[kForwardMaps] = {};
+  RowMaps<A> maps{numbers, block.place.rank == 0 && team.index() == 0,
+                  SavedMaps<A>(shape, args.tensors, block.sample(number) * shape.groups + block.place.group)};
+  if (!maps.saves) maps.saved.variance = nullptr;
+  save_statistics<F>(args, maps, block.place.group, row);
+  if (shape.summation.present) fill(block.own(number, forward_map::mean), positions, numbers[forward_map::mean], team);
+  if (shape.suppression.present)
+    fill(block.own(number, forward_map::rstd), positions, numbers[forward_map::rstd], team);
+}
+
+// From the moments of the block's positions, by slices of its channels, to mean and rstd of all that it needs.
+template <Form F, class T, class Team>
+__device__ void make_windows_forward(const Pipelined<T, F>& block, const Exchange<Acc<T>>& exchange, int number,
+                                     Acc<T> sigma, const Team& team) {
+  using A = Acc<T>;
+  const Arguments& args = block.args;
+  const Shape& shape = args.shape;
+  const Resident& r = args.resident;
+  const int n = shape.group_channels, pitch = args.pipeline.own_pitch;
+  const A* const partial = block.partial(number);
+  for (int i = team.index(); i < block.portion.positions; i += team.count()) {
+    const auto own = Moments<A>::merged(1, r.slices.count, [&](int, int slice) {
+      return Moments<A>{block.count_of_slice(slice), partial[slice * pitch + i],
+                        partial[(r.slices.count + slice) * pitch + i]};
+    });
+    const int p = block.portion.position + i;
+    exchange.push(number, forward_map::mean_of_channels, p, own.mean);
+    exchange.push(number, forward_map::squares, p,
+                  r.channel_blocks == 1 ? own.squares / static_cast<A>(n) : own.squares);
+  }
+  exchange.wait(number);
+  const auto maps = halo_maps(args, block.place, block.portion, block.maps, number, block.sample(number));
+  if (r.channel_blocks > 1) {
+    for (int p = exchange.begin + team.index(); p < exchange.end; p += team.count()) {
+      const auto whole = Moments<A>::merged(1, r.channel_blocks, [&](int, int slice) {
+        const int channels = clamped(n - slice * r.tile_channels, 0, r.tile_channels);
+        return Moments<A>{static_cast<A>(channels), exchange.load(maps, slice, forward_map::mean_of_channels, p),
+                          exchange.load(maps, slice, forward_map::squares, p)};
+      });
+      maps.store(forward_map::mean_of_channels, p, whole.mean);
+      maps.store(forward_map::squares, p, whole.squares / static_cast<A>(n));
+    }
+    team.sync();
+  }
+  const ForwardFields<F, A, HaloMaps<A>> fields{shape, maps, sigma};
+  run_halo_passes<A>(shape, args.pipeline.everywhere, maps, block.portion, team, fields);
+}
+
+template <Form F, class T>
+__device__ void make_maps_forward(const Pipelined<T, F>& block) {
+  using A = Acc<T>;
+  const Arguments& args = block.args;
+  if (!args.shape.statistics) return;
+  const SomeWarps team = mapping(args.pipeline);
+  const Exchange<A> exchange(args, block.place, block.portion, block.ring, block.maps, block.totals, kForwardMaps,
+                             kForwardStatistics);
+  const A sigma = sigma_of<A>(args.tensors, block.place.group);
+  for (int number = 0; number < block.samples(); ++number) {
+    if (team.index() == 0) exchange.expect(number);
+    device::wait(block.ring.statistics(), number % 2);
+    if (args.shape.whole)
+      make_row_forward(block, exchange, number, team);
+    else
+      make_windows_forward(block, exchange, number, sigma, team);
+    team.sync();
+    if (team.index() == 0) device::arrive(block.ring.maps());
+  }
+}
+
+// Returns this thread's sum of |v|.
+template <bool ChannelsLast, Form F, class T>
+__device__ Acc<T> compute_forward(const Pipelined<T, F>& block) {
+  using A = Acc<T>;
+  const Arguments& args = block.args;
+  const Shape& shape = args.shape;
+  const Portion& portion = block.portion;
+  const SomeWarps team = computing(args.pipeline);
+  const Slices& slices = args.resident.slices;
+  const int pitch = args.pipeline.own_pitch;
+  Chunks<T, ChannelsLast, F> statistics;
+  A l1 = 0;
+  compute_in_order(
+      block,
+      [&](int number, int i, int slot) {
+        const Tile chunk = portion.chunk(block.sample(number), i);
+        statistics.add_moments(chunk, block.ring.template chunk<T>(slot, 0), shape.summation.present, slices,
+                               block.partial(number) + chunk.position - portion.position, pitch, team);
+      },
+      [&](int number) { statistics.keep_moments(portion.positions, slices, block.partial(number), pitch, team); },
+      [&](int number, int i, int slot) {
+        const Tile chunk = portion.chunk(block.sample(number), i);
+        const int on = chunk.position - portion.position;
+        const Local<A> local{block.own(number, forward_map::mean) + on,
+                             block.own(number, forward_map::rstd) + on,
+                             nullptr,
+                             nullptr,
+                             shape.slope_of,
+                             false,
+                             F == Form::general && shape.keeps_mean};
+        auto affine = block.affine_of_chunk(
+            chunk, F == Form::general && shape.residual ? block.ring.template chunk<T>(slot, 1) : nullptr);
+        with_usual<F>(shape.activation, args.partials.l1 != nullptr, [&](Activation activation, bool rare) {
+          affine.activation = activation;
+          l1 += Work<T, ChannelsLast, F>::normalize(chunk, block.ring.template chunk<T>(slot, 0), local, affine,
+                                                    rare && args.partials.l1 != nullptr, team);
+        });
+      });
+  return l1;
+}
+
+}  // namespace divnorm::cuda

@@ -1,0 +1,165 @@
+// The pipelined kernels on the emulated device: the same bits in whatever order their threads go on, and without any
+// one of the words that keep their roles apart either others or an error.
+#include <exception>
+
+#include "cuda_runner.h"
+
+namespace {
+
+using namespace divnorm;
+using namespace divnorm::tests;
+using cuda::emulation::kWordNames;
+using cuda::emulation::kWords;
+using cuda::emulation::Word;
+namespace emulation = divnorm::cuda::emulation;
+
+constexpr unsigned kOrders = 100;
+constexpr int kComputeWarps = 2;  // of setting()'s threads
+constexpr int kWarps = kComputeWarps + (cuda::kMapThreads + cuda::kCopyThreads) / cuda::device::kWarp;
+
+Numbers some(int64_t count, int step) {
+  Numbers numbers(count);
+  for (int64_t i = 0; i < count; ++i) numbers[i] = static_cast<double>(i * step % 61) / 16 - 2;
+  return numbers;
+}
+
+// One cluster of two blocks for all samples: each holds a half and little more.
+Setting setting_of(const Case& c, Direction direction) {
+  for (int shared_bytes = 2048; shared_bytes < 1 << 20; shared_bytes += 512) {
+    Setting s = setting(2, shared_bytes, c.channels_last ? 3072 : 1536);  // something for every warp
+    s.device.multiprocessors = 1;
+    const auto strategy = cuda::choose(problem_of(c, Dtype::float32), direction, s.preferences, s.device);
+    if (strategy.name() == "pipelined" && strategy.cluster == 2) return s;
+  }
+  check(false, c.name + ": a cluster of two blocks");
+  return setting(0, 1 << 16);
+}
+
+// A call, direction by direction.
+class Call {
+ public:
+  Call(const Case& c, const Setting& s)
+      : calls_(problem_of(c, Dtype::float32), 0, s.device, s.preferences, s.preferences) {
+    const Shape shape(c);
+    for (const Numbers& numbers : {some(shape.numel, 7), some(shape.numel, 13), some(shape.affine, 5),
+                                   some(shape.affine, 3), Numbers(c.groups, 1.0)})
+      in_.emplace_back(Dtype::float32, numbers);
+    counts_ = {shape.numel, shape.maps, shape.maps, shape.affine, shape.affine, c.groups};
+    for (const int64_t count : counts_) out_.emplace_back(Dtype::float32, count);
+  }
+
+  // What it returns, nothing where it fails. sums: whether another launch makes the parameters' gradients.
+  std::optional<std::vector<Numbers>> operator()(Direction direction, bool sums = true) {
+    const bool forward = direction == Direction::forward;
+    for (size_t i = 0; i < out_.size(); ++i)
+      if (forward || (i != mean && i != rstd)) out_[i] = Tensor(Dtype::float32, counts_[i]);
+    try {
+      return forward ? run_forward() : run_backward(sums);
+    } catch (const std::exception&) {
+      return std::nullopt;
+    }
+  }
+
+ private:
+  enum { x, dy, weight, bias, sigma };                  // of in_
+  enum { result, mean, rstd, dweight, dbias, dsigma };  // of out_
+
+  template <class Tensors>
+  void fill(Tensors& tensors) {
+    tensors.x = in_[x].data();
+    tensors.weight = in_[weight].parameter();
+    tensors.bias = in_[bias].parameter();
+    tensors.sigma = in_[sigma].parameter();
+    tensors.mean = out_[mean].data();
+    tensors.rstd = out_[rstd].data();
+  }
+  std::optional<std::vector<Numbers>> run_forward() {
+    ForwardCall call;
+    fill(call.tensors);
+    call.tensors.y = out_[result].data();
+    calls_.forward(call);
+    return std::vector<Numbers>{out_[result].numbers(), out_[mean].numbers(), out_[rstd].numbers()};
+  }
+  std::optional<std::vector<Numbers>> run_backward(bool sums) {
+    const auto scratch = std::make_unique<unsigned char[]>(calls_.scratch_bytes(Direction::backward));
+    BackwardCall call;
+    fill(call.tensors);
+    call.tensors.dy = in_[dy].data();
+    call.tensors.dx = out_[result].data();
+    if (sums) {
+      call.tensors.dweight = out_[dweight].parameter();
+      call.tensors.dbias = out_[dbias].parameter();
+      call.tensors.dsigma = out_[dsigma].parameter();
+    }
+    call.place.scratch = scratch.get();
+    calls_.backward(call);
+    std::vector<Numbers> all{out_[result].numbers()};
+    for (const int i : {dweight, dbias, dsigma})
+      if (sums) all.push_back(out_[i].numbers());
+    return all;
+  }
+
+  cuda::Calls calls_;
+  std::vector<int64_t> counts_;
+  std::vector<Tensor> in_, out_;
+};
+
+// What threads of the system are needed to see (test_races.cpp), for fibers do not get so far apart: shuffles keep a
+// warp together but forward over planes, and what backward waits for at first has come by then.
+bool is_spare(const Case& c, Direction direction, Word word, int warp) {
+  const bool forward = direction == Direction::forward, computes = warp < kComputeWarps;
+  return (word == Word::sync_warps && (c.channels_last || !forward)) ||
+         (word == Word::wait && !forward && (c.channels_last || computes));
+}
+
+void check_words(const Case& c) {
+  for (const Direction direction : {Direction::forward, Direction::backward}) {
+    const std::string name = c.name + (direction == Direction::forward ? " forward" : " backward");
+    Call call(c, setting_of(c, direction));
+    emulation::schedule(0);
+    emulation::leave_out(Word::barrier, -1, -1);
+    call(Direction::forward);  // the maps
+    call(direction, false);
+    std::vector<std::vector<int>> met(kWords);
+    for (int word = 0; word < kWords; ++word)
+      for (int warp = 0; warp < kWarps; ++warp) met[word].push_back(emulation::met(static_cast<Word>(word), warp));
+    const auto expected = call(direction);
+    check(expected.has_value(), name);
+    for (unsigned order = 1; order < kOrders; ++order) {
+      emulation::schedule(order);
+      check(call(direction) == expected, name + ", order " + std::to_string(order));
+    }
+    for (int word = 0; word < kWords; ++word) {
+      int caught = 0, all = 0;
+      for (int warp = 0; warp < kWarps; ++warp)
+        for (int index = 0; index < met[word][warp]; ++index) {
+          bool found = false;
+          for (unsigned order = 0; order < kOrders && !found; ++order) {
+            emulation::schedule(order);
+            emulation::leave_out(static_cast<Word>(word), 0, index, warp);
+            found = call(direction) != expected;
+          }
+          caught += found;
+          ++all;
+          check(
+              found || is_spare(c, direction, static_cast<Word>(word), warp),
+              name + " without " + kWordNames[word] + " " + std::to_string(index) + " of warp " + std::to_string(warp));
+        }
+      if (all > 0) std::printf("%s without %s: %d of %d caught\n", name.c_str(), kWordNames[word], caught, all);
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  const std::optional<Axes> small = window({1, 3, 3}), all = window({1, 17, 17});
+  const Case cases[] = {
+      {"planes", false, false, false, 3, 12, 1, {1, 12, 8}, small, small, true},
+      {"pixels", true, false, false, 3, 12, 1, {1, 12, 8}, small, small, true},
+      {"whole planes", false, false, false, 3, 12, 1, {1, 12, 8}, all, all, true},
+  };
+  for (const Case& c : cases) check_words(c);
+  std::printf("%d failures\n", failures);
+  return failures == 0 ? 0 : 1;
+}
