@@ -7,12 +7,16 @@ import torch
 from emulated import DEVICE, HOPPER, TINY, backend, module
 from oracle import check, evaluate
 from strategies import DTYPES
-from test_cuda import CASES, CLUSTER, SINGLE, case, chosen, on_cuda
+from test_cuda import CASES, CLUSTER, PIPELINED, SINGLE, case, chosen, on_cuda
 from traffic import DIRECTIONS, Addresses
 
 from divnorm_kernels.backends.cuda import table
 
-ROWS = {"single-block": SINGLE, "cluster-resident": CLUSTER}
+ROWS = {
+    "single-block": SINGLE,
+    "cluster-resident": CLUSTER,
+    "pipelined": {key: value for key, value in PIPELINED.items() if key != "device"} | {"pipeline": 1024},
+}
 ROOMY = replace(TINY, multiprocessors=12)
 """It holds all blocks of a few groups at once."""
 STAGES = ((64, 56, 56), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))
