@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bench import family, pages, running, sanitized, timing
 from bench import measure as measuring
-from bench.cases import CASES, SUITES, SWEEP_WINDOWS, Case, Setting, settings
+from bench.cases import CASES, SWEEP_WINDOWS, Case, Setting
 from bench.inputs import image_cases, sample_cases, tensor_case
 from bench.machine import describe
 from bench.measure import check, measure
@@ -37,17 +37,6 @@ from bench.subjects import OURS, PEERS, Subject, activation, groups_for, ours, p
 pytestmark = pytest.mark.usefixtures("torchs_defaults")
 
 SMALL = Setting(Case("small", (2, 8, 9, 9), "a test"), "float32", "contiguous", 3)
-
-
-def test_suites_name_cases_that_exist():
-    for suite in SUITES.values():
-        assert set(suite.cases) | set(suite.compiled) | set(suite.sweep) <= CASES.keys()
-
-
-def test_settings_are_every_combination_and_features_have_one_format():
-    chosen = [CASES["8x16x32x32"], CASES["64x1024"]]
-    made = list(settings(chosen, ["float32", "bfloat16"], ["contiguous", "channels_last"], [3, 5]))
-    assert len(made) == len(set(made)) == 8 + 4
 
 
 @pytest.mark.parametrize("form", ["contiguous", "channels_last"])
@@ -291,16 +280,6 @@ def test_only_results_of_this_machine_are_resumed(tmp_path):
     assert message in re.sub(r"[\s│]+", " ", run("run", *options, code=2))
     out.write_text("[]")
     assert "expected a results file of this benchmark" in re.sub(r"[\s│]+", " ", run("run", *options, code=2))
-
-
-def test_any_shape_is_a_case(tmp_path):
-    options = ("--dtype", "float32", "--format", "contiguous", "--seconds", 0.01, "--no-compile", "--no-sweep")
-    assert "3x5x6x7" in run("run", "--case", "3x5x6x7", *options, "--out", tmp_path)
-    (case,) = {row["case"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
-    assert case == "3x5x6x7"
-    for wrong in ("3x0x6", "7", "3x5x6x7x8x9", "3x-1", "ResNet"):
-        said = re.sub(r"[\s│]+", " ", run("run", "--case", wrong, *options, "--out", tmp_path, code=2))
-        assert f"got '{wrong}', expected a shape such as 8x64x56x56" in said
 
 
 def test_ratios_in_words():

@@ -33,8 +33,8 @@ inline auto specialize_if(Body&& body, [[maybe_unused]] bool flag, Flags... flag
 template <class T>
 constexpr bool kStreams = !std::is_same_v<T, double>;
 
-// In a loop over the few numbers that fill no vector: the compiler is not to make vectors of them, which is most of what
-// it would compile.
+// In a loop over the few numbers that fill no vector: the compiler is not to make vectors of them, which is most of
+// what it would compile.
 inline void one_by_one() { asm volatile(""); }
 
 // Calls body(V{}, i) over 0..count while whole values of type V fit, then with narrower ones down to single numbers.
