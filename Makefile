@@ -68,7 +68,7 @@ docs: $(VENV)/.installed
 
 # The source distribution and wheels of all Pythons here, in dist (docs/releasing.md).
 wheels:
-	.ci/wheels "$(TORCH)"
+	PYTHON="$(PYTHON)" .ci/wheels "$(TORCH)"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -145,8 +145,9 @@ def run(
 
     console = Console(width=width())
     out.mkdir(parents=True, exist_ok=True)
-    machine = describe(device) | {"copy_bytes_per_second": copy_bandwidth(device)}
-    results = Results(out / "results.json", machine, command_line(), overhead.call_overhead(device))
+    with console.status("timing a copy and small calls"):
+        machine = describe(device) | {"copy_bytes_per_second": copy_bandwidth(device)}
+        results = Results(out / "results.json", machine, command_line(), overhead.call_overhead(device))
     work = Plan(plan, sweeps, with_compiled, seconds)
     if resume:
         try:

@@ -158,6 +158,13 @@ def _children(process):
     return found.read_text().split() if found.exists() else []
 
 
+def _wait_for_the_end_of(processes):
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{process}/stat").exists() for process in processes):
+        assert time.monotonic() < deadline, "the workers of a killed command train on"
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -186,10 +193,7 @@ def test_a_killed_run_goes_on_where_it_was(command, tmp_path, small_text):
     assert len(workers) >= ("--jobs" in command)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{worker}/stat").exists() for worker in workers):  # they end with their next step
-        assert time.monotonic() < deadline, "the workers of a killed command train on"
-        time.sleep(0.01)
+    _wait_for_the_end_of(workers)  # with their next step
     done = torch.load(checkpoint, weights_only=True)["step"]
     assert 1 <= done < steps
     run("train", *arguments, "--out", killed)
@@ -219,7 +223,7 @@ def test_ctrl_c_ends_all_processes_and_says_how_to_go_on(jobs, tmp_path, small_t
     output, _ = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED
     assert "the same command goes on" in output
-    assert not any(Path(f"/proc/{worker}/stat").exists() for worker in workers)
+    _wait_for_the_end_of(workers)
     for path in runs:
         assert torch.load(path, weights_only=True)["step"] < steps
 

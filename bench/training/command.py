@@ -115,7 +115,7 @@ def _train(name: str, settings: Settings, norm: list[str] | None, seeds: int, jo
             raise typer.BadParameter(str(error), param_hint="--out") from None
         except KeyboardInterrupt:
             progress.stop()
-            console.print(f"stopped; the same command goes on from the checkpoints in {out}")
+            console.print(f"stopped; the same command goes on with what is in {out}")
             raise typer.Exit(INTERRUPTED) from None
     machine = describe(settings.device)
     document = {

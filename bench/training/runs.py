@@ -125,7 +125,6 @@ _done: Any = None
 def _start_worker(done: Any, threads: int) -> None:
     global _done
     _done = done
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process ends the others
     torch.set_num_threads(threads)
 
 
@@ -148,7 +147,12 @@ def run_all(name: str, settings: Settings, runs: list[Run], out: Path, jobs: int
     done = context.Array("l", len(runs))
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, context, _start_worker, (done, threads)) as pool:
-        waiting = {pool.submit(_train_in_worker, i, name, settings, run, out) for i, run in enumerate(runs)}
+        # The terminal sends Ctrl-C to all; the workers, which inherit what is ignored, leave it to this process.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            waiting = {pool.submit(_train_in_worker, i, name, settings, run, out) for i, run in enumerate(runs)}
+        finally:
+            signal.signal(signal.SIGINT, handler)
         try:
             while waiting:
                 ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
