@@ -70,11 +70,11 @@ template <class A>
 class Exchange {
  public:
   // maps, totals: of two samples, each in shared memory. statistics: of a position.
-  __device__ Exchange(const Arguments& args, const Place& place, const Portion& portion, const Ring& ring, A* maps,
-                      A* totals, int own_maps, int statistics)
+  __device__ Exchange(const Arguments& args, const Place& place, const Portion& portion, const Signals& signals,
+                      A* maps, A* totals, int own_maps, int statistics)
       : args_(args),
         place_(place),
-        ring_(ring),
+        signals_(signals),
         maps_(maps),
         totals_(totals),
         own_maps_(own_maps),
@@ -91,7 +91,7 @@ class Exchange {
   __device__ void expect(int number) const {
     const int numbers = args_.shape.whole ? args_.resident.blocks * kTotals
                                           : args_.resident.channel_blocks * statistics_ * (end - begin);
-    device::arrive_expecting(ring_.received(number), numbers * static_cast<int>(sizeof(A)));
+    device::arrive_expecting(signals_.received(number), numbers * static_cast<int>(sizeof(A)));
   }
 
   // Statistic `which` of one of the block's own positions.
@@ -104,7 +104,7 @@ class Exchange {
       if (!of.everywhere && (p < from - of.reach || p >= from + r.tile_positions + of.reach)) continue;
       for (int block = 0; block < r.channel_blocks; ++block)
         device::store_async(map + p - first_of_maps(args_, slice), value, slice * r.channel_blocks + block,
-                            ring_.received(number));
+                            signals_.received(number));
     }
   }
   // Where the block with slice `slice` of the channels has put it.
@@ -116,13 +116,13 @@ class Exchange {
   __device__ void push_totals(int number, int to, A first, A second, A third) const {
     if (to >= args_.resident.blocks) return;
     A* const at = totals_of(number, place_.rank);
-    device::store_async(at, first, to, ring_.received(number));
-    device::store_async(at + 1, second, to, ring_.received(number));
-    device::store_async(at + 2, third, to, ring_.received(number));
+    device::store_async(at, first, to, signals_.received(number));
+    device::store_async(at + 1, second, to, signals_.received(number));
+    device::store_async(at + 2, third, to, signals_.received(number));
   }
   __device__ A total(int number, int block, int which) const { return totals_of(number, block)[which]; }
 
-  __device__ void wait(int number) const { device::wait_for_cluster(ring_.received(number), number / 2 % 2); }
+  __device__ void wait(int number) const { device::wait_for_cluster(signals_.received(number), number / 2 % 2); }
 
   int begin, end;  // positions whose statistics the block needs
 
@@ -136,7 +136,7 @@ class Exchange {
 
   const Arguments& args_;
   const Place& place_;
-  const Ring& ring_;
+  const Signals& signals_;
   A *maps_, *totals_;
   int own_maps_, statistics_;
   int first_, last_;  // slices of the positions that lie there

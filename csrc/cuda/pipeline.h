@@ -1,15 +1,16 @@
 // Rows that fit the shared memory of a cluster, and pass through it chunk by chunk: one read of x (and dy), one write
 // of the result, and none of them waits for another. A sample's life in a block, beside the next one's:
 //
-//   the warp that copies      c0 c1 c2 c3 |  c0  c1  c2  c3   ...      in as slots of the ring are free
-//   the warps that compute     s0 s1 s2 s3   S0 r0 S1 r1 S2 r2 S3 r3   s: statistics of a chunk, r: its results in
-//   place the warps for the maps                 push.wait.passes            and once more for S the warp that copies
-//   out0 out1 out2 out3  out, which hands the slot on
+//   the warp that copies      c0 c1 c2 c3   C0 C1 C2 C3 ...             in, as slots of the ring are free
+//   the warps that compute       s0 s1 s2 s3   S0 r0 S1 r1 S2 r2 S3 r3   s: a chunk's statistics, r: results in place
+//   the warps for the maps                  push.wait.passes             and once more for S
+//   the warp that copies                             o0    o1    o2      out, which hands the slot on
 //
 // The statistics (mean and sum of squares, or backward's sums) of a block's positions go to the blocks that hold other
 // channels of them or whose windows reach them, once a sample, by stores that the receiver counts: no barrier of the
-// cluster stands between the first sample and the last. Chunks S of the next sample come into the slots that the ring
-// has beyond a sample's, and into those that results leave.
+// cluster stands between the first sample and the last. Chunks C of the next sample come into the slots that the ring
+// has beyond a sample's, and into those that results leave. Where x and dy do not both fit, x stays and dy comes twice,
+// with s and with r, through a ring of its own; the second time from the cache.
 #pragma once
 
 #include "finish_inside.h"
@@ -33,8 +34,7 @@ __device__ void fill_absent(const Pipelined<T, F>& block, int of_summation, int 
 // By the warp that copies.
 template <class T, Form F>
 __device__ void copy_by_one(const Pipelined<T, F>& block, const Copied& tensors) {
-  if (device::thread() % device::kWarp == 0)
-    copy_chunks<T>(block.args, block.place, block.portion, block.ring, tensors);
+  if (device::thread() % device::kWarp == 0) copy_chunks(block, tensors);
 }
 
 template <class T, bool ChannelsLast, Form F>
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_forward(const 
   switch (role_of(args.pipeline)) {
     case Role::compute: l1 = compute_forward<ChannelsLast>(block); break;
     case Role::maps: make_maps_forward(block); break;
-    case Role::copy: copy_by_one(block, {{tensors.x, tensors.residual}, {tensors.out}});
+    case Role::copy: copy_by_one(block, {{tensors.x, tensors.residual}, {tensors.out}, nullptr});
   }
   store_sum(args.partials.l1, block.place.slot(args.resident), l1, block.reduction);
   finish_inside<Acc<T>>(args.inside, block.ring.template chunk<unsigned char>(0, 0));
@@ -81,7 +81,11 @@ __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_backward(const
     case Role::compute: compute_backward<ChannelsLast>(block, gradients); break;
     case Role::maps: dsigma = make_maps_backward(block); break;
     case Role::copy:
-      copy_by_one(block, {{tensors.x, tensors.dy, tensors.residual}, {tensors.out, nullptr, tensors.dresidual}});
+      if (args.pipeline.again_slots > 0)
+        copy_by_one(block, {{tensors.x, tensors.residual}, {tensors.out, tensors.dresidual}, tensors.dy});
+      else
+        copy_by_one(block,
+                    {{tensors.x, tensors.dy, tensors.residual}, {tensors.out, nullptr, tensors.dresidual}, nullptr});
   }
   device::sync_block();  // the ring is free
   if constexpr (ChannelsLast)

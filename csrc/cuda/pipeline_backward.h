@@ -113,7 +113,7 @@ __device__ Acc<T> make_maps_backward(const Pipelined<T, F>& block) {
   if (!shape.statistics) return A(0);
   const SomeWarps team = mapping(args.pipeline);
   const int statistics = shape.suppression.present ? kBackwardStatistics : kBackwardStatistics - 1;
-  const Exchange<A> exchange(args, block.place, block.portion, block.ring, block.maps, block.totals, kBackwardMaps,
+  const Exchange<A> exchange(args, block.place, block.portion, block.signals, block.maps, block.totals, kBackwardMaps,
                              statistics);
   // What forward has saved of the next sample, while nothing is known of this one: the computing warps have done with
   // the sample kSavedSamples before it when they have published the one before this.
@@ -129,18 +129,18 @@ __device__ Acc<T> make_maps_backward(const Pipelined<T, F>& block) {
     read(shape.summation.present, from.mean, block.own_saved(number, 0));
     read(shape.suppression.present, from.rstd, block.own_saved(number, 1));
     team.sync();
-    if (team.index() == 0) device::arrive(block.ring.saved(number));
+    if (team.index() == 0) device::arrive(block.signals.saved(number));
   };
   A dsigma = 0;
   read_saved(0);
   for (int number = 0; number < block.samples(); ++number) {
     read_saved(number + 1);
     if (team.index() == 0) exchange.expect(number);
-    device::wait(block.ring.statistics(), number % 2);
+    device::wait(block.signals.statistics(), number % 2);
     dsigma += shape.whole ? make_row_backward(block, exchange, number, team)
                           : make_windows_backward(block, exchange, number, team);
     team.sync();
-    if (team.index() == 0) device::arrive(block.ring.maps());
+    if (team.index() == 0) device::arrive(block.signals.maps());
   }
   return dsigma;
 }
@@ -155,6 +155,7 @@ __device__ void compute_backward(const Pipelined<T, F>& block, typename Pixels<T
   const Slices& slices = args.resident.slices;
   const int pitch = args.pipeline.own_pitch;
   const A l1 = l1_gradient<A>(args.tensors);
+  const bool twice = args.pipeline.again_slots > 0;
   Chunks<T, ChannelsLast, F> statistics;
   const auto local_of = [&](int number, int on) {
     return Local<A>{block.own_saved(number, 0) + on,
@@ -167,28 +168,31 @@ __device__ void compute_backward(const Pipelined<T, F>& block, typename Pixels<T
   };
   const auto affine_of = [&](const Tile& chunk, int slot) {
     return block.affine_of_chunk(
-        chunk, F == Form::general && shape.residual ? block.ring.template chunk<T>(slot, 2) : nullptr);
+        chunk, F == Form::general && shape.residual ? block.ring.template chunk<T>(slot, twice ? 1 : 2) : nullptr);
+  };
+  const auto dy_of = [&](int slot, int again) {
+    return twice ? block.again.template chunk<T>(again, 0) : block.ring.template chunk<T>(slot, 1);
   };
   const bool rare = l1 != A(0) || shape.slope_of != SlopeOf::values;
   compute_in_order(
       block,
-      [&](int number, int i, int slot) {
-        if (i == 0) device::wait(block.ring.saved(number), number / 2 % 2);
+      [&](int number, int i, int slot, int again) {
+        if (i == 0) device::wait(block.signals.saved(number), number / 2 % 2);
         const Tile chunk = portion.chunk(block.sample(number), i);
         const int on = chunk.position - portion.position;
         const auto local = local_of(number, on);
         auto affine = affine_of(chunk, slot);
         with_usual<F>(shape.activation, rare, [&](Activation activation, bool rare) {
           affine.activation = activation;
-          statistics.add_sums(chunk, block.ring.template chunk<T>(slot, 0), block.ring.template chunk<T>(slot, 1),
-                              local, affine, rare ? l1 : A(0), slices, block.partial(number) + on, pitch, team);
+          statistics.add_sums(chunk, block.ring.template chunk<T>(slot, 0), dy_of(slot, again), local, affine,
+                              rare ? l1 : A(0), slices, block.partial(number) + on, pitch, team);
         });
       },
       [&](int number) { statistics.keep_sums(portion.positions, slices, block.partial(number), pitch, team); },
-      [&](int number, int i, int slot) {
+      [&](int number, int i, int slot, int again) {
         const Tile chunk = portion.chunk(block.sample(number), i);
         T* const x = block.ring.template chunk<T>(slot, 0);
-        T* const dy = block.ring.template chunk<T>(slot, 1);
+        T* const dy = dy_of(slot, again);
         auto local = local_of(number, chunk.position - portion.position);
         auto affine = affine_of(chunk, slot);
         with_usual<F>(shape.activation, rare, [&](Activation activation, bool rare) {

@@ -84,18 +84,18 @@ __device__ void make_maps_forward(const Pipelined<T, F>& block) {
   const Arguments& args = block.args;
   if (!args.shape.statistics) return;
   const SomeWarps team = mapping(args.pipeline);
-  const Exchange<A> exchange(args, block.place, block.portion, block.ring, block.maps, block.totals, kForwardMaps,
+  const Exchange<A> exchange(args, block.place, block.portion, block.signals, block.maps, block.totals, kForwardMaps,
                              kForwardStatistics);
   const A sigma = sigma_of<A>(args.tensors, block.place.group);
   for (int number = 0; number < block.samples(); ++number) {
     if (team.index() == 0) exchange.expect(number);
-    device::wait(block.ring.statistics(), number % 2);
+    device::wait(block.signals.statistics(), number % 2);
     if (args.shape.whole)
       make_row_forward(block, exchange, number, team);
     else
       make_windows_forward(block, exchange, number, sigma, team);
     team.sync();
-    if (team.index() == 0) device::arrive(block.ring.maps());
+    if (team.index() == 0) device::arrive(block.signals.maps());
   }
 }
 
@@ -113,13 +113,13 @@ __device__ Acc<T> compute_forward(const Pipelined<T, F>& block) {
   A l1 = 0;
   compute_in_order(
       block,
-      [&](int number, int i, int slot) {
+      [&](int number, int i, int slot, int) {
         const Tile chunk = portion.chunk(block.sample(number), i);
         statistics.add_moments(chunk, block.ring.template chunk<T>(slot, 0), shape.summation.present, slices,
                                block.partial(number) + chunk.position - portion.position, pitch, team);
       },
       [&](int number) { statistics.keep_moments(portion.positions, slices, block.partial(number), pitch, team); },
-      [&](int number, int i, int slot) {
+      [&](int number, int i, int slot, int) {
         const Tile chunk = portion.chunk(block.sample(number), i);
         const int on = chunk.position - portion.position;
         const Local<A> local{block.own(number, forward_map::mean) + on,

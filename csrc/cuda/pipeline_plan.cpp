@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kWarpThreads = 32;
 constexpr int kBarrierBytes = 8;
-constexpr int kBarriersOfSamples = 6;  // as Ring has them (ring.h), beside two of every slot
+constexpr int kAgainSlots = 4;  // of the ring through which dy comes twice
 
 bool aligned(int64_t bytes) { return bytes % kVectorBytes == 0; }
 
@@ -19,19 +19,20 @@ bool aligned(int64_t bytes) { return bytes % kVectorBytes == 0; }
 PipelinePlan::PipelinePlan(const Shape& shape, bool backward, int element, int sum, const Preferences& preferences)
     : shape_(shape), backward_(backward), element_(element), sum_(sum), p_(preferences) {}
 
-std::vector<Strategy> PipelinePlan::strategies(int blocks, int limit) const {
+std::vector<Strategy> PipelinePlan::strategies(int blocks, int limit, bool twice) const {
   std::vector<Strategy> all;
+  if (twice && (!backward_ || !shape_.statistics)) return all;
   if (shape_.absolute && !backward_) return all;  // it goes through a sample once more, when its mean is known
   const int64_t most = shape_.channels_last ? 1 : blocks;
   for (int64_t slices = 1; slices <= most; slices *= 2) {
     const int64_t stretch = shape_.positions * slices / blocks * element_;
     if (!shape_.channels_last && slices < blocks && stretch < p_.stretch_bytes) continue;
-    if (auto found = strategy(blocks, slices, limit)) all.push_back(*found);
+    if (auto found = strategy(blocks, slices, limit, twice)) all.push_back(*found);
   }
   return all;
 }
 
-std::optional<Strategy> PipelinePlan::strategy(int blocks, int64_t by_channels, int limit) const {
+std::optional<Strategy> PipelinePlan::strategy(int blocks, int64_t by_channels, int limit, bool twice) const {
   // Rows, channels or positions, that are a multiple of sixteen bytes where they lie one behind the other.
   const int64_t row = (shape_.channels_last ? shape_.group_channels : shape_.positions) * element_;
   const int64_t unit = kVectorBytes / std::gcd<int64_t>(row, kVectorBytes);
@@ -39,7 +40,7 @@ std::optional<Strategy> PipelinePlan::strategy(int blocks, int64_t by_channels, 
   chosen.method = Method::pipelined;
   chosen.arguments.shape = shape_;
   Resident& r = chosen.arguments.resident;
-  if (!split(r, blocks, by_channels, unit) || !cut(chosen, unit)) return std::nullopt;
+  if (!split(r, blocks, by_channels, unit) || !cut(chosen, unit, twice)) return std::nullopt;
   chosen.blocks = chosen.cluster = r.blocks;
   chosen.threads = chosen.arguments.pipeline.compute_threads + kMapThreads + kCopyThreads;
   surround(chosen);
@@ -68,10 +69,11 @@ bool PipelinePlan::split(Resident& r, int blocks, int64_t by_channels, int64_t u
   return true;
 }
 
-bool PipelinePlan::cut(Strategy& chosen, int64_t unit) const {
+bool PipelinePlan::cut(Strategy& chosen, int64_t unit, bool twice) const {
   Resident& r = chosen.arguments.resident;
   Pipeline& p = chosen.arguments.pipeline;
-  p.tensors = (backward_ ? 2 : 1) + (shape_.residual ? 1 : 0);
+  p.tensors = (backward_ && !twice ? 2 : 1) + (shape_.residual ? 1 : 0);
+  p.again_slots = twice ? kAgainSlots : 0;
   p.compute_threads = std::min(p_.threads, kComputeThreads) / kWarpThreads * kWarpThreads;
   const int64_t elements = p_.pipeline / p.tensors / element_;
   const auto of = [&](int64_t row, int64_t rows, bool joined) {
@@ -148,10 +150,13 @@ bool PipelinePlan::lay_out(Strategy& chosen, int limit) const {
   at.x = at.dy = at.residual = at.local = at.owned = at.totals = -1;
   at.pitch = p.own_pitch;
   const int64_t slot = int64_t{p.tensors} * p.chunk_bytes;
-  const int64_t room = limit - plan.bytes() - kBarriersOfSamples * kBarrierBytes - 2 * kVectorBytes;
+  if (p.again_slots > 0) p.again = plan.add(int64_t{p.again_slots} * p.chunk_bytes);
+  const int64_t barriers_beside = 2 * p.again_slots + kSignals;
+  const int64_t room = limit - plan.bytes() - barriers_beside * kBarrierBytes - 2 * kVectorBytes;
   p.slots = static_cast<int>(std::min(room / (slot + 2 * kBarrierBytes), 2 * int64_t{p.chunks}));
   if (p.slots <= p.chunks) return false;
-  p.barriers = plan.add((2 * p.slots + kBarriersOfSamples) * kBarrierBytes);
+  p.ahead = (p.slots - p.chunks) / 2;  // the other half is on its way meanwhile
+  p.barriers = plan.add((2 * p.slots + barriers_beside) * kBarrierBytes);
   // Where the chunks were, the gradients of pixels' parameters that threads have kept are added up, and partial sums.
   const int64_t kept =
       int64_t{p.compute_threads} * std::max(1, kColumnBytes / element_) * (learns_thresholds(shape_) ? 3 : 2) * sum_;

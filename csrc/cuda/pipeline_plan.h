@@ -14,13 +14,14 @@ class PipelinePlan {
 
   // Clusters of at most `blocks` blocks, without their share of the samples, split by positions as far as that leaves
   // stretches; those whose blocks keep within the limit of shared memory, and whose chunks bulk copies can move: whole
-  // sixteen bytes at multiples of sixteen.
-  std::vector<Strategy> strategies(int blocks, int limit) const;
+  // sixteen bytes at multiples of sixteen. twice: dy comes once with the statistics and once with the results, so that
+  // x alone has to be held.
+  std::vector<Strategy> strategies(int blocks, int limit, bool twice) const;
 
  private:
-  std::optional<Strategy> strategy(int blocks, int64_t by_channels, int limit) const;
+  std::optional<Strategy> strategy(int blocks, int64_t by_channels, int limit, bool twice) const;
   bool split(Resident& r, int blocks, int64_t by_channels, int64_t unit) const;
-  bool cut(Strategy& chosen, int64_t unit) const;
+  bool cut(Strategy& chosen, int64_t unit, bool twice) const;
   void surround(Strategy& chosen) const;
   bool lay_out(Strategy& chosen, int limit) const;
 

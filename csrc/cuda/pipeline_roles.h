@@ -34,14 +34,23 @@ struct Pipelined {
       : args(args),
         place(args),
         portion(args, place),
-        ring(args.pipeline),
+        ring(args.pipeline.slots, args.pipeline.tensors, args.pipeline.chunk_bytes, args.pipeline.ring,
+             in_shared<device::Barrier>(args.pipeline.barriers)),
+        again(args.pipeline.again_slots, 1, args.pipeline.chunk_bytes, args.pipeline.again, ring.full(2 * ring.slots)),
+        signals(again.full(2 * again.slots)),
         maps(in_shared<A>(args.pipeline.maps)),
         saved(in_shared<A>(args.pipeline.saved)),
         totals(in_shared<A>(args.pipeline.totals)),
         partials(in_shared<A>(args.shared.partial)),
         reduction(in_shared<A>(args.shared.reduction)),
         affine(affine_of<T, F>(args.shape, args.shared, nullptr)) {
-    if (device::thread() == 0) ring.start(args.pipeline);
+    if (device::thread() == 0) {
+      const int warps = args.pipeline.compute_threads / device::kWarp;
+      ring.start(warps);
+      again.start(warps);
+      signals.start(warps, args.pipeline.saved >= 0);
+      device::inits_done();
+    }
     load_affine(args.shape, args.tensors, place.group, portion.channel, portion.channels, portion.position,
                 portion.positions, affine);
   }
@@ -51,6 +60,7 @@ struct Pipelined {
     return static_cast<int>((args.shape.batch - place.part - 1) / args.resident.parts) + 1;
   }
   __device__ int64_t sample(int number) const { return place.part + int64_t{number} * args.resident.parts; }
+  __device__ Steps steps() const { return {samples(), portion.chunks, args.pipeline.ahead}; }
   // Of the sample of this number.
   __device__ A* partial(int number) const { return partials + number % 2 * args.pipeline.partial_step; }
   // A map at the block's own positions.
@@ -83,7 +93,8 @@ struct Pipelined {
   const Arguments& args;
   const Place place;
   const Portion portion;
-  const Ring ring;
+  const Ring ring, again;  // the second one's slots are none but where dy comes twice
+  const Signals signals;
   A *maps, *saved, *totals, *partials, *reduction;
   Affine<T> affine;
 };
@@ -100,39 +111,37 @@ __device__ void with_usual(Activation activation, bool rare, Body&& body) {
     body(Activation::relu, false);
 }
 
-// The order of the warps that compute. take(number, chunk, slot): statistics; publish(number): they are complete;
-// finish(number, chunk, slot): results. Before the results of a sample, while its maps are made, the statistics of as
-// many chunks of the next one as the ring has room for; then those of another one for each chunk of results. What a
-// chunk waits for is always behind something before it in this order: its slot's last results, or maps, which wait for
-// statistics that every block of the cluster has taken before the results in its way.
+// The computing warps, step by step. take(number, chunk, slot, again): statistics; publish(number): they are complete;
+// finish(number, chunk, slot, again): results. again: the slot of the other ring.
 template <class T, Form F, class Take, class Publish, class Finish>
 __device__ void compute_in_order(const Pipelined<T, F>& block, Take&& take, Publish&& publish, Finish&& finish) {
-  const Ring& ring = block.ring;
+  const Ring &ring = block.ring, &again = block.again;
   const bool with_maps = block.args.shape.statistics;
-  const int chunks = block.portion.chunks, samples = block.samples();
-  Turn coming, leaving;
-  for (int number = -1; number < samples; ++number) {  // at first there is nothing to finish
-    const int takes = number + 1 < samples ? chunks : 0, finishes = number < 0 ? 0 : chunks;
-    const int ahead = number < 0 ? chunks : ring.slots - chunks;
-    int taken = 0, finished = 0;
-    bool published = takes == 0 || !with_maps;
-    while (taken < takes || finished < finishes) {
-      if (taken < takes && taken < ahead + finished) {
-        device::wait(ring.full(coming.slot), coming.parity());
-        if (with_maps) take(number + 1, taken, coming.slot);
-        coming.next(ring.slots);
-        ++taken;
-      } else {
-        if (finished == 0 && with_maps) device::wait(ring.maps(), number % 2);
-        finish(number, finished, leaving.slot);
-        device::fence_async();
-        arrive_as_warp(ring.done(leaving.slot));
-        leaving.next(ring.slots);
-        ++finished;
-      }
-      if (published || taken < takes || (finished == 0 && finishes > 0)) continue;
-      publish(number + 1);  // whose place is free now that the maps of the sample before are made
-      arrive_as_warp(ring.statistics());
+  Turn coming, leaving, passing;
+  bool published = !with_maps;
+  for (Steps steps = block.steps(); steps.next();) {
+    if (again.slots > 0) device::wait(again.full(passing.slot), passing.parity());
+    if (steps.takes) {
+      device::wait(ring.full(coming.slot), coming.parity());
+      if (with_maps) take(steps.number, steps.chunk, coming.slot, passing.slot);
+      coming.next(ring.slots);
+    } else {
+      if (steps.chunk == 0 && with_maps) device::wait(block.signals.maps(), steps.number % 2);
+      finish(steps.number, steps.chunk, leaving.slot, passing.slot);
+      device::fence_async();
+      arrive_as_warp(ring.done(leaving.slot));
+      leaving.next(ring.slots);
+    }
+    if (again.slots > 0) {
+      arrive_as_warp(again.done(passing.slot));
+      passing.next(again.slots);
+    }
+    if (!with_maps) continue;
+    if (!steps.complete()) {
+      published = false;
+    } else if (!published) {
+      publish(steps.next_sample());  // whose place is free now that the maps of the sample before are made
+      arrive_as_warp(block.signals.statistics());
       published = true;
     }
   }

@@ -1,22 +1,9 @@
 // The warp that copies: chunks of the coming samples into the ring, and results out of it.
 #pragma once
 
-#include "ring.h"
+#include "pipeline_roles.h"
 
 namespace divnorm::cuda {
-
-// A place among all chunks of a block, sample by sample.
-struct ChunkOf {
-  __device__ void next(const Resident& r, const Portion& portion, int slots) {
-    turn.next(slots);
-    if (++chunk < portion.chunks) return;
-    chunk = 0;
-    sample += r.parts;
-  }
-  int64_t sample;
-  int chunk = 0;
-  Turn turn = {};
-};
 
 // Calls body(byte in the chunk, byte in the tensor, bytes) for every contiguous run of a chunk.
 template <class T, class Body>
@@ -31,50 +18,66 @@ constexpr int kMostTensors = 3;
 struct Copied {
   const void* in[kMostTensors];
   void* out[kMostTensors];
+  const void* again;  // what comes once more with the results, through a ring of its own
 };
 
-// By one thread. A slot is loaded again when its results have been read from it, so that a sample hands its room on
-// chunk by chunk.
-template <class T>
-__device__ void copy_chunks(const Arguments& args, const Place& place, const Portion& portion, const Ring& ring,
-                            const Copied& tensors) {
-  const Resident& r = args.resident;
-  const int64_t batch = args.shape.batch;
-  const auto hand_out = [&](const ChunkOf& at) {
-    device::wait(ring.done(at.turn.slot), at.turn.parity());
-    const Tile tile = portion.chunk(at.sample, at.chunk);
+// By one thread, in the order of the computing warps, as far ahead of them as there are slots. A slot is loaded again
+// when its results have been read from it, so that a sample hands its room on chunk by chunk.
+template <class T, Form F>
+__device__ void copy_chunks(const Pipelined<T, F>& block, const Copied& tensors) {
+  const Ring &ring = block.ring, &again = block.again;
+  const Portion& portion = block.portion;
+  const auto load = [&](const void* tensor, const Tile& tile, unsigned char* to, device::Barrier* full, auto cached) {
+    const auto* from = static_cast<const unsigned char*>(tensor);
+    for_each_stretch<T>(tile, [&](int here, int64_t there, int bytes) {
+      device::copy_bulk(to + here, from + there, bytes, full, cached);
+    });
+  };
+  Turn coming, leaving, passing;
+  int left = 0;  // chunks whose results are on their way
+  const auto hand_out = [&] {
+    device::wait(ring.done(leaving.slot), leaving.parity());
+    const Tile tile = portion.chunk(block.sample(left / portion.chunks), left % portion.chunks);
 #pragma unroll
     for (int tensor = 0; tensor < kMostTensors; ++tensor) {
       if (tensors.out[tensor] == nullptr) continue;
-      const auto* from = ring.chunk<unsigned char>(at.turn.slot, tensor);
+      const auto* from = ring.chunk<unsigned char>(leaving.slot, tensor);
       auto* const to = static_cast<unsigned char*>(tensors.out[tensor]);
       for_each_stretch<T>(
           tile, [&](int here, int64_t there, int bytes) { device::copy_bulk_out(to + there, from + here, bytes); });
     }
+    leaving.next(ring.slots);
+    ++left;
   };
-  ChunkOf coming{place.part}, leaving{place.part};
-  for (; coming.sample < batch; coming.next(r, portion, ring.slots)) {
-    const int slot = coming.turn.slot;
-    if (coming.turn.round > 0) {
-      hand_out(leaving);
-      leaving.next(r, portion, ring.slots);
-      device::commit_copies_out();
-      device::copies_out_read<0>();
-    }
-    const Tile tile = portion.chunk(coming.sample, coming.chunk);
-    device::arrive_expecting(ring.full(slot),
-                             args.pipeline.tensors * tile.rows * tile.row * static_cast<int>(sizeof(T)));
+  for (Steps steps = block.steps(); steps.next();) {
+    const Tile tile = portion.chunk(block.sample(steps.number), steps.chunk);
+    const int bytes = tile.rows * tile.row * static_cast<int>(sizeof(T));
+    if (steps.takes) {
+      if (coming.round > 0) {
+        hand_out();
+        device::commit_copies_out();
+        device::copies_out_read<0>();
+      }
+      device::Barrier* const full = ring.full(coming.slot);
+      device::arrive_expecting(full, block.args.pipeline.tensors * bytes);
 #pragma unroll
-    for (int tensor = 0; tensor < kMostTensors; ++tensor) {
-      if (tensor >= args.pipeline.tensors) break;
-      const auto* from = static_cast<const unsigned char*>(tensors.in[tensor]);
-      auto* const to = ring.chunk<unsigned char>(slot, tensor);
-      for_each_stretch<T>(tile, [&](int here, int64_t there, int bytes) {
-        device::copy_bulk(to + here, from + there, bytes, ring.full(slot));
-      });
+      for (int tensor = 0; tensor < kMostTensors; ++tensor)
+        if (tensor < block.args.pipeline.tensors)
+          load(tensors.in[tensor], tile, ring.chunk<unsigned char>(coming.slot, tensor), full, device::AsUsual());
+      coming.next(ring.slots);
     }
+    if (again.slots == 0) continue;
+    if (passing.round > 0) device::wait(again.done(passing.slot), (passing.round - 1) % 2);
+    device::Barrier* const full = again.full(passing.slot);
+    device::arrive_expecting(full, bytes);
+    auto* const to = again.chunk<unsigned char>(passing.slot, 0);
+    if (steps.takes)
+      load(tensors.again, tile, to, full, device::Again(true));
+    else
+      load(tensors.again, tile, to, full, device::NoMore());
+    passing.next(again.slots);
   }
-  for (; leaving.sample < batch; leaving.next(r, portion, ring.slots)) hand_out(leaving);
+  while (left < block.samples() * portion.chunks) hand_out();
   device::commit_copies_out();
   device::copies_out_done<0>();
 }

@@ -15,6 +15,7 @@ constexpr int kStagedThreads = 128, kStagedBlocks = 4;  // with five, backward s
 // Of the pipelined kernels, one block to a multiprocessor: warps that compute, that make the maps, and one that copies.
 constexpr int kComputeThreads = 256, kMapThreads = 64, kCopyThreads = 32;
 constexpr int kPipelinedThreads = kComputeThreads + kMapThreads + kCopyThreads;
+constexpr int kSignals = 6;       // barriers of samples, behind two for every slot
 constexpr int kSavedSamples = 4;  // whose mean and rstd backward keeps, as far as they are read ahead
 constexpr int blocks_for(int blocks, int element_size) { return element_size == 8 ? (blocks + 1) / 2 : blocks; }
 
@@ -153,14 +154,16 @@ struct Pipeline {
   int compute_threads = 0;
   int chunk_channels = 1, chunk_positions = 1;
   int chunks = 1, slots = 1;         // of a sample, at most, and of the ring
+  int ahead = 0;                     // of the next sample, before the results of one
   int tensors = 1, chunk_bytes = 0;  // a slot has a chunk of each tensor
+  int again_slots = 0;               // of another ring, through which dy comes twice; 0: it stays as x does
   int reach = 0;                     // positions around a block's own that its maps need
   bool everywhere = false;           // the maps of a block are of all positions
   int margin = 0;                    // numbers of a map in front of those of the block's own positions
   int pitch = 0, sample_maps = 0;    // numbers of a map, and of all maps of a sample
   int own_pitch = 0;                 // of a map of the block's own positions
   int partial_step = 0;              // from a sample's partial statistics to the next one's, where both are kept
-  int ring = 0, maps = 0, saved = 0, totals = 0, barriers = 0;
+  int ring = 0, again = 0, maps = 0, saved = 0, totals = 0, barriers = 0;
 };
 
 // Where a block keeps what, in bytes from the start of its shared memory.

@@ -48,30 +48,58 @@ struct Portion {
   int chunks;
 };
 
-// A block's barriers, in shared memory.
+// What the computing warps do with a block's chunks, in this order. Before the results of a sample, while its maps are
+// made, they take the statistics of `ahead` chunks of the next one; then those of another one for each chunk of
+// results. The ring has room for no fewer chunks beside a sample's, and what it has more is on its way meanwhile. What
+// a step waits for is always behind earlier ones: its slot's last results; or maps, for which every block of the
+// cluster has taken statistics before the results in its way.
+class Steps {
+ public:
+  __device__ Steps(int samples, int chunks, int ahead) : samples_(samples), chunks_(chunks), ahead_(ahead) {}
+
+  __device__ bool next() {
+    for (; of_results_ < samples_; ++of_results_, taken_ = finished_ = 0) {  // at first there are no results
+      const bool more = of_results_ + 1 < samples_ && taken_ < chunks_;
+      takes = more && (of_results_ < 0 || taken_ < ahead_ + finished_);
+      if (!takes && (of_results_ < 0 || finished_ == chunks_)) continue;
+      number = takes ? of_results_ + 1 : of_results_;
+      chunk = takes ? taken_++ : finished_++;
+      return true;
+    }
+    return false;
+  }
+  // Whether this step leaves nothing of the next sample to be taken, nor the maps of this one to be waited for.
+  __device__ bool complete() const {
+    return of_results_ + 1 < samples_ && taken_ == chunks_ && (of_results_ < 0 || finished_ > 0);
+  }
+
+  // That whose statistics are taken beside the results of another.
+  __device__ int next_sample() const { return of_results_ + 1; }
+
+  bool takes = false;  // statistics, else results
+  int number = 0, chunk = 0;
+
+ private:
+  int samples_, chunks_, ahead_;
+  int of_results_ = -1, taken_ = 0, finished_ = 0;
+};
+
+// Slots of shared memory that chunks come into, of one tensor or of several side by side.
 class Ring {
  public:
-  __device__ explicit Ring(const Pipeline& p)
-      : slots(p.slots),
-        chunk_bytes_(p.chunk_bytes),
-        slot_bytes_(p.chunk_bytes * p.tensors),
-        memory_(device::shared_memory() + p.ring),
-        barriers_(reinterpret_cast<device::Barrier*>(device::shared_memory() + p.barriers)) {}
+  __device__ Ring(int slots, int tensors, int chunk_bytes, int memory, device::Barrier* barriers)
+      : slots(slots),
+        chunk_bytes_(chunk_bytes),
+        slot_bytes_(chunk_bytes * tensors),
+        memory_(device::shared_memory() + memory),
+        barriers_(barriers) {}
 
-  // By one thread, before the first barrier of the block.
-  __device__ void start(const Pipeline& p) const {
-    const int warps = p.compute_threads / device::kWarp;
+  // By one thread, before the first barrier of the block. warps: that are done with every slot.
+  __device__ void start(int warps) const {
     for (int slot = 0; slot < slots; ++slot) {
       device::init(full(slot), 1);
       device::init(done(slot), warps);
     }
-    device::init(statistics(), warps);
-    device::init(maps(), 1);
-    for (int number = 0; number < 2; ++number) {
-      device::init(received(number), 1);
-      if (p.saved >= 0) device::init(saved(number), 1);
-    }
-    device::inits_done();
   }
 
   template <class T>
@@ -79,22 +107,41 @@ class Ring {
     return reinterpret_cast<T*>(memory_ + slot * slot_bytes_ + tensor * chunk_bytes_);
   }
 
-  // Of a slot: its chunks have come; its results may go.
+  // Of a slot: its chunks have come; its results may go, or others come.
   __device__ device::Barrier* full(int slot) const { return barriers_ + slot; }
   __device__ device::Barrier* done(int slot) const { return barriers_ + slots + slot; }
-  // Of every sample: its partial statistics are in place; its maps are.
-  __device__ device::Barrier* statistics() const { return barriers_ + 2 * slots; }
-  __device__ device::Barrier* maps() const { return barriers_ + 2 * slots + 1; }
-  // Of every other one: what backward needs of forward's maps is in place; the blocks' statistics have come.
-  __device__ device::Barrier* saved(int number) const { return barriers_ + 2 * slots + 2 + number % 2; }
-  __device__ device::Barrier* received(int number) const { return barriers_ + 2 * slots + 4 + number % 2; }
 
-  static constexpr int kBarriersOfSamples = 6;
   int slots;
 
  private:
   int chunk_bytes_, slot_bytes_;
   unsigned char* memory_;
+  device::Barrier* barriers_;
+};
+
+// What roles and blocks say of samples.
+class Signals {
+ public:
+  __device__ explicit Signals(device::Barrier* barriers) : barriers_(barriers) {}
+
+  // As Ring::start().
+  __device__ void start(int warps, bool of_saved) const {
+    device::init(statistics(), warps);
+    device::init(maps(), 1);
+    for (int number = 0; number < 2; ++number) {
+      device::init(received(number), 1);
+      if (of_saved) device::init(saved(number), 1);
+    }
+  }
+
+  // Of every sample: its partial statistics are in place; its maps are.
+  __device__ device::Barrier* statistics() const { return barriers_; }
+  __device__ device::Barrier* maps() const { return barriers_ + 1; }
+  // Of every other one: what backward needs of forward's maps is in place; the blocks' statistics have come.
+  __device__ device::Barrier* saved(int number) const { return barriers_ + 2 + number % 2; }
+  __device__ device::Barrier* received(int number) const { return barriers_ + 4 + number % 2; }
+
+ private:
   device::Barrier* barriers_;
 };
 

@@ -41,8 +41,11 @@ class Chooser {
     if (p_.pipeline > 0 && device_.clusters) {
       const PipelinePlan plan(shape_, backward_, element_, sum_, p_);
       const int limit = device_.block_shared_bytes;
-      const auto found = fullest(1, limit, at_once, [&](int blocks) { return plan.strategies(blocks, limit); });
-      if (found) return *found;
+      for (const bool twice : {false, true}) {
+        const auto found =
+            fullest(1, limit, at_once, [&](int blocks) { return plan.strategies(blocks, limit, twice); });
+        if (found) return *found;
+      }
     }
     // As many blocks to a multiprocessor as the table wants; where a row is too large for that, a whole one.
     for (const int most : {device_.shared_bytes / p_.blocks - kBlockOverhead, device_.block_shared_bytes}) {

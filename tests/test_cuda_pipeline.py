@@ -1,0 +1,101 @@
+"""How the pipelined CUDA kernels hold rows, counted on the emulated device, and which rows they take."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from emulated import DEVICE, HOPPER, TINY, backend, module
+from oracle import Call, check
+from strategies import DTYPES
+from test_cuda import CASES, PIPELINED, case, chosen, on_cuda
+from traffic import DIRECTIONS, Addresses, moved
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="only the emulated device counts")
+ROW = {"threads": 128, "cluster": 4, "stretch_bytes": 16}
+STAGES = ((64, 56, 56), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))
+
+
+def ring(call, direction, device):
+    """Slots, chunks of a sample, and slots of the ring that dy passes through twice; inside `emulated.backend`."""
+    cut = chosen(call.x.shape, call.x.dtype, direction, device, not call.x.is_contiguous(), **call.options)
+    return cut.get("ring", (0, 0, 0))
+
+
+def smallest(call):
+    """The device with the least shared memory on which backward is pipelined: room for x alone."""
+    for shared_bytes in range(2 << 10, 128 << 10, 64):
+        device = replace(TINY, block_shared_bytes=shared_bytes)
+        if ring(call, "backward", device)[2] > 0:
+            return device
+    raise AssertionError("none")
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "gelu"}, {"activation": "relu"}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["mixed extents", "neighbourhoods", "line", "whole"])
+def test_dy_comes_twice_where_x_alone_can_stay(name, channels_last, dtype, options):
+    """Backward reads x once, dy with the statistics and with the results, and writes dx."""
+    shape, of_case = CASES[name]
+    shape = (shape[0], {"whole": 512, "mixed extents": 256}.get(name, 64), *shape[2:])  # many chunks of every type
+    call = case(shape, of_case | options, dtype, channels_last)
+    row = ROW | {"pipeline": 64 * dtype.itemsize}
+    with backend(**row):
+        device = smallest(call)
+    with backend(**row, device=device):
+        assert ring(call, "backward", device)[2] > 0
+        check(on_cuda, call)
+        _, backward = moved(call.x, **call.options)
+    assert backward.strategy == "pipelined"
+    assert backward.activations * 3 == backward.least * 4
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("window", [3, "all"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_no_barrier_of_the_cluster_between_samples(channels_last, window, direction):
+    x = torch.randn(6, 8, 24, 20)
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    with backend(**PIPELINED):
+        made = Addresses(module(), x, window=window)
+        assert made.calls.strategies == ("pipelined",) * 2
+        made.run["forward"]()
+        module().keep_costs(1 << 20)
+        made.run[direction]()
+        launched, phases = module().launched(), module().costs()
+        module().keep_costs(0)
+    cluster = launched[0][2]
+    assert cluster > 1
+    endings = [p.ending.name for p in phases if (p.launch, p.block, p.warp) == (0, 0, 0)]
+    assert endings.count("cluster") + endings.count("cluster_shared") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_choices_for_an_h200(channels_last, direction, dtype):
+    """ResNet-50's stages with a chunk of the next sample beside a whole one; but the largest rows."""
+    with backend(device=HOPPER, pipeline=12288, stretch_bytes=128):
+        for shape in STAGES:
+            found = chosen((64, *shape), dtype, direction, HOPPER, channels_last)
+            if dtype == torch.float32 and shape == (256, 56, 56):
+                assert found["name"] != "pipelined"
+                continue
+            slots, chunks, again = found["ring"]
+            held = shape[0] * shape[1] * shape[2] * dtype.itemsize * (2 if direction == "backward" else 1)
+            assert found["name"] == "pipelined", shape
+            assert slots > chunks
+            assert (again > 0) == (held > 16 * 190_000), shape
+            assert found["shared_bytes"] <= HOPPER.block_shared_bytes
+
+
+def test_tensors_at_other_addresses_take_the_kernels_beside():
+    memory = torch.randn(2 * 8 * 6 * 8 + 4)
+    for shift in (0, 1, 4):
+        x = memory[shift : shift + 2 * 8 * 6 * 8].view(2, 8, 6, 8)
+        with backend(**PIPELINED):
+            module().keep_costs(1 << 20)
+            check(on_cuda, Call(x, None, None, 1.0, x.clone(), 1.0, {"window": 3}))
+            threads = [launch[3] for launch in module().launched()]
+            module().keep_costs(0)
+        assert (PIPELINED["threads"] + 96 in threads) == (shift % 4 == 0)
