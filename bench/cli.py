@@ -29,6 +29,7 @@ from .timing import keep_freed_memory
 from .training.command import app as train
 from .training.data import DataError
 from .training.images import load as load_images
+from .training.placing import check_norm
 from .tuning.command import tune
 
 app = typer.Typer(
@@ -307,7 +308,7 @@ def properties_command(
     norms = list(dict.fromkeys(norm or properties.NORMS))
     try:
         for one in norms:
-            properties.check_norm(one)
+            check_norm(one)
         images = load_images(data)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from None

@@ -10,7 +10,8 @@ from bench_command import run
 from torch import nn
 
 from bench import properties, recurrent
-from bench.training import norms, text
+from bench.training import norms, placing, probes, text
+from bench.training.deep import Deep
 from bench.training.images import textures
 
 pytestmark = pytest.mark.usefixtures("torchs_defaults")
@@ -18,29 +19,29 @@ pytestmark = pytest.mark.usefixtures("torchs_defaults")
 
 def test_similarity_of_known_activations():
     y = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
-    assert properties.similarity(y) == pytest.approx((0 + 2 * math.sqrt(0.5)) / 3)
-    assert properties.similarity(torch.ones(4, 3, 2)) == pytest.approx(1)
+    assert probes.similarity(y) == pytest.approx((0 + 2 * math.sqrt(0.5)) / 3)
+    assert probes.similarity(torch.ones(4, 3, 2)) == pytest.approx(1)
 
 
 def test_variance_and_stable_rank_of_known_activations():
     y = torch.tensor([[[1.0, 3.0], [0.0, 0.0]], [[5.0, 7.0], [0.0, 4.0]]])  # (N, C, L)
-    assert properties.variance(y) == pytest.approx((5 + 3) / 2)
-    assert properties.stable_rank(torch.eye(3)[:, :, None]) == pytest.approx(3)
-    assert properties.stable_rank(torch.ones(4, 3, 2)) == pytest.approx(1)
-    assert properties.stable_rank(torch.diag(torch.tensor([2.0, 1.0, 1.0]))) == pytest.approx((4 + 1 + 1) / 4)
+    assert probes.variance(y) == pytest.approx((5 + 3) / 2)
+    assert probes.stable_rank(torch.eye(3)[:, :, None]) == pytest.approx(3)
+    assert probes.stable_rank(torch.ones(4, 3, 2)) == pytest.approx(1)
+    assert probes.stable_rank(torch.diag(torch.tensor([2.0, 1.0, 1.0]))) == pytest.approx((4 + 1 + 1) / 4)
     random = torch.randn(5, 3, 4, 2, dtype=torch.float64)
     rows = random.numpy().reshape(5, -1)
-    assert properties.stable_rank(random) == pytest.approx((rows**2).sum() / np.linalg.svd(rows)[1][0] ** 2, rel=1e-10)
+    assert probes.stable_rank(random) == pytest.approx((rows**2).sum() / np.linalg.svd(rows)[1][0] ** 2, rel=1e-10)
     channels = random.numpy().transpose(1, 0, 2, 3).reshape(3, -1)
-    assert properties.variance(random) == pytest.approx(channels.var(1).mean(), rel=1e-10)
+    assert probes.variance(random) == pytest.approx(channels.var(1).mean(), rel=1e-10)
 
 
 def test_properties_of_a_network_without_norms_follow_from_its_formula():
     """One layer by hand: scales and gradients of relu(W x), and of x + relu(W x)."""
     x, direction = torch.randn(3, 3, 8, 8), torch.randn(3, 4, 4, 4)
     for residual in (False, True):
-        network = properties.Deep("none", 1, 4, residual)
-        measured = properties.measure(network, x, direction)
+        network = Deep("none", 1, 4, residual)
+        measured = probes.measure(network, x, direction)
         first = network.stem(x).detach().requires_grad_()
         inner = network.convolutions[0](first).relu()
         last = first + inner if residual else inner
@@ -51,28 +52,28 @@ def test_properties_of_a_network_without_norms_follow_from_its_formula():
 
         assert measured["scale"] == pytest.approx([size(first), size(last)], rel=1e-5)
         assert measured["gradient"] == pytest.approx([size(gradient) / size(direction), 1.0], rel=1e-5)
-        assert measured["rank"][1] == pytest.approx(properties.stable_rank(last.detach()), rel=1e-5)
-        assert measured["variance"][1] == pytest.approx(properties.variance(last.detach()), rel=1e-5)
-        assert measured["similarity"][1] == pytest.approx(properties.similarity(last.detach()), rel=1e-5)
+        assert measured["rank"][1] == pytest.approx(probes.stable_rank(last.detach()), rel=1e-5)
+        assert measured["variance"][1] == pytest.approx(probes.variance(last.detach()), rel=1e-5)
+        assert measured["similarity"][1] == pytest.approx(probes.similarity(last.detach()), rel=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["evo-s0", "ln"])
 def test_layers_of_a_backend(norm):
-    assert properties.Deep(norm, 1, 8, False, backend="reference").norms[0].backend == "reference"
+    assert Deep(norm, 1, 8, False, backend="reference").norms[0].backend == "reference"
 
 
-@pytest.mark.parametrize("norm", properties.BY_WEIGHTS)
+@pytest.mark.parametrize("norm", placing.BY_WEIGHTS)
 def test_normalized_weights_keep_the_variance_of_normal_numbers(norm):
     """What a convolution gives of its activation has variance 1, by N samples whose squares vary by 2 each."""
     count, width = 4096, 64
-    network = properties.Deep(norm, 1, width, residual=False)
+    network = Deep(norm, 1, width, residual=False)
     y = nn.functional.conv2d(network.norms[0](torch.randn(count, width, 3, 3)), network.convolutions[0].weight)
     assert abs(y.square().mean().item() - 1) < 5 * math.sqrt(2 / count)
 
 
 @pytest.mark.parametrize("norm", ["evo-b0", "wn"])
 def test_experiments_have_no_place_for_what_is_no_layer_of_the_operator(norm):
-    properties.check_norm(norm)
+    placing.check_norm(norm)
     for check in (norms.check_norm, text.check_norm):
         with pytest.raises(ValueError, match=f"^norm: got '{norm}', expected one that is a layer of the operator"):
             check(norm)

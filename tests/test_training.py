@@ -353,7 +353,7 @@ def test_networks_learn(tmp_path):
     [
         (("train", "cifar", "--norm", "bnn"), "to: got 'bnn', expected"),
         (("train", "text", "--norm", "gn"), "to: got 'gn' for a layer over the last dimension"),
-        (("train", "cifar", "--model", "vgg"), "got 'vgg', expected one of cnn, resnet"),
+        (("train", "cifar", "--model", "vgg"), "got 'vgg', expected one of cnn, cnn-he, resnet"),
         (("train", "cifar", "--backend", "cudnn"), "backend: got 'cudnn'"),
         (("train", "cifar", "--data", "nowhere"), "nowhere: no folder; expected one with data_batch_1.bin"),
         (("train", "text", "--data", "nowhere"), "got none of train.txt"),

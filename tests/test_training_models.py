@@ -9,7 +9,7 @@ from torch import nn
 
 import divnorm_kernels as dk
 from bench.training import activations, cells
-from bench.training.cifar import CONSTANTS, Convolutional, ResNet32
+from bench.training.networks import CONSTANTS, Convolutional, ResNet32
 from bench.training.norms import Constants, OverTime, check_norm, image_norm
 from bench.training.superres import Network
 from bench.training.text import over_time

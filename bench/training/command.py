@@ -18,7 +18,7 @@ from .data import DataError
 from .loop import ResumeError
 from .plots import plot_activations, plot_curves
 from .runs import EXPERIMENTS, RESULTS, Experiment, Run, collect, run_all
-from .settings import Settings
+from .settings import ClassSettings, Settings
 from .summary import table
 from .superres import SuperresSettings
 from .text import TextSettings
@@ -83,7 +83,7 @@ def _train(name: str, settings: Settings, norm: list[str] | None, seeds: int, jo
     try:
         check_name(settings.backend)
         for one in norms:
-            experiment.check_norm(one)
+            experiment.check_norm(one, settings.model)
         experiment.load(settings)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from None
@@ -160,7 +160,9 @@ def cifar(
 ) -> None:
     """Classes of small pictures: the paper's convolutional network, or ResNet-32 with a learned sigma."""
     decay = tuple(decay or ())
-    settings = Settings(model, data, steps, rate, decay, evaluations, checkpoint_every, backend, device_named(device))
+    settings = ClassSettings(
+        model, data, steps, rate, decay, evaluations, checkpoint_every, backend, device_named(device)
+    )
     _train("cifar", settings, norm, seeds, jobs, out)
 
 

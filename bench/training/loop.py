@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
 
 from divnorm_kernels import collect_l1
 
@@ -31,7 +32,7 @@ class ResumeError(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is trained: SGD, and a rate that is multiplied by a factor at parts of the steps."""
+    """How a model is trained: by which optimizer, at a rate that is multiplied by a factor at parts of the steps."""
 
     steps: int
     rate: float
@@ -43,6 +44,12 @@ class Plan:
     """The norm that all gradients together are cut to."""
     evaluations: int = 5
     checkpoint_every: int = 200
+    optimizer: str = "sgd"
+    """Or "adam"."""
+    lowest: str | None = None
+    """The figure whose lowest value tells the evaluation that counts; the last one does where there is none."""
+    patience: int | None = None
+    """With ``lowest``: the run ends when so many evaluations in a row have not lowered it."""
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -75,6 +82,9 @@ class Task(ABC):
     def probe(self) -> None:
         """A forward pass in eval mode over data that training does not see."""
 
+    def attach(self, optimizer: Optimizer) -> None:  # noqa: B027
+        """Hooks on an optimizer that has just been made."""
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside model and optimizer: tensors, numbers, lists and dicts of them."""
         return {}
@@ -93,6 +103,22 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     sigmas = [p for name, p in named if name.rsplit(".", 1)[-1] == "sigma"]
     others = [p for name, p in named if name.rsplit(".", 1)[-1] != "sigma"]
     return [{"params": others, "weight_decay": weight_decay}, {"params": sigmas, "weight_decay": 0.0}]
+
+
+def _optimizer(model: nn.Module, plan: Plan) -> Optimizer:
+    groups = _groups(model, plan.weight_decay)
+    if plan.optimizer == "adam":
+        return Adam(groups, lr=plan.rate)
+    return SGD(groups, lr=plan.rate, momentum=plan.momentum)
+
+
+def _counted(records: list[dict[str, Any]], plan: Plan) -> tuple[dict[str, Any], bool]:
+    """``(record, ended)``: the evaluation that counts of those there are, and whether the patience is at its end."""
+    if plan.lowest is None:
+        return records[-1], False
+    evaluated = [record for record in records if plan.lowest in record]
+    best = min(range(len(evaluated)), key=lambda i: evaluated[i][plan.lowest])
+    return evaluated[best], plan.patience is not None and len(evaluated) - 1 - best >= plan.patience
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:
@@ -157,7 +183,8 @@ def train(
     torch.manual_seed(seed)
     task = make()
     model, plan = task.model, task.plan
-    optimizer = torch.optim.SGD(_groups(model, plan.weight_decay), lr=plan.rate, momentum=plan.momentum)
+    optimizer = _optimizer(model, plan)
+    task.attach(optimizer)
     log: dict[str, Any] = {"settings": settings, "finished": False, "diverged": False, "records": []}
     first, times = 0, []
     if saved is not None:
@@ -208,11 +235,17 @@ def train(
         if (step + 1) % every == 0 or evaluated:
             record = {"step": step + 1, "rate": plan.rate_at(step), "loss": value, "penalty": penalty.item()}
             log["records"].append({**record, **evaluated})
+        if evaluated:
+            counted, without_patience = _counted(log["records"], plan)
+            last = last or without_patience
         if last:
-            log |= {"figures": evaluated, "seconds_per_step": median(times), "finished": True}
+            figures = {name: counted[name] for name in evaluated}
+            log |= {"figures": figures, "seconds_per_step": median(times), "finished": True}
             log["activations"] = activations.measure(task.places(), task.probe)
             log |= task.finish(folder)
         if last or (step + 1) % plan.checkpoint_every == 0:
             save(step + 1)
         advance(step + 1)
+        if last:
+            break
     return log

@@ -17,7 +17,7 @@ PENALIZED = "none*"
 NO_LAYERS_OF_THE_OPERATOR = ("evo-b0", "evo-s0", "wn", "sws", "dyt", "derf")
 """Names that the experiments have no place for: of layers without the operator's options, or of none."""
 
-PLAIN_AFFINE = ("bn", "bn-s", "bn*", "ln", "gn", "in", "rms")
+PLAIN_AFFINE = ("bn", "l1bn", "bn-s", "bn*", "ln", "gn", "in", "rms")
 """Those that keep weight and bias, as in the paper."""
 
 
@@ -58,11 +58,13 @@ def image_norm(
     edges: str = "valid",
     activation: str | None = "relu",
     learn_sigma: bool = False,
+    num_groups: int | None = None,
     backend: str | None = None,
 ) -> nn.Module:
     """The norm over (N, channels, H, W), with the nonlinearity behind it.
 
-    ``learn_sigma`` counts where sigma is part of the model: not for the plain "bn", "ln" and their like.
+    ``learn_sigma`` counts where sigma is part of the model: not for the plain "bn", "ln" and their like; ``num_groups``
+    is that of "gn", and where it is not given `convert_norm`'s.
     """
     if name == "none":
         return nn.Identity() if activation is None else nn.ReLU()
@@ -71,6 +73,8 @@ def image_norm(
         return DivisiveNorm2d(channels, None, None, affine=False, **{**options, "sigma": 1.0})
     if family(name).startswith("dn"):
         options |= {"window": window, "edges": edges} | ({"norm_window": norm_window} if family(name) == "dn" else {})
+    if family(name) == "gn" and num_groups is not None:
+        options |= {"num_groups": num_groups}
     if name not in PLAIN_AFFINE:
         options |= {"affine": False}
     if learn_sigma and (name != family(name) or family(name).startswith("dn")):

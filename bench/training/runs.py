@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from ..timing import keep_freed_memory
-from . import cifar, superres, text
+from . import cifar, deep, dense, norms, placing, samples, stream, superres, text
 from .loop import Task, finished, train
-from .norms import check_norm
 from .settings import Settings
 
 RESULTS = "results.json"
@@ -31,8 +30,8 @@ class Experiment:
     task: Callable[[Any, str, int], Task]
     load: Callable[[Any], Any]
     """Reads the data, so that what is wrong with it is said before any run starts."""
-    check_norm: Callable[[str], None]
-    """Raises ValueError on a norm that it cannot train with."""
+    check_norm: Callable[[str, str], None]
+    """Raises ValueError on a norm that a model, the second argument, cannot be trained with."""
     figure: str
     """The figure of the table, from the final evaluation."""
     curve: str
@@ -51,10 +50,10 @@ EXPERIMENTS = {
     for e in (
         Experiment(
             "cifar",
-            tuple(cifar.MODELS),
+            tuple(cifar.Classification.MODELS),
             cifar.Classification,
             lambda s: cifar.pictures(s.data),
-            check_norm,
+            cifar.check_norm,
             "accuracy",
             "accuracy",
             (),
@@ -68,7 +67,7 @@ EXPERIMENTS = {
             tuple(text.WINDOWS),
             text.Language,
             lambda s: text.texts(s.data, s.vocabulary),
-            text.check_norm,
+            lambda norm, model: text.check_norm(norm),
             "perplexity",
             "valid",
             ("valid",),
@@ -82,7 +81,7 @@ EXPERIMENTS = {
             ("srcnn",),
             superres.SuperResolution,
             lambda s: superres.pictures(s.data, s.scale),
-            check_norm,
+            lambda norm, model: norms.check_norm(norm),
             "psnr",
             "psnr",
             ("ssim", "bicubic psnr", "bicubic ssim"),
@@ -90,6 +89,48 @@ EXPERIMENTS = {
             ("none", "bn", "dn*"),
             2000,
             lambda s: {} if s.data is None else superres.PAPER.get(s.scale, {}),
+        ),
+        Experiment(
+            "deep",
+            tuple(deep.DeepClassification.MODELS),
+            deep.DeepClassification,
+            lambda s: cifar.pictures(s.data),
+            lambda norm, model: placing.check_norm(norm),
+            "accuracy",
+            "accuracy",
+            (),
+            True,
+            ("bn", "ln", "in", "gn", "frn", "vn", *placing.EVOLVED, *placing.BY_WEIGHTS, "dn", "dn*"),
+            1000,
+            lambda s: {},
+        ),
+        Experiment(
+            "dense",
+            dense.MODELS,
+            dense.DenseClassification,
+            lambda s: samples.load(s.model, 0, s.held_out),
+            lambda norm, model: dense.check_norm(norm),
+            "accuracy",
+            "accuracy",
+            (),
+            True,
+            ("none", dense.SELF_NORMALIZING, "bn", "ln", "ln*", "dn", "dn*"),
+            2000,
+            lambda s: {},
+        ),
+        Experiment(
+            "stream",
+            tuple(stream.LabelStream.MODELS),
+            stream.LabelStream,
+            lambda s: cifar.pictures(s.data),
+            cifar.check_norm,
+            "accuracy",
+            "fitted",
+            ("fitted", "growth", "sigma share"),
+            True,
+            ("ln", "dn*"),
+            4000,
+            lambda s: {},
         ),
     )
 }
@@ -122,13 +163,16 @@ _done: Any = None
 """In a worker process: steps done by run, in memory that all processes share."""
 
 
-def _start_worker(done: Any, threads: int) -> None:
+def start_worker(done: Any, threads: int) -> None:
+    """Prepares a worker process: its share of ``done``, and the threads that torch may use."""
     global _done
     _done = done
     torch.set_num_threads(threads)
 
 
-def _train_in_worker(number: int, *arguments: Any) -> None:
+def train_in_worker(number: int, *arguments: Any) -> None:
+    """`_train` in a worker process, which ends with the process that has started it."""
+
     def advance(step: int) -> None:
         if not parent_process().is_alive():  # killed, and perhaps started again: two would write one folder
             os._exit(1)  # an exception would only end the task, and the process wait for the next
@@ -146,11 +190,11 @@ def run_all(name: str, settings: Settings, runs: list[Run], out: Path, jobs: int
     context = get_context("spawn")  # threads do not survive a fork
     done = context.Array("l", len(runs))
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, context, _start_worker, (done, threads)) as pool:
+    with ProcessPoolExecutor(jobs, context, start_worker, (done, threads)) as pool:
         # The terminal sends Ctrl-C to all; the workers, which inherit what is ignored, leave it to this process.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            waiting = {pool.submit(_train_in_worker, i, name, settings, run, out) for i, run in enumerate(runs)}
+            waiting = {pool.submit(train_in_worker, i, name, settings, run, out) for i, run in enumerate(runs)}
         finally:
             signal.signal(signal.SIGINT, handler)
         try:

@@ -39,3 +39,16 @@ class Settings:
         """As JSON holds it; of the data the folder's name alone, which is what a log may tell of a machine."""
         plain = asdict(self) | {"data": None if self.data is None else self.data.resolve().name}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+@dataclass(frozen=True)
+class ClassSettings(Settings):
+    """Of experiments whose samples have classes."""
+
+    batch: int = 100
+    held_out: int = 0
+    """Training samples that take the test samples' place: what is chosen by them has not seen the test set."""
+    precision: str = "float32"
+    """Or "bfloat16": under autocast."""
+    projected: bool = False
+    """Whether the weights are projected to their initial norms after each step."""

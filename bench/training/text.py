@@ -79,6 +79,9 @@ class TextSettings(Settings):
     """With the number of words that are told apart."""
 
     vocabulary: int = 10_000
+    patience: int | None = None
+    """The run ends when so many evaluations in a row have not lowered the validation text's perplexity, and the
+    evaluation with the lowest counts, in place of the last."""
 
 
 def constants(model: str) -> dict[str, Constants]:
@@ -150,7 +153,8 @@ def plan(settings: TextSettings, norm: str) -> Plan:
     """The paper's schedule, over the steps there are: full rate for 4 parts of 13, then half of the last in each."""
     slow = (settings.model != "lstm" and norm in ("none", "none*")) or (settings.model, norm) == ("relu", "bn")
     decays = tuple((epoch / EPOCHS, 0.5) for epoch in range(FULL_RATE_EPOCHS, EPOCHS))
-    return settings.plan(0.1 if slow else 1.0, decays, clip=CLIP)
+    until = {} if settings.patience is None else {"lowest": "valid", "patience": settings.patience}
+    return settings.plan(0.1 if slow else 1.0, decays, clip=CLIP, **until)
 
 
 class Language(Task):
@@ -182,9 +186,10 @@ class Language(Task):
         return float(torch.tensor(total / ((len(words) - 1) * BATCH), dtype=torch.float64).exp())
 
     def evaluate(self, final: bool) -> dict[str, float]:
-        """Perplexity on validation text, at the end on test text too."""
+        """Perplexity on validation text, and where the evaluation may count on test text too."""
         figures = {"valid": self._perplexity(self.valid)}
-        return {**figures, "perplexity": self._perplexity(self.test)} if final else figures
+        counts = final or self.plan.lowest is not None
+        return {**figures, "perplexity": self._perplexity(self.test)} if counts else figures
 
     def state(self) -> dict[str, Any]:
         """Where the network is in the text."""
