@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
-from . import behind, channels, family, gdn, models, overhead, properties, recurrent, targets
-from . import pages as tables
+from . import behind, channels, family, gdn, models, overhead, pages, properties, recurrent, targets
 from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, case_named, settings
 from .check.command import app as check
+from .evidence.command import command as evidence
 from .inputs import image_cases, sample_cases, tensor_case
 from .machine import describe
 from .measure import Ended, copy_bandwidth
@@ -43,9 +43,11 @@ app = typer.Typer(
 app.add_typer(train, name="train")
 app.add_typer(check, name="gpu-check")
 app.command()(tune)
+app.command("evidence")(evidence)
 app.command("behind")(behind.command)
 app.command("channels")(channels.command)
 app.command("gdn")(gdn.command)
+app.command("pages")(pages.command)
 
 
 @app.command()
@@ -349,20 +351,6 @@ def cells(
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "cells.json", rows, machine, command_line())
     Console(width=width()).print(recurrent.table(rows))
-
-
-@app.command()
-def pages(
-    check: Annotated[bool, typer.Option(help="Change nothing; status 1 where a table is not up to date.")] = False,
-) -> None:
-    """Writes the documentation's tables anew from the committed results of the experiments."""
-    stale = [page for page in tables.PAGES if tables.filled(page.read_text()) != page.read_text()]
-    for page in stale:
-        typer.echo(f"{page}: {'not up to date' if check else 'written'}")
-        if not check:
-            page.write_text(tables.filled(page.read_text()))
-    if check and stale:
-        raise typer.Exit(1)
 
 
 @app.command()

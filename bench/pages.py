@@ -1,4 +1,4 @@
-"""Tables of the documentation, written from committed results: a page names them, a command fills them in."""
+"""Tables and plots of the documentation, made of committed results: a page names them, a command fills them in."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from . import family, properties, recurrent, report, targets
+from .evidence import plots as evidence_plots
+from .evidence import views as evidence_views
 from .training import summary
 
 RESULTS = Path("bench/results")
@@ -28,7 +32,10 @@ VIEWS: dict[str, Callable[[list[dict]], Table]] = {
     "runs": lambda documents: summary.table(documents[0]),
 }
 """The ways to show results: ``means`` and ``layers`` compare the files of several machines, the others show one."""
-_BLOCK = re.compile(r"(<!-- table (\w+) ((?:\S+ )+)-->\n).*?(<!-- end -->)", re.DOTALL)
+EVIDENCE = "experiments"
+"""The folder, below the results, of those that `evidence_views` and `evidence_plots` read, by the plan's names."""
+_BLOCK = re.compile(r"(<!-- table (\w+) ((?:\S+ )*)-->\n).*?(<!-- end -->)", re.DOTALL)
+_PLOT = re.compile(r"<!-- plot (\w+) ((?:\S+ )+)-->\n!\[[^]]*\]\(([^)\s]+)\)")
 _WIDTH = 250
 """Wider than any table."""
 
@@ -44,16 +51,56 @@ def markdown(table: Table) -> str:
 
 
 def filled(page: str, results: Path = RESULTS) -> str:
-    """The page with every block ``<!-- table VIEW FILE... -->`` to ``<!-- end -->`` made anew; FILE: below ``results``.
+    """The page with every block ``<!-- table VIEW WORD... -->`` to ``<!-- end -->`` made anew.
+
+    The words are files below ``results``, or for a view of the evidence what it takes: names of the plan's tables.
 
     Raises:
         ValueError: on a view that does not exist.
     """
 
     def made(block: re.Match[str]) -> str:
-        if block[2] not in VIEWS:
-            raise ValueError(f"{block[1].strip()}: got view {block[2]!r}, expected one of {', '.join(VIEWS)}")
-        documents = [json.loads((results / name).read_text()) for name in block[3].split()]
-        return f"{block[1]}\n{markdown(VIEWS[block[2]](documents))}\n{block[4]}"
+        view, words = block[2], block[3].split()
+        if view in evidence_views.VIEWS:
+            table = evidence_views.VIEWS[view](words, results / EVIDENCE)
+        elif view in VIEWS:
+            table = VIEWS[view]([json.loads((results / name).read_text()) for name in words])
+        else:
+            raise ValueError(
+                f"{block[1].strip()}: got view {view!r}, expected one of {', '.join((*VIEWS, *evidence_views.VIEWS))}"
+            )
+        return f"{block[1]}\n{markdown(table)}\n{block[4]}"
 
     return _BLOCK.sub(made, page)
+
+
+def pictures(page: Path) -> dict[Path, Callable[[], None]]:
+    """What draws the pictures below ``<!-- plot VIEW TABLE... -->`` in a page, by their paths."""
+
+    def drawing(view: str, words: list[str], path: Path) -> Callable[[], None]:
+        return lambda: evidence_plots.VIEWS[view](path, words, RESULTS / EVIDENCE)
+
+    found = ((view, words.split(), page.parent / name) for view, words, name in _PLOT.findall(page.read_text()))
+    return {path: drawing(view, words, path) for view, words, path in found}
+
+
+def command(
+    check: Annotated[
+        bool, typer.Option(help="Change nothing; status 1 where a table is not up to date or a plot is not there.")
+    ] = False,
+) -> None:
+    """Writes the documentation's tables and plots anew from the committed results."""
+    stale = [page for page in PAGES if filled(page.read_text()) != page.read_text()]
+    drawings = {path: draw for page in PAGES for path, draw in pictures(page).items()}
+    missing = [path for path in drawings if not path.exists()]
+    if check:
+        for path in (*stale, *missing):
+            typer.echo(f"{path}: {'not up to date' if path in stale else 'not there'}")
+        if stale or missing:
+            raise typer.Exit(1)
+        return
+    for page in stale:
+        page.write_text(filled(page.read_text()))
+        typer.echo(f"{page}: written")
+    for draw in drawings.values():
+        draw()

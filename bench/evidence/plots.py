@@ -1,0 +1,115 @@
+"""The evidence as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from ..training.probes import MEASURES
+from ..training.summary import by_norm
+from . import plan
+from .answers import probe_value
+from .results import Logs, Results
+
+DOTS = 150
+"""Dots per inch."""
+
+
+def _draw(path: Path, panels: int, draw: Callable[[list[plt.Axes]], None], height: float = 3.6) -> None:
+    figure, axes = plt.subplots(
+        1, panels, figsize=(min(4.2 * panels + 1, 13), height), layout="constrained", squeeze=False
+    )
+    draw(list(axes[0]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DOTS)
+    plt.close(figure)
+
+
+def _finish(axes: plt.Axes, logs: Logs) -> None:
+    axes.grid(alpha=0.3)
+    if not logs:
+        axes.text(0.5, 0.5, "not yet run", transform=axes.transAxes, ha="center")
+
+
+def points(path: Path, names: list[str], folder: Path) -> None:
+    """A panel a table, a column a norm: a point for every seed, and a line for the mean."""
+
+    def draw(panels: list[plt.Axes]) -> None:
+        for axes, name in zip(panels, names, strict=True):
+            of = Results(plan.TABLES[name], folder)
+            table, logs = of.table, of.counting()
+            for at, norm in enumerate(table.norms):
+                of_norm = [log for log in logs if log["settings"]["norm"] == norm and not log["diverged"]]
+                values = [log["figures"][table.program.figure] for log in of_norm]
+                if values:
+                    axes.plot([at] * len(values), values, "o", color="tab:blue", markersize=5, alpha=0.7)
+                    axes.plot([at - 0.3, at + 0.3], [mean(values)] * 2, color="tab:blue", linewidth=2)
+            axes.set_xticks(range(len(table.norms)), table.norms, rotation=45 if len(table.norms) > 5 else 0)
+            axes.set(ylabel=table.program.figure, title=name, xlim=(-0.6, len(table.norms) - 0.4))
+            _finish(axes, logs)
+
+    _draw(path, len(names), draw)
+
+
+def curves(path: Path, names: list[str], folder: Path) -> None:
+    """A panel a table: the figure of every evaluation against the steps, means over the seeds and their range."""
+    _against_steps(path, names, folder, None)
+
+
+def shares(path: Path, names: list[str], folder: Path) -> None:
+    """As `curves`, of sigma's share of the divisor."""
+    _against_steps(path, names, folder, "sigma share")
+
+
+def _against_steps(path: Path, names: list[str], folder: Path, figure: str | None) -> None:
+    def draw(panels: list[plt.Axes]) -> None:
+        for axes, name in zip(panels, names, strict=True):
+            of = Results(plan.TABLES[name], folder)
+            program = of.table.program
+            shown = figure or program.curve
+            for norm, logs in by_norm(of.counting(), of.table.norms).items():
+                values: dict[int, list[float]] = {}
+                for record in (record for log in logs for record in log["records"] if shown in record):
+                    values.setdefault(record["step"], []).append(record[shown])
+                rows = list(values.values())
+                (line,) = axes.plot(list(values), [mean(row) for row in rows], label=norm, linewidth=1.4)
+                axes.fill_between(
+                    list(values), [min(r) for r in rows], [max(r) for r in rows], color=line.get_color(), alpha=0.15
+                )
+            axes.set(xlabel="step", ylabel=shown, title=name)
+            if not program.higher_is_better:
+                axes.set_yscale("log")
+            _finish(axes, of.counting())
+        handles, labels = panels[0].get_legend_handles_labels()
+        if handles:
+            panels[-1].legend(handles, labels, fontsize=8)
+
+    _draw(path, len(names), draw, 4.0)
+
+
+def probes(path: Path, names: list[str], folder: Path) -> None:
+    """A panel a probe: what it was at the start against the accuracy at the end, a point a norm."""
+    logs = Results(plan.TABLES[names[0]], folder).counting()
+
+    def draw(panels: list[plt.Axes]) -> None:
+        for axes, (probe, what) in zip(panels, MEASURES.items(), strict=True):
+            for norm, of in by_norm([log for log in logs if not log["diverged"]]).items():
+                at = mean(probe_value(log, probe) for log in of), mean(log["figures"]["accuracy"] for log in of)
+                axes.plot(*at, "o", color="tab:blue")
+                axes.annotate(norm, at, fontsize=8, xytext=(3, 3), textcoords="offset points")
+            axes.set(xlabel=what.replace(", ", ",\n").replace(" of the ", "\nof the "), ylabel="accuracy")
+            if probe not in ("similarity", "rank"):
+                axes.set_xscale("log")
+            _finish(axes, logs)
+
+    _draw(path, len(MEASURES), draw)
+
+
+VIEWS = {"points": points, "curves": curves, "shares": shares, "probes": probes}
+"""By their names in a page; called with the picture's path, the words behind the name and the folder of the results."""

@@ -1,0 +1,73 @@
+"""Runs what is left of the plan, several processes at a time, in an order of worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+from ..training.loop import finished
+from ..training.runs import start_worker, train_in_worker
+from .results import Results
+from .table import Work
+
+THREADS = 1
+"""Of each process: results do not depend on how many processes run."""
+
+Say = Callable[[str], None]
+
+
+def in_order(results: dict[str, Results], order: Iterable[tuple[str, int]]) -> list[Work]:
+    """What is left, by the order of (table, seeds): what a stage needs beyond the ones before it, table by table."""
+    works = [work for name, seeds in order if name in results for work in results[name].left(seeds)]
+    return list(dict.fromkeys(works))
+
+
+def _told(work: Work, results: Results) -> str:
+    log, program = results.log(work), results.table.program
+    figure = log["figures"].get(program.figure)
+    rate = "" if work.rate is None else f", rate {work.rate:g}"
+    outcome = "diverged" if figure is None else f"{program.figure} {figure:.4g}"
+    return f"{work.table.name}: {work.norm}, seed {work.seed}{rate}: {outcome}"
+
+
+def run(works: list[Work], results: dict[str, Results], out: Path, jobs: int, say: Say) -> list[str]:
+    """Runs ``works``, each as soon as a process is free and its rate is chosen; returns what failed, a line each.
+
+    What has ended is written to its table's results at once. A run that was stopped goes on from its checkpoint.
+
+    Args:
+        works: in order of worth.
+        results: by table.
+        out: receives logs and checkpoints.
+        jobs: processes.
+        say: receives a line for every run that has ended.
+    """
+    context = get_context("spawn")  # threads do not survive a fork
+    done = context.Array("l", 1)
+    failed, waiting = [], list(works)
+    with ProcessPoolExecutor(jobs, context, start_worker, (done, THREADS)) as pool:
+        running: dict[Future, Work] = {}
+        while waiting or running:
+            for work in [w for w in waiting if results[w.table.name].ready(w)][: jobs - len(running)]:
+                waiting.remove(work)
+                chosen = None if work.rate is not None else results[work.table.name].chosen(work.norm)
+                arguments = work.table.experiment, work.settings(chosen), work.run, work.folder(out)
+                running[pool.submit(train_in_worker, 0, *arguments)] = work
+            if not running:
+                failed += [f"{w.table.name}: {w.norm}, seed {w.seed}: no rate was chosen" for w in waiting]
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                work = running.pop(future)
+                try:
+                    future.result()
+                except Exception as error:
+                    failed.append(f"{work.table.name}: {work.norm}, seed {work.seed}: {error!r}")
+                    say(failed[-1])
+                    continue
+                of = results[work.table.name]
+                of.add(work, finished(work.run.folder(work.folder(out))))
+                of.write()
+                say(_told(work, of))
+    return failed

@@ -1,0 +1,254 @@
+"""The long runs: the plan, what is run in which order, rates that are chosen, and what the pages say of it."""
+
+import json
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from bench_command import run
+
+from bench import pages
+from bench.evidence import answers, command, plan, plots, schedule, views
+from bench.evidence.plan import Contrast
+from bench.evidence.results import Results
+from bench.evidence.table import Choice, Table, Work
+from bench.training.dense import DenseClassification, DenseSettings
+from bench.training.loop import train
+from bench.training.runs import RESULTS
+
+pytestmark = pytest.mark.usefixtures("torchs_defaults")
+
+SMALL = Table(
+    "small",
+    "dense",
+    DenseSettings("wine", None, 30, evaluations=3, checkpoint_every=10, depth=2),
+    ("none", "bn"),
+    2,
+    1.0,
+    choice=Choice((1e-5, 0.1), 20, 0.25),
+)
+
+
+@pytest.mark.parametrize("table", plan.TABLES.values(), ids=lambda table: table.name)
+def test_tables_of_the_plan_can_be_trained(table):
+    for norm in table.norms:
+        table.program.check_norm(norm, table.settings.model)
+    assert table.settings.model in table.program.models
+    assert table.data is None or table.settings.data is None
+    assert set(table.paper) >= set(table.norms) or not table.paper
+    assert max(seeds for name, seeds in plan.ORDER if name == table.name) == table.seeds
+    for work in (*table.choosing(), *table.counting()):
+        settings = work.settings(None)
+        assert settings.steps >= settings.evaluations
+        assert (getattr(settings, "held_out", 0) > 0) == (work.rate is not None)
+
+
+def test_contrasts_are_between_norms_that_run():
+    for contrasts in plan.QUESTIONS.values():
+        for contrast in contrasts:
+            assert contrast.norm in plan.TABLES[contrast.table].norms
+            other = plan.TABLES[contrast.than_table or contrast.table]
+            assert contrast.than in other.norms
+            assert other.program.figure == plan.TABLES[contrast.table].program.figure
+
+
+def _log(work, results, figure, diverged=False):
+    return {
+        "settings": {},
+        "diverged": diverged,
+        "finished": True,
+        "records": [{"step": 1, "loss": 1.0}, {"step": 30, "loss": 0.123456789, "accuracy": figure}],
+        "figures": {} if diverged else {"accuracy": figure},
+        "seconds_per_step": 0.5,
+        "activations": {},
+    }
+
+
+def test_the_rate_is_the_best_on_what_is_held_out(tmp_path):
+    table = replace(SMALL, choice=Choice((0.1, 0.2, 0.3), 20, 0.25, seeds=2))
+    results = Results(table, tmp_path)
+    figures = {0.1: (0.5, 0.6), 0.2: (0.9, 0.4), 0.3: (1.0, None)}  # means 0.55 and 0.65, and one that diverged
+    works = [work for work in table.choosing() if work.norm == "bn"]
+    for work in works:
+        assert results.chosen("bn") is None
+        assert not results.ready(Work(table, "bn", 0))
+        figure = figures[work.rate][work.seed]
+        results.add(work, _log(work, results, figure, figure is None))
+    assert results.chosen("bn") == 0.2
+    assert results.ready(Work(table, "bn", 0))
+    assert not results.ready(Work(table, "none", 0))
+    assert Work(table, "bn", 0).settings(0.2) == replace(table.settings, rate=0.2)
+    short = works[0].settings(None)
+    assert (short.steps, short.held_out, short.rate) == (20, 0.25, 0.1)
+
+
+def test_the_order_has_whole_comparisons_of_a_seed_before_the_next(tmp_path):
+    other = replace(SMALL, name="other", choice=None)
+    results = {"small": Results(SMALL, tmp_path), "other": Results(other, tmp_path)}
+    works = schedule.in_order(results, (("small", 1), ("other", 2), ("small", 2)))
+    assert [(w.table.name, w.seed, w.rate is None, w.norm) for w in works] == [
+        *(("small", 0, False, norm) for norm in ("none", "bn") for _ in range(2)),
+        *(("small", 0, True, norm) for norm in ("none", "bn")),
+        *(("other", seed, True, norm) for seed in range(2) for norm in ("none", "bn")),
+        *(("small", 1, True, norm) for norm in ("none", "bn")),
+    ]
+
+
+def test_the_plan_is_run_once_by_several_processes_and_gives_what_one_does(tmp_path):
+    """What had ended before a stop is not run again; a run that fails is told, and the others go on."""
+    table = replace(SMALL, norms=("none", "bn", "nonsense"), choice=replace(SMALL.choice, seeds=1), seeds=1)
+    results = {"small": Results(table, tmp_path / "results")}
+    works = schedule.in_order(results, (("small", 1),))
+    assert len(works) == 6 + 3
+    said = []
+    assert schedule.run(works[:2], results, tmp_path / "out", 1, said.append) == []
+    assert [line.split(":")[:2] for line in said] == [
+        ["small", " none, seed 0, rate 1e-05"],
+        ["small", " none, seed 0, rate 0.1"],
+    ]
+    again = {"small": Results(table, tmp_path / "results")}
+    assert again["small"].left() == works[2:]
+    failed = schedule.run(works[2:], again, tmp_path / "out", 2, said.append)
+    assert len(failed) == 3
+    assert failed[0].startswith("small: nonsense, seed 0: KeyError")
+    assert failed[2] == "small: nonsense, seed 0: no rate was chosen"
+    ended = Results(table, tmp_path / "results")
+    assert {work.norm for work in ended.left()} == {"nonsense"}
+    for log in ended.counting():
+        assert log["settings"]["rate"] == 0.1
+        settings, norm = replace(table.settings, rate=0.1), log["settings"]["norm"]
+        here = train(lambda: DenseClassification(settings, norm, 0), {}, 0, tmp_path / norm, lambda step: None)  # noqa: B023
+        assert log["figures"]["accuracy"] == pytest.approx(here["figures"]["accuracy"], abs=1e-5)
+        assert log["records"][-1]["loss"] == pytest.approx(here["records"][-1]["loss"], rel=1e-3)
+
+
+def test_results_keep_what_the_pages_need(tmp_path):
+    results = Results(replace(SMALL, choice=None), tmp_path)
+    results.add(Work(results.table, "bn", 0), _log(None, None, 1 / 3))
+    results.write()
+    document = json.loads((tmp_path / "small" / RESULTS).read_text())
+    (log,) = document["runs"]
+    assert log["records"] == [{"step": 30, "loss": 0.123457, "accuracy": 0.333333}]
+    assert log["settings"]["data"] is None
+    assert str(tmp_path) not in json.dumps(document)
+    changed = Results(replace(SMALL, choice=None, settings=replace(SMALL.settings, steps=31)), tmp_path)
+    assert len(changed.left()) == 4  # a run with other settings is none of the plan's
+
+
+def test_intervals_are_students():
+    """By the 97.5% points of the t distribution, as printed in any table."""
+    assert answers.interval([1.0, 3.0]) == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2), rel=1e-4)
+    assert answers.interval([1.0, 2.0, 3.0]) == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert answers.interval([5.0]) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "verdict", "written"),
+    [
+        ((0.60, 0.61, 0.62), (0.50, 0.511, 0.519), "better", "+0.1000 ± 0.0025"),
+        ((0.50, 0.511, 0.519), (0.60, 0.61, 0.62), "worse", "-0.1000 ± 0.0025"),
+        ((0.60, 0.50, 0.55), (0.50, 0.60, 0.55), "undecided", "+0.0000 ± 0.2484"),
+        ((0.60,), (0.50, 0.51), "one seed", "+0.1000"),
+        ((), (0.50, 0.51), "not yet run", "-"),
+        ((None, 0.5), (0.50, 0.51), "bn diverged", "-0.0100"),
+    ],
+)
+def test_answers_are_by_pairs_of_a_seed(ours, others, verdict, written, tmp_path, monkeypatch):
+    table = replace(SMALL, choice=None, seeds=3)
+    monkeypatch.setitem(plan.TABLES, "small", table)
+    monkeypatch.setitem(plan.QUESTIONS, "a question", (Contrast("small", "bn", "none"),))
+    results = Results(table, tmp_path)
+    for norm, figures in (("bn", ours), ("none", others)):
+        for seed, figure in enumerate(figures):
+            results.add(Work(table, norm, seed), _log(None, None, figure, figure is None))
+    results.write()
+    found = answers.answer(Contrast("small", "bn", "none"), tmp_path)
+    assert found.verdict == verdict
+    shown = views.answers(["a", "question"], tmp_path)
+    cells = {column.header: next(iter(column.cells)) for column in shown.columns}
+    assert cells["difference"] == written
+    assert cells["verdict"] == verdict
+    pairs = min(len([f for f in ours if f is not None]), len(others))
+    assert cells["seeds"] == ("3" if pairs == 3 else f"{pairs} of 3")
+
+
+def test_lower_perplexities_are_better():
+    found = answers.Answer(Contrast("text-relu", "dn*", "bn*"), (-3.0, -3.1), 2, (), False)
+    assert found.verdict == "better"
+
+
+def test_tables_say_what_has_not_run(tmp_path, monkeypatch):
+    table = replace(SMALL, paper={"bn": 0.75})
+    monkeypatch.setitem(plan.TABLES, "small", table)
+    page = "<!-- table norms small -->\n<!-- end -->\n<!-- table progress small -->\n<!-- end -->\n"
+    empty = pages.filled(page, tmp_path)
+    assert "| bn   |        - |    - | 0 of 2 | 0.7500 |" in empty
+    assert "0 of 8" in empty
+    results = Results(table, tmp_path / pages.EVIDENCE)
+    for work in table.choosing():
+        results.add(work, _log(None, None, work.rate))
+    results.add(Work(table, "bn", 0), _log(None, None, 0.25))
+    results.add(Work(table, "bn", 1), _log(None, None, 0.75))
+    results.add(Work(table, "none", 0), _log(None, None, None, True))
+    results.write()
+    filled = pages.filled(page, tmp_path)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in filled.splitlines() if line.startswith("|")]
+    assert ["bn", "0.5000 ± 0.3536", "0.1", "2", "0.7500"] in rows
+    assert ["none", "- (1 diverged)", "0.1", "1 of 2", "-"] in rows
+    assert "7 of 8" in filled
+    assert pages.filled(filled, tmp_path) == filled
+
+
+def test_a_probe_that_orders_the_norms_has_rank_correlation_one():
+    generator = random.Random(0)
+    logs = []
+    for rank, norm in enumerate(("bn", "ln", "in", "gn")):
+        for seed in range(2):
+            noise = generator.random() / 10
+            probes = {"rank": [9.0, rank + noise], "gradient": [10.0 ** -(rank + noise), 1.0]}
+            settings = {"norm": norm, "seed": seed}
+            logs.append({"settings": settings, "diverged": False, "probes": probes, "figures": {"accuracy": rank / 10}})
+    assert answers.rank_correlation(logs, "rank")[0] == pytest.approx(1)
+    assert answers.rank_correlation(logs, "gradient")[0] == pytest.approx(-1)
+
+
+def test_pictures_are_drawn_from_the_results(tmp_path, monkeypatch):
+    monkeypatch.setitem(plan.TABLES, "small", replace(SMALL, choice=None))
+    results = Results(plan.TABLES["small"], tmp_path)
+    results.add(Work(results.table, "bn", 0), _log(None, None, 0.25))
+    results.write()
+    for view in ("points", "curves"):
+        plots.VIEWS[view](tmp_path / f"{view}.png", ["small", "small"], tmp_path)
+        assert (tmp_path / f"{view}.png").stat().st_size > 5_000
+    page = tmp_path / "page.md"
+    page.write_text("<!-- plot points small -->\n![points](pictures/points.png)\n\n![other](other.png)\n")
+    assert list(pages.pictures(page)) == [tmp_path / "pictures" / "points.png"]
+
+
+def test_the_command_lists_and_refuses(tmp_path):
+    listed = run("evidence", "dense-digits-8", "--list", "--results", tmp_path)
+    assert "0 of 154" in listed
+    run("evidence", "no-such-table", code=2)
+    assert "needs --data" in run("evidence", "cifar-cnn", "--results", tmp_path, code=2)
+    assert "no folder" in run("evidence", "cifar-cnn", "--data", tmp_path, "--results", tmp_path, code=2)
+
+
+def test_the_command_runs_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.setitem(plan.TABLES, "small", replace(SMALL, choice=None, seeds=1))
+    monkeypatch.setattr(plan, "ORDER", (("small", 1),))
+    asked = []
+
+    def pretended(works, results, out, jobs, say):
+        asked.append(works)
+        for work in works:
+            results["small"].add(work, _log(None, None, 0.5))
+        results["small"].write()
+        return []
+
+    monkeypatch.setattr(command, "run", pretended)
+    for _ in range(2):
+        run("evidence", "small", "--results", tmp_path)
+    assert [[work.norm for work in works] for works in asked] == [["none", "bn"], []]
+    monkeypatch.setattr(command, "run", lambda *arguments: ["small: bn, seed 0: an error"])
+    assert "runs that failed: 1" in run("evidence", "small", "--results", tmp_path, code=1)
