@@ -213,12 +213,24 @@ def test_a_probe_that_orders_the_norms_has_rank_correlation_one():
     assert answers.rank_correlation(logs, "gradient")[0] == pytest.approx(-1)
 
 
+def test_scales_are_those_of_the_last_evaluation(tmp_path, monkeypatch):
+    monkeypatch.setitem(plan.TABLES, "small", replace(SMALL, choice=None))
+    results = Results(plan.TABLES["small"], tmp_path)
+    for seed, growth in enumerate((2.0, 3.0)):
+        log = _log(None, None, 0.5)
+        log["records"] = [{"step": 1, "accuracy": 0.1, "growth": 9.0}, {"step": 2, "accuracy": 0.5, "growth": growth}]
+        results.add(Work(results.table, "bn", seed), log)
+    results.write()
+    shown = views.scales(["small"], tmp_path)
+    assert [list(column.cells) for column in shown.columns] == [["none", "bn"], ["-", "2.500 ± 0.707"], ["-", "-"]]
+
+
 def test_pictures_are_drawn_from_the_results(tmp_path, monkeypatch):
     monkeypatch.setitem(plan.TABLES, "small", replace(SMALL, choice=None))
     results = Results(plan.TABLES["small"], tmp_path)
     results.add(Work(results.table, "bn", 0), _log(None, None, 0.25))
     results.write()
-    for view in ("points", "curves"):
+    for view in ("points", "curves", "shares"):
         plots.VIEWS[view](tmp_path / f"{view}.png", ["small", "small"], tmp_path)
         assert (tmp_path / f"{view}.png").stat().st_size > 5_000
     page = tmp_path / "page.md"
@@ -228,7 +240,7 @@ def test_pictures_are_drawn_from_the_results(tmp_path, monkeypatch):
 
 def test_the_command_lists_and_refuses(tmp_path):
     listed = run("evidence", "dense-digits-8", "--list", "--results", tmp_path)
-    assert "0 of 154" in listed
+    assert "0 of 91" in listed
     run("evidence", "no-such-table", code=2)
     assert "needs --data" in run("evidence", "cifar-cnn", "--results", tmp_path, code=2)
     assert "no folder" in run("evidence", "cifar-cnn", "--data", tmp_path, "--results", tmp_path, code=2)

@@ -17,7 +17,7 @@ from .schedule import in_order, run
 
 
 def _overview(results: dict[str, Results]) -> Shown:
-    out = Shown("table", "runs that have ended", "hours left, of one core")
+    out = Shown("table", "runs that have ended", "hours left, a run at a time")
     for name, of in results.items():
         left = of.left()
         total = len([*of.table.choosing(), *of.table.counting()])

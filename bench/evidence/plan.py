@@ -16,8 +16,8 @@ from .table import Choice, Table
 CIFAR, TEXT, PICTURES = "cifar-10-batches-bin", "wikitext-2-small", "super-resolution"
 PAPERS = ("none", "bn", "bn*", "ln", "ln*", "dn", "dn*")
 WITHOUT_BATCHES = ("bn", "kalman", "gn", "ln*", "dn*")
-NINE = ("bn", "ln", "in", "gn", "frn", "vn", "evo-b0", "evo-s0", "wn", "sws", "dn")
-"""Those of "Beyond BatchNorm" but for its two of weights and activation, and divisive normalization."""
+STUDIED = ("bn", "ln", "in", "gn", "frn", "vn", "evo-b0", "evo-s0", "wn", "sws", "dn")
+"""Those of "Beyond BatchNorm", and divisive normalization."""
 PASS = 612
 """Steps of a pass over the text."""
 
@@ -35,12 +35,10 @@ def _dense(model: str, depth: int) -> DenseSettings:
     return DenseSettings(model, None, 2000, evaluations=4, checkpoint_every=1000, depth=depth)
 
 
-def _dense_table(model: str, depth: int, seeds: int) -> Table:
-    choice = Choice((0.003, 0.01, 0.03, 0.1), 2000, 0.25, seeds=3)
+def _dense_table(model: str, depth: int) -> Table:
+    choice = Choice((0.003, 0.01, 0.03, 0.1), 2000, 0.25, seeds=2)
     norms = ("none", "selu", "bn", "ln", "ln*", "dn", "dn*")
-    return Table(
-        f"dense-{model}-{depth}", "dense", _dense(model, depth), norms, seeds, 0.2 + 0.12 * depth, None, choice
-    )
+    return Table(f"dense-{model}-{depth}", "dense", _dense(model, depth), norms, 5, 0.2 + 0.12 * depth, None, choice)
 
 
 def _small_batch(batch: int, step_ms: float) -> Table:
@@ -69,10 +67,7 @@ _STREAM = {
 TABLES = {
     table.name: table
     for table in (
-        _dense_table("digits", 8, 10),
-        _dense_table("digits", 32, 10),
-        _dense_table("breast-cancer", 8, 10),
-        _dense_table("breast-cancer", 32, 10),
+        *(_dense_table(model, depth) for depth in (8, 32) for model in ("digits", "breast-cancer")),
         Table(
             "cifar-cnn",
             "cifar",
@@ -93,7 +88,7 @@ TABLES = {
         Table(
             "superres",
             "superres",
-            SuperresSettings("srcnn", None, 40_000, evaluations=20, checkpoint_every=1000),
+            SuperresSettings("srcnn", None, 15_000, evaluations=15, checkpoint_every=1000),
             ("none", "bn", "dn*"),
             2,
             14,
@@ -139,7 +134,7 @@ TABLES = {
             "probes",
             "deep",
             ClassSettings("plain", None, 1000, evaluations=4, checkpoint_every=250),
-            NINE,
+            STUDIED,
             2,
             85,
             CIFAR,
@@ -149,20 +144,27 @@ TABLES = {
 }
 
 ORDER: tuple[tuple[str, int], ...] = (
-    *((name, 10) for name in TABLES if name.startswith("dense")),
+    ("dense-digits-8", 5),
+    ("dense-breast-cancer-8", 5),
     ("superres", 1),
     ("cifar-cnn", 1),
+    ("batch-norms-float32", 1),
+    ("batch-norms-bfloat16", 1),
+    ("sigma-free", 1),
+    ("sigma-projected", 1),
+    ("dense-digits-32", 5),
+    ("dense-breast-cancer-32", 5),
     ("cifar-batch-4", 1),
     ("text-relu", 1),
     ("stream-free", 1),
     ("stream-projected", 1),
-    ("probes", 1),
     ("cifar-cnn", 3),
+    ("probes", 1),
+    ("weights", 2),
     ("batch-norms-float32", 3),
     ("batch-norms-bfloat16", 3),
     ("sigma-free", 2),
     ("sigma-projected", 2),
-    ("weights", 2),
     ("superres", 2),
     ("text-lstm", 1),
     ("cifar-batch-8", 1),
