@@ -194,8 +194,8 @@ def test_tables_say_what_has_not_run(tmp_path, monkeypatch):
     results.write()
     filled = pages.filled(page, tmp_path)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in filled.splitlines() if line.startswith("|")]
-    assert ["bn", "0.5000 ± 0.3536", "0.1", "2", "0.7500"] in rows
-    assert ["none", "- (1 diverged)", "0.1", "1 of 2", "-"] in rows
+    assert ["bn", "0.5000 ± 0.3536", "0.1 (highest)", "2", "0.7500"] in rows
+    assert ["none", "- (1 diverged)", "0.1 (highest)", "1 of 2", "-"] in rows
     assert "7 of 8" in filled
     assert pages.filled(filled, tmp_path) == filled
 

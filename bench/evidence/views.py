@@ -53,6 +53,13 @@ def norms(names: list[str], folder: Path) -> Shown:
     return out
 
 
+def _rate(rate: float | None, tried: tuple[float, ...]) -> str:
+    """With a word where it is at an end of what was tried: a better one may lie beyond."""
+    if rate is None:
+        return "-"
+    return f"{rate:g}" + {max(tried): " (highest)", min(tried): " (lowest)"}.get(rate, "")
+
+
 def _cells(of: Results, norm: str) -> list[str]:
     table, program = of.table, of.table.program
     logs = _of(of.counting(), norm)
@@ -65,8 +72,7 @@ def _cells(of: Results, norm: str) -> list[str]:
     if len(ended) < len(logs):
         found[0] += f" ({len(logs) - len(ended)} diverged)"
     if table.choice:
-        rate = of.chosen(norm)
-        found.append("-" if rate is None else f"{rate:g}")
+        found.append(_rate(of.chosen(norm), table.choice.rates))
     planned = table.seeds if norm in table.norms else 0
     found.append(f"{len(logs)}" if len(logs) == planned else f"{len(logs)} of {planned}")
     if table.paper:

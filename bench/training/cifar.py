@@ -87,7 +87,8 @@ class Classification(Task):
         self.augments, self.projected = settings.model == "resnet", settings.projected
         self.half = settings.precision == "bfloat16"
         self.classes = data.classes
-        self.model = self.MODELS[settings.model](norm, data.classes, settings.backend).to(settings.device)
+        self.model = self.MODELS[settings.model](norm, data.classes, settings.backend)
+        self.model.to(settings.device, memory_format=torch.channels_last)  # three quarters of the time on a CPU
         self.first_norms = _weight_norms(self.model)
         self.plan = plan(settings, norm)
         kept = len(data.train) - settings.held_out
@@ -108,7 +109,8 @@ class Classification(Task):
             project(optimizer, self.model, affine="joint" if learned else None, skip=self.model.classes)
 
     def _input(self, pictures: Tensor) -> Tensor:
-        return ((pictures.float() - self.mean) / self.scale).to(self.device)
+        x = (pictures.float() - self.mean) / self.scale
+        return x.to(self.device, memory_format=torch.channels_last)
 
     def _scores(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
