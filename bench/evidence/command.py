@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as Shown
 
-from ..options import chosen, width
+from ..options import INTERRUPTED, chosen, width
 from ..training.data import DataError
 from . import plan
 from .results import RESULTS_FOLDER, Results
@@ -56,7 +56,11 @@ def command(
         raise typer.BadParameter(str(error)) from None
     console.print(_overview(found))
     works = in_order(found, plan.ORDER)
-    failed = run(works, found, out, jobs, lambda line: console.print(line, highlight=False))
+    try:
+        failed = run(works, found, out, jobs, lambda line: console.print(line, highlight=False))
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command goes on from the checkpoints in {out}")
+        raise typer.Exit(INTERRUPTED) from None
     if failed:
         console.print(f"runs that failed: {len(failed)}; given again, the command tries them anew")
         raise typer.Exit(1)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 from ..training.loop import finished
-from ..training.runs import start_worker, train_in_worker
+from ..training.runs import processes
 from .results import Results
 from .table import Work
 
@@ -44,17 +43,15 @@ def run(works: list[Work], results: dict[str, Results], out: Path, jobs: int, sa
         jobs: processes.
         say: receives a line for every run that has ended.
     """
-    context = get_context("spawn")  # threads do not survive a fork
-    done = context.Array("l", 1)
     failed, waiting = [], list(works)
-    with ProcessPoolExecutor(jobs, context, start_worker, (done, THREADS)) as pool:
+    with processes(jobs, THREADS, 1) as (submit, _):
         running: dict[Future, Work] = {}
         while waiting or running:
             for work in [w for w in waiting if results[w.table.name].ready(w)][: jobs - len(running)]:
                 waiting.remove(work)
                 chosen = None if work.rate is not None else results[work.table.name].chosen(work.norm)
                 arguments = work.table.experiment, work.settings(chosen), work.run, work.folder(out)
-                running[pool.submit(train_in_worker, 0, *arguments)] = work
+                running[submit(0, *arguments)] = work
             if not running:
                 failed += [f"{w.table.name}: {w.norm}, seed {w.seed}: no rate was chosen" for w in waiting]
                 break

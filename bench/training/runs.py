@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
@@ -163,16 +164,39 @@ _done: Any = None
 """In a worker process: steps done by run, in memory that all processes share."""
 
 
-def start_worker(done: Any, threads: int) -> None:
-    """Prepares a worker process: its share of ``done``, and the threads that torch may use."""
+def _start_worker(done: Any, threads: int) -> None:
     global _done
     _done = done
     torch.set_num_threads(threads)
 
 
-def train_in_worker(number: int, *arguments: Any) -> None:
-    """`_train` in a worker process, which ends with the process that has started it."""
+@contextmanager
+def processes(jobs: int, threads: int, runs: int) -> Iterator[tuple[Callable[..., Future], Any]]:
+    """``(submit, done)``: what hands a run to one of ``jobs`` processes, and the steps that each of ``runs`` has done.
 
+    ``submit`` takes the number of the run and what `_train` takes before its last. Ctrl-C ends the processes at once.
+    """
+    context = get_context("spawn")  # threads do not survive a fork
+    done = context.Array("l", runs)
+    with ProcessPoolExecutor(jobs, context, _start_worker, (done, threads)) as pool:
+
+        def submit(*arguments: Any) -> Future:
+            # The terminal sends Ctrl-C to all; the workers, which inherit what is ignored, leave it to this process.
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                return pool.submit(_train_in_worker, *arguments)
+            finally:
+                signal.signal(signal.SIGINT, handler)
+
+        try:
+            yield submit, done
+        except KeyboardInterrupt:
+            for worker in active_children():
+                worker.kill()  # at any time its files are whole
+            raise
+
+
+def _train_in_worker(number: int, *arguments: Any) -> None:
     def advance(step: int) -> None:
         if not parent_process().is_alive():  # killed, and perhaps started again: two would write one folder
             os._exit(1)  # an exception would only end the task, and the process wait for the next
@@ -187,29 +211,17 @@ def run_all(name: str, settings: Settings, runs: list[Run], out: Path, jobs: int
         for number, run in enumerate(runs):
             _train(name, settings, run, out, lambda step, number=number: report(number, step))
         return
-    context = get_context("spawn")  # threads do not survive a fork
-    done = context.Array("l", len(runs))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, context, start_worker, (done, threads)) as pool:
-        # The terminal sends Ctrl-C to all; the workers, which inherit what is ignored, leave it to this process.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            waiting = {pool.submit(train_in_worker, i, name, settings, run, out) for i, run in enumerate(runs)}
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        try:
-            while waiting:
-                ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                for number, step in enumerate(done):
-                    report(number, step)
-                for future in ended:
-                    if future.exception() is not None:
-                        pool.shutdown(cancel_futures=True)
-                    future.result()
-        except KeyboardInterrupt:
-            for worker in active_children():
-                worker.kill()  # at any time its files are whole
-            raise
+    with processes(jobs, max(1, (os.cpu_count() or 1) // jobs), len(runs)) as (submit, done):
+        waiting = {submit(i, name, settings, run, out) for i, run in enumerate(runs)}
+        while waiting:
+            ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            for number, step in enumerate(done):
+                report(number, step)
+            for future in ended:
+                if future.exception() is not None:
+                    for other in waiting:
+                        other.cancel()
+                future.result()
 
 
 def collect(out: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
