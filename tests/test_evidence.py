@@ -3,6 +3,9 @@
 import json
 import math
 import random
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -121,6 +124,25 @@ def test_the_plan_is_run_once_by_several_processes_and_gives_what_one_does(tmp_p
         here = train(lambda: DenseClassification(settings, norm, 0), {}, 0, tmp_path / norm, lambda step: None)  # noqa: B023
         assert log["figures"]["accuracy"] == pytest.approx(here["figures"]["accuracy"], abs=1e-5)
         assert log["records"][-1]["loss"] == pytest.approx(here["records"][-1]["loss"], rel=1e-3)
+
+
+def test_a_process_that_is_killed_ends_the_command_with_a_word(tmp_path, monkeypatch):
+    @contextmanager
+    def broken(jobs, threads, runs):
+        def submit(*arguments):
+            future = Future()
+            future.set_exception(BrokenProcessPool("killed"))
+            return future
+
+        yield submit, None
+
+    monkeypatch.setattr(schedule, "processes", broken)
+    results = {"small": Results(replace(SMALL, choice=None), tmp_path / "results")}
+    works, said = schedule.in_order(results, (("small", 2),)), []
+    failed = schedule.run(works, results, tmp_path / "out", 1, said.append)
+    assert failed == ["small: none, seed 0: its process or another ended"]
+    assert said[0].startswith("a process has ended without a word")
+    assert results["small"].left() == works
 
 
 def test_results_keep_what_the_pages_need(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from ..training.loop import finished
@@ -59,6 +60,9 @@ def run(works: list[Work], results: dict[str, Results], out: Path, jobs: int, sa
                 work = running.pop(future)
                 try:
                     future.result()
+                except BrokenProcessPool:
+                    say(f"a process has ended without a word; what is left goes on from {out} with the next command")
+                    return [*failed, f"{work.table.name}: {work.norm}, seed {work.seed}: its process or another ended"]
                 except Exception as error:
                     failed.append(f"{work.table.name}: {work.norm}, seed {work.seed}: {error!r}")
                     say(failed[-1])
