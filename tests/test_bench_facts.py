@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import emulated
@@ -10,10 +11,10 @@ import torch
 from bench_command import run
 
 from bench import gpu
-from bench.cases import CASES, Case, Setting
+from bench.cases import CASES, FORMATS, Case, Setting
 from bench.check import command, facts, tools
 from bench.options import GO_ON
-from bench.tuning import calls, search
+from bench.tuning import calls, knobs, search
 from divnorm_kernels.backends import cuda
 from divnorm_kernels.backends.cuda import table as strategies
 from divnorm_kernels.backends.triton import tiles
@@ -131,6 +132,71 @@ def test_cluster_sizes_are_those_that_tuning_tries(device, monkeypatch):
     assert emulation["present"] == 16
     assert emulation["16"] == pytest.approx(1.0)
     assert set(emulation) >= {"present", "16", "0", "4", "8"}
+
+
+OLD, NEW = ("pipeline 0, finish_inside 0", "pipeline 0, finish_inside 16"), ("pipeline 512, finish_inside 0",)
+
+
+@pytest.fixture
+def stages(device, monkeypatch):
+    """Two stages, of which one has no place in a pipeline, and slots of one size; time is what the test says."""
+    monkeypatch.setitem(CASES, "odd", Case("odd", (6, 3, 5, 5), "no whole sixteen bytes"))
+    monkeypatch.setitem(CASES, "aligned", Case("aligned", (6, 16, 8, 8), "as bulk copies want it"))
+    monkeypatch.setattr(facts, "STAGES", ("odd", "aligned"))
+    tunable = knobs.TUNABLE["cuda"]
+    monkeypatch.setitem(knobs.TUNABLE, "cuda", replace(tunable, knobs={**tunable.knobs, "pipeline": (0, 512)}))
+
+    def install(seconds):
+        def gpu_round(run, rotation):
+            row, form = strategies.ROWS[0], "contiguous" if run(0).is_contiguous() else "channels_last"
+            return lambda: (seconds(row, form), 0.0)
+
+        monkeypatch.setattr(search, "gpu_round", gpu_round)
+
+    return install
+
+
+@pytest.mark.parametrize(("slower", "kept"), [(1.5, 512), (2.5, 0)])
+def test_old_and_new_kernels_are_compared_in_one_run(stages, slower, kept):
+    """A new kernel is chosen for the mean of all stages, also of those that it cannot take."""
+    stages(lambda row, form: 2 * {"contiguous": 0.5, "channels_last": slower}[form] if row["pipeline"] else 2.0)
+    found = facts.old_and_new("float32", "backward", 0.001)
+    names = {case: {f: f"{case} float32 {f} window=5" for f in FORMATS} for case in facts.STAGES}
+    assert set(found["calls"]) == {name for of in names.values() for name in of.values()}
+    for form, ratio in (("contiguous", 0.5), ("channels_last", slower)):
+        aligned = found["calls"][names["aligned"][form]]
+        assert (set(aligned), len(aligned)) == ({*OLD, *NEW, "pipeline 512, finish_inside 16"}, 4)
+        assert aligned == {name: ratio if "512" in name else 1.0 for name in aligned}
+        takes = found["takes"][names["aligned"][form]]
+        assert takes == {name: "pipelined" if "512" in name else "single-block" for name in aligned}
+        assert set(found["calls"][names["odd"][form]].values()) == {1.0}
+        assert set(found["takes"][names["odd"][form]].values()) == {"single-block"}
+    assert found["means"][NEW[0]] == pytest.approx((0.5 * slower) ** 0.25)
+    assert found["the table should have"] == {"pipeline": kept, "finish_inside": 0}
+    assert strategies.ROWS[0]["arch"] == "sm_120", "the table is as it was"
+
+
+def test_new_kernels_are_not_chosen_for_less_than_the_noise_or_where_they_fail(stages, monkeypatch):
+    stages(lambda row, form: 0.985 if row["pipeline"] else 1.0)
+    found = facts.old_and_new("float32", "forward", 0.001)
+    assert list(found["means"]) == [OLD[0], *NEW], "forward sums nothing behind its kernel"
+    assert found["the table should have"] == {"pipeline": 0, "finish_inside": 0}
+    stages(lambda row, form: 0.5 if row["pipeline"] else 1.0)
+    monkeypatch.setattr(calls.Prepared, "wrong", lambda self, got, direction: strategies.ROWS[0]["pipeline"] == 512)
+    found = facts.old_and_new("float32", "forward", 0.001)
+    assert list(found["means"]) == [OLD[0]]
+    assert found["out"][NEW[0]].startswith("wrong result on aligned")
+    assert found["the table should have"] == {"pipeline": 0, "finish_inside": 0}
+
+
+def test_old_and_new_kernels_come_before_all_else_that_is_timed():
+    names = list(facts.facts(0.1))
+    assert names[0] == "versions"
+    assert names[1:5] == [
+        f"old and new kernels, {dtype} {direction}"
+        for dtype in ("bfloat16", "float32")
+        for direction in calls.DIRECTIONS
+    ]
 
 
 def csv_of(values):
@@ -266,7 +332,7 @@ def test_a_fact_that_spoils_the_process_ends_it_and_the_next_goes_on_behind(few)
 
 def test_every_fact_names_cases_and_directions_that_exist():
     known = facts.facts(0.1)
-    assert len(known) == 2 + len(facts.FINISHED) + 1 + 2 + 2 * len(facts.IN_STAGES) + 1
+    assert len(known) == 2 + 4 + len(facts.FINISHED) + 1 + 2 + 2 * len(facts.IN_STAGES) + 1
     for which in (*facts.FINISHED, *facts.TWO_PASS, facts.WITH_L1, facts.RESIDENT, *facts.IN_STAGES):
         assert isinstance(facts.call(*which[:3]).setting, Setting)
         assert set(which[3:]) <= set(calls.DIRECTIONS)

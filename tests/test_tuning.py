@@ -17,6 +17,7 @@ from bench.cases import Case, Setting
 from bench.tuning import calls, command, knobs, search, tables
 from divnorm_kernels.backends import cuda, preference
 from divnorm_kernels.backends.cuda import table as strategies
+from divnorm_kernels.backends.native import DTYPES
 from divnorm_kernels.backends.triton import tiles
 
 pytestmark = [
@@ -84,16 +85,66 @@ def test_tables_are_written_as_the_backends_keep_them(file, tmp_path):
 
 
 def test_the_fastest_value_is_kept_and_the_next_entry_starts_from_it(device, timed_by, monkeypatch):
-    with_knobs(monkeypatch, blocks=(1, 3), items=(7,))
-    timed_by(lambda row: row["blocks"] * row["items"])
+    with_knobs(monkeypatch, blocks=(1, 3), threads=(192,))
+    timed_by(lambda row: row["blocks"] * row["threads"])
     first, second = trials()
     assert (first.present, first.kept, first.scores) == (2, 1, pytest.approx({"2": 1.0, "1": 0.5, "3": 1.5}))
     assert set(first.calls) == {CALL.name, WHOLE.name}
-    assert (second.present, second.kept, second.scores) == (10, 7, pytest.approx({"10": 1.0, "7": 0.7}))
-    assert {name: second.row[name] for name in ("arch", "direction", "bytes", "blocks", "items", "cluster")} == {
-        "arch": "sm_90", "direction": "backward", "bytes": 4, "blocks": 1, "items": 7, "cluster": 16
+    assert (second.present, second.kept, second.scores) == (256, 192, pytest.approx({"256": 1.0, "192": 0.75}))
+    assert {name: second.row[name] for name in ("arch", "direction", "bytes", "blocks", "threads", "cluster")} == {
+        "arch": "sm_90", "direction": "backward", "bytes": 4, "blocks": 1, "threads": 192, "cluster": 16
     }  # fmt: skip
     assert strategies.ROWS[0]["arch"] == "sm_120", "the module's table is as it was"
+
+
+ALIGNED = replace(CALL, setting=replace(SETTING, case=Case("aligned", (3, 16, 8, 8), "bulk copies want it so")))
+ODD = replace(CALL, setting=replace(SETTING, case=Case("odd", (3, 3, 5, 5), "no whole sixteen bytes")))
+OLDER = replace(emulated.TINY, capability=(8, 0))
+LARGE = replace(
+    CALL,
+    setting=replace(SETTING, case=Case("large", (20, 8, 130, 130), "many pieces of work")),
+    options=(("window", 3), ("over_batch", True)),
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "call", "rounds"), [(emulated.TINY, ALIGNED, 3), (OLDER, ALIGNED, 1), (emulated.TINY, ODD, 1)]
+)
+def test_what_is_asked_for_in_vain_is_not_compared(found, call, rounds, device, monkeypatch):
+    """What takes the same kernel, cut in the same way, is timed once: a pipeline where there cannot be one, say."""
+    made = []
+    monkeypatch.setattr(cuda, "device_of", lambda index: found)
+    monkeypatch.setattr(search, "gpu_round", lambda run, rotation: made.append(run) or (lambda: (1.0, 0.0)))
+    p = calls.Prepared(call)
+    present = knobs.row_of(knobs.TUNABLE["cuda"], p.xs[0], "forward")
+    rows = {str(size): {**present, "pipeline": size} for size in (0, 512, 1024)}
+    ratios = search.compared("cuda", "forward", rows, p, 0.001, {})
+    assert (len(made), ratios) == (rounds, dict.fromkeys(rows, 1.0))
+
+
+@pytest.mark.parametrize("call", [CALL, WHOLE, ALIGNED, ODD, LARGE], ids=lambda call: call.name)
+@pytest.mark.parametrize("direction", calls.DIRECTIONS)
+def test_entries_that_are_passed_over_change_nothing(call, direction, device):
+    """What the module says of a strategy is the same for all rows that tuning takes for alike, and not for all rows."""
+    x = calls.Prepared(call).xs[0]
+    tunable, g = knobs.TUNABLE["cuda"], call.geometry()
+    last, backward = x.stride(1) == 1, direction == "backward"
+    seen, cuts = {}, []
+    for pipeline in (0, 512):
+        for cluster in (0, 1, 16):
+            known = {**knobs.row_of(tunable, x, direction), "pipeline": pipeline, "cluster": cluster}
+            for knob, values in tunable.knobs.items():
+                for value in values:
+                    row = {**known, knob: value}
+                    with tables.replaced(strategies, [row, *strategies.ROWS]):
+                        cut = tunable.cut(g, x, direction)
+                    facts = emulated.TINY.facts()
+                    found = cuda.library.cuda_strategy(g, DTYPES[x.dtype], last, backward, facts, row)
+                    if cut not in cuts:
+                        cuts.append(cut)
+                    assert seen.setdefault(cuts.index(cut), found) == found, (row, cut)
+    assert len({str(found) for found in seen.values()}) > 1
+    assert len(cuts) < 3 * sum(map(len, tunable.knobs.values()))
 
 
 def test_a_value_that_gains_less_than_the_noise_is_not_kept(device, timed_by, monkeypatch):

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +22,7 @@ from divnorm_kernels.backends.cuda import table as strategies
 from divnorm_kernels.backends.triton import tiles
 
 from .. import gpu
-from ..cases import CASES, Setting
+from ..cases import CASES, FORMATS, STAGES, Setting
 from ..tuning import search
 from ..tuning.calls import DIRECTIONS, SIGMA, WINDOW, Call, Prepared
 from ..tuning.knobs import TUNABLE, row_of
@@ -32,6 +33,10 @@ Figures = dict[str, Any]
 DEVICE = "cuda"
 RUNS = 5
 """How often kernels are timed, for a median."""
+CHOSEN = ("pipeline", "finish_inside")
+"""The entries of the table that choose between kernels and those that are to take their place."""
+INSIDE = {"forward": (0,), "backward": (0, 16)}
+"""Forward sums nothing behind its kernel: there is no l1."""
 CACHE_SHARES = (0.4, 0.2, 0.1, 0.05)
 TWO_PASS = (
     ("64x256x56x56", "float32", "contiguous", "backward"),
@@ -63,7 +68,10 @@ def call(case: str, dtype: str, form: str) -> Call:
 
 def facts(seconds: float) -> dict[str, Callable[[], Figures]]:
     """Every fact by name, and what finds it; ``seconds`` for the values of a table's entry together."""
-    found: dict[str, Callable[[], Figures]] = {"versions": versions, "clusters at once": clusters}
+    found: dict[str, Callable[[], Figures]] = {"versions": versions}
+    for dtype, direction in product(("bfloat16", "float32"), DIRECTIONS):
+        found[f"old and new kernels, {dtype} {direction}"] = partial(old_and_new, dtype, direction, seconds)
+    found["clusters at once"] = clusters
     for *which, direction in FINISHED:
         found[f"kernels of {' '.join(which)} {direction}"] = partial(kernels_of, which, direction)
     found[f"kernels of {' '.join(WITH_L1)} forward with l1"] = partial(kernels_of, WITH_L1, "forward with l1")
@@ -99,6 +107,33 @@ def versions() -> Figures:
         except (OSError, RuntimeError) as error:
             found[name] = str(error)
     return found
+
+
+def old_and_new(dtype: str, direction: str, seconds: float) -> Figures:
+    """Times of ResNet-50's stages with the pipelined kernels, and with sums inside, over those of the older kernels.
+
+    These, resident or two-pass with a launch behind them for the sums, are the first of the table's entries that are
+    compared. What each takes of a call is named: rows that a ring has no room for stay where they were.
+    """
+    tunable, ratios, takes, out = TUNABLE["cuda"], {}, {}, {}
+    compared = [dict(zip(CHOSEN, of, strict=True)) for of in product(tunable.knobs["pipeline"], INSIDE[direction])]
+    entries = {", ".join(f"{entry} {value}" for entry, value in of.items()): of for of in compared}
+    for case, form in product(STAGES, FORMATS):
+        p = Prepared(call(case, dtype, form))
+        present = row_of(tunable, p.xs[0], direction)
+        rows = {label: {**present, **of} for label, of in entries.items()}
+        ratios[p.call.name] = search.compared("cuda", direction, rows, p, seconds, out)
+        takes[p.call.name] = {label: _taken(p, direction, row) for label, row in rows.items() if label not in out}
+    means = search.scored(ratios.values(), entries, out)
+    best = min(means, key=means.__getitem__)
+    chosen = best if means[best] < search.GAIN else next(iter(entries))
+    return {"the table should have": entries[chosen], "means": means, "calls": ratios, "takes": takes, "out": out}
+
+
+def _taken(p: Prepared, direction: str, row: Row) -> str:
+    """The strategy of a call under a row."""
+    with with_entry(strategies, row):
+        return cuda.strategies(p.call.geometry(), p.xs[0])[DIRECTIONS.index(direction)]
 
 
 def clusters() -> Figures:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from divnorm_kernels.backends import cuda
 
-from ..cases import GPU
+from ..cases import STAGES
 from . import tools
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,14 +178,13 @@ def _train(device: Device, out: Path) -> list[list[str]]:
 
 
 def _every() -> Iterator[Step]:
-    stages = [name for name in GPU if name.startswith("64x")]
-    chosen = [*chain(*(("--case", name) for name in stages)), "--dtype", "bfloat16", "--no-compile", "--no-sweep"]
+    chosen = [*chain(*(("--case", name) for name in STAGES)), "--dtype", "bfloat16", "--no-compile", "--no-sweep"]
     yield Step(
         "build", "the compiled module, for this GPU alone", 420, _build, _build_environment, there=_built, needed=True
     )
     yield Step(
         "facts",
-        "versions, clusters at once, kernels' times, memory traffic: what the next work hangs on",
+        "old kernels and new ones, clusters at once, kernels' times, memory traffic: what the next work hangs on",
         240,
         lambda device, out: [bench("gpu-check", "facts", "--out", out)],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,7 @@ from divnorm_kernels.backends.triton import tiles
 from divnorm_kernels.fields import Geometry
 from divnorm_kernels.layout import channels_last_strides
 
+from .calls import DIRECTIONS
 from .tables import Row
 
 
@@ -36,8 +37,38 @@ def _strategies_device(x: Tensor) -> strategies.Device:
     return cuda.device_of(x.device.index)
 
 
-def _strategy(g: Geometry, x: Tensor, direction: str) -> Row:
-    return strategies.row_for(_strategies_device(x), direction, x.element_size())
+RESIDENT = (
+    "cluster",
+    "blocks",
+    "threads",
+    "bytes_per_thread",
+    "slice_channels",
+    "stretch_bytes",
+    "window_rounds",
+    "finish_inside",
+)
+DECIDES = {
+    "pipelined": ("pipeline", "cluster", "threads", "stretch_bytes", "window_rounds", "finish_inside"),
+    "cluster-resident": RESIDENT,
+    "single-block": RESIDENT,
+    "two-pass": (
+        "stretch_bytes",
+        "window_rounds",
+        "staged_threads",
+        "tile_bytes",
+        "tile_positions",
+        "row_positions",
+        "items",
+        "cache_share",
+    ),
+}
+"""The entries of a row that tell how a call is cut by each strategy, once it is taken."""
+
+
+def _strategy(g: Geometry, x: Tensor, direction: str) -> tuple[str, Row]:
+    taken = cuda.strategies(replace(g, cache={}), x)[DIRECTIONS.index(direction)]
+    row = strategies.row_for(_strategies_device(x), direction, x.element_size())
+    return taken, {entry: row[entry] for entry in DECIDES[taken]}
 
 
 def _tiles_device(x: Tensor) -> tiles.Device:
@@ -57,6 +88,7 @@ TUNABLE = {
         _strategies_device,
         _strategy,
         {
+            "pipeline": (0, 8192, 12288, 16384, 24576),
             "blocks": (1, 2, 3, 4),
             "cluster": (0, 4, 8, 16),
             "threads": (128, 192, 256),

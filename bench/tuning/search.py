@@ -6,7 +6,7 @@ geometric mean over the calls of its time against the present value's; one that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -64,11 +64,10 @@ def tuned(
         if workers is not None:
             jobs = [(backend, direction, {**row, knob: value}, p.call) for p in served for value in values]
             list(workers.map(compile_ahead, jobs, chunksize=len(values)))
+        rows = {str(value): {**row, knob: value} for value in values}
         for p in served:
-            trial.calls[p.call.name] = _compared(trial, values, p, seconds)
-        for value in values:
-            if str(value) not in trial.out:
-                trial.scores[str(value)] = geometric_mean([of[str(value)] for of in trial.calls.values()])
+            trial.calls[p.call.name] = compared(backend, direction, rows, p, seconds, trial.out)
+        trial.scores = scored(trial.calls.values(), rows, trial.out)
         best = min((v for v in values if str(v) in trial.scores), key=lambda v: trial.scores[str(v)])
         if trial.scores[str(best)] < GAIN:
             trial.kept, row = best, {**row, knob: best}
@@ -76,34 +75,45 @@ def tuned(
         yield trial
 
 
-def _compared(trial: Trial, values: list[Any], p: Prepared, seconds: float) -> dict[str, float]:
-    """Times of the values on a call over that of the first; what fails is noted in the trial's ``out``."""
-    tunable, g, x = TUNABLE[trial.backend], p.call.geometry(), p.xs[0]
-    direction = trial.row["direction"]
+def compared(
+    backend: str, direction: str, rows: dict[str, Row], p: Prepared, seconds: float, out: dict[str, str]
+) -> dict[str, float]:
+    """Times of a call under rows over that under the first; those that fail are noted in ``out``, and why.
+
+    Raises:
+        RuntimeError: where the first one fails.
+    """
+    tunable, g, x = TUNABLE[backend], p.call.geometry(), p.xs[0]
     cuts: list[object] = []
     alike: dict[str, int] = {}
     rounds: dict[int, Callable[[], tuple[float, float]]] = {}
-    for value in values:
-        with replaced(tunable.table, [{**trial.row, trial.knob: value}, *tunable.table.ROWS]):
-            cut = tunable.cut(g, x, direction)
-            if cut not in cuts:
-                try:
-                    run = p.runner(trial.backend, direction)
+    for name, row in rows.items():
+        with replaced(tunable.table, [row, *tunable.table.ROWS]):
+            try:
+                cut = tunable.cut(g, x, direction)
+                if cut not in cuts:
+                    run = p.runner(backend, direction)
                     if p.wrong(run(0), direction):
                         raise ArithmeticError(f"wrong result on {p.call.name}")
                     rounds[len(cuts)] = gpu_round(run, len(p.xs))
-                except Exception as error:  # whatever a candidate raises, the others go on where they can
-                    if gpu.spoilt(error):
-                        raise
-                    trial.out[str(value)] = str(error)
-                    continue
-                cuts.append(cut)
-            alike[str(value)] = cuts.index(cut)
-    present = trial.out.get(str(values[0]))
+                    cuts.append(cut)
+            except Exception as error:  # whatever a candidate raises, the others go on where they can
+                if gpu.spoilt(error):
+                    raise
+                out[name] = str(error)
+                continue
+            alike[name] = cuts.index(cut)
+    present = out.get(next(iter(rows)))
     if present is not None:
-        raise RuntimeError(f"{trial.backend}, {direction}, the present row: {present}")
+        raise RuntimeError(f"{backend}, {direction}, the present row: {present}")
     times = interleaved(rounds, seconds)
-    return {value: times[i].both / times[0].both for value, i in alike.items()}
+    return {name: times[i].both / times[0].both for name, i in alike.items()}
+
+
+def scored(by_call: Iterable[dict[str, float]], rows: Iterable[str], out: Container[str]) -> dict[str, float]:
+    """Geometric means over calls of what `compared` gives, of the rows that are not out."""
+    found = list(by_call)
+    return {name: geometric_mean([of[name] for of in found]) for name in rows if name not in out}
 
 
 def gpu_round(run: Callable[[int], object], rotation: int) -> Callable[[], tuple[float, float]]:
