@@ -3,7 +3,9 @@
 `instructions` disassembles a dtype's kernels with line information, which leaves the code as it is: the installed
 module's if it has such (-DCMAKE_CUDA_FLAGS=-lineinfo), else they are compiled.
 A loop belongs to the function whose source line its instructions come from, and to a vector width by its accesses.
-What smooth activations take stands in the loops, behind a branch that other calls pass over, and is left out.
+What smooth activations take stands in the loops, behind a branch that other calls pass over, and is left out. The
+pipelined kernels have loops of their own for calls without an activation, with a ReLU, and for what is rare: the first
+ones count.
 """
 
 from __future__ import annotations
@@ -27,6 +29,12 @@ _NAMES = {"bfloat16": b"resident_forwardINS0_8bfloat16E", "float32": b"resident_
 _LINE = re.compile(r'//## File "([^"]+)", line (\d+)')
 _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
 _ACCESS = re.compile(r"\b(LDGSTS|LDS|STS|LDG|STG)\b[^\[]*")
+_PIPELINED = {
+    "chunk_planes.h": {"add_moments": 16, "add_sums": 8},
+    "planes.h": {"normalize": 16, "differentiate": 8},
+    "pixels.h": {"moments": 16, "sums": 16, "normalize": 16, "differentiate": 8},
+}
+"""The same of the pipelined kernels."""
 _FUSED = {"normalize": 1, "sums": 3, "differentiate": 5}
 """Multiplications with an addition of a number, a ReLU's among them: they tell how many numbers a loop takes."""
 _MOST = {
@@ -160,6 +168,42 @@ def _measured(loop: list[Instruction], size: int) -> tuple[str, int, int, float]
     return None
 
 
+def _measured_of_pipeline(loop: list[Instruction], size: int) -> tuple[str, int, int, float] | None:
+    """The same of a loop of a pipelined kernel; copies of whole stretches are counted one by one.
+
+    "start" is what a sample's first chunk takes beside the moments. Other loops for a call without an activation, and
+    with parameters by channel.
+    """
+    copies = sum("UBLKCP" in i.text for i in loop)
+    if copies:
+        return "copy_bulk", 1, 0, len(loop) / copies
+    owners = Counter(next(((f, _function_at(f, n)) for f, n in i.lines if f in _PIPELINED), None) for i in loop)
+    file, function = max(owners, key=owners.__getitem__, default=None) or ("", "")
+    if function not in _PIPELINED.get(file, {}):
+        return None
+    most, what = _PIPELINED[file][function], function.removeprefix("add_")
+    moved: dict[str, Counter[int]] = defaultdict(Counter)
+    for kind, width in (i.access for i in loop if i.access):
+        moved[kind][width] += width
+    fused, loaded = sum("FFMA" in i.text for i in loop), sum(moved["LDS"].values())
+    if what == "moments":
+        first = any(_function_at(f, n) == "start" for i in loop for f, n in i.lines)
+        if not loaded or (first and fused):
+            return None
+        return "start" if first else what, max(moved["LDS"]) // size, fused > 0, len(loop) * size / loaded
+    if what == "sums":  # of two multiplications with an addition; a ReLU brings a third
+        numbers = fused // 2 if fused.bit_count() == 1 else 0
+        by_position = file == "chunk_planes.h" and loaded == 2 * numbers * size
+        kind, times, fits = "LDS", 2, numbers and not by_position
+    else:
+        numbers, rest = divmod(fused, {"normalize": 1, "differentiate": 3}[what])
+        kind, times, fits = "STS", 1, rest == 0 and numbers
+    for together in (1, 2, 4, 8):  # parameters are as wide as the next or wider
+        if fits and together * size <= most and moved[kind][together * size] >= times * numbers * size:
+            return what, together, 0, len(loop) / numbers
+    return None
+
+
 @cache
 def instructions(dtype: str) -> dict[tuple[str, bool, str, int], float]:
     """Instructions a number by kernel ("resident_forward"), whether channels_last, function, and numbers together.
@@ -172,9 +216,10 @@ def instructions(dtype: str) -> dict[tuple[str, bool, str, int], float]:
     printed = _installed(dtype) or _compiled(dtype)
     found: dict[tuple[str, bool, str, int], dict[int, float]] = defaultdict(dict)
     for name, code in re.findall(r"\n\.text\.(\S+):\n(.*?)(?=\n\.text\.|\Z)", printed, re.DOTALL):
-        kernel = re.search(r"\d((?:resident|staged)_(?:forward|backward))I.*Lb([01])ELNS\w*4FormE0", name)
+        kernel = re.search(r"\d((?:resident|staged|pipelined)_(?:forward|backward))I.*Lb([01])ELNS\w*4FormE0", name)
+        of = _measured_of_pipeline if kernel and kernel[1].startswith("pipelined") else _measured
         for loop in _loops(code) if kernel else ():
-            if measured := _measured(loop, SIZES[dtype]):
+            if measured := of(loop, SIZES[dtype]):
                 what, together, part, each = measured
                 parts = found[kernel[1], kernel[2] == "1", what, together]
                 parts[part] = min(each, parts.get(part, each))

@@ -1,5 +1,7 @@
 """What the CUDA kernels move and do, counted on the emulated device: ``python tests/traffic.py`` prints a table.
 
+With ``--pipeline 24576``: of the pipelined kernels, with slots of so many bytes.
+
 The least that a call can move is the operator's limit: forward reads x and writes y, backward reads x and dy and writes
 dx. The maps (mean and rstd, which forward returns and backward reads), the parameters and the partial sums of their
 gradients come on top and are counted apart. What they do beside that goes into a prediction (`hopper_model`).
@@ -7,6 +9,7 @@ gradients come on top and are counted apart. What they do beside that goes into 
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import hopper_model
+import pipeline_model
 import torch
 from emulated import HOPPER, backend, counted, module
 from torch import Tensor
@@ -30,6 +34,8 @@ STAGES = ((64, 56, 56), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 
 BATCH = 64
 STAGED_BATCH = 4
 """Two passes are run to their end, on this many samples, and taken to do as much for every sample of a batch."""
+SAMPLES = 2
+"""That a block of a pipelined kernel is run on."""
 BLOCKS = 16
 """Of a resident kernel this many blocks are run, which all do the same."""
 
@@ -62,6 +68,26 @@ class Done:
     """Accesses of the busiest thread of each phase, one after the other, for each tile."""
     share: float
     """Of the speed of a copy."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What a pipelined kernel of one direction did, and what that is predicted to come to."""
+
+    ring: tuple[int, int]
+    """Slots, and chunks of a sample."""
+    bytes: float
+    """That the copies of chunks move, as a share of the least that the call moves."""
+    loops: float
+    """Instructions a number of x in the loops over chunks, for a call without an activation."""
+    instructions: float
+    """With those around the loops, of the maps and of the warp that copies."""
+    shared: float
+    """As in `Done`."""
+    issue: float
+    """The share of the speed of a copy that the instructions alone would leave,"""
+    share: float
+    """and all of it."""
 
 
 class Addresses:
@@ -166,6 +192,51 @@ def _summed(
     )
 
 
+def streamed(x: Tensor, direction: str, **options: Any) -> Streamed | None:
+    """The same of a direction that a pipeline takes, else None; inside `backend(counted(), pipeline=...)`.
+
+    One cluster is run, on two samples; the launch that is predicted has all of x.
+    """
+    whole = _strategy(Addresses(counted(), x, **options), direction)
+    if whole["name"] != "pipelined":
+        return None
+    parts = whole["blocks"] // whole["cluster"]
+    made = Addresses(counted(), x[: SAMPLES * parts].contiguous(memory_format=_format(x)), **options)
+    counted().keep_costs(whole["cluster"])
+    made.run[direction]()
+    launches, phases = counted().launched(), counted().costs()
+    counted().keep_costs(0)
+    main = next(i for i, launch in enumerate(launches) if launch[:1] == (whole["blocks"],))
+    phases = [p for p in phases if p.launch == main]
+    slots, chunks, *again = whole["ring"]
+    tensors, size = len(made.activations[direction]) - 1, x.element_size()
+    warps = whole["threads"] // 32 - pipeline_model.MAP_WARPS - pipeline_model.COPY_WARPS
+    cut = pipeline_model.Cut(whole["blocks"], warps, -(-len(x) // parts), chunks, slots, *again)
+    samples = len(made.x) // parts
+    numbers = x[0].numel() / whole["cluster"]
+    each = _instructions(made, direction, "pipelined", whole["tile"])
+    blocks = [
+        pipeline_model.block_of(list(of), cut, samples, numbers, tensors, size, each)
+        for _, of in groupby(phases, key=lambda p: p.block)
+    ]
+    slowest = max(blocks, key=lambda block: pipeline_model.clocks_of(cut, block))
+    tensor = x.numel() * size
+    copies = [p for p in phases if p.warp == warps + pipeline_model.MAP_WARPS]
+    last = max(p.index for p in copies if p.ending.name == "mbarrier") + 1  # behind which the last results leave
+    copied = sum(p.read + p.written for p in copies if 0 < p.index <= last)
+    of_copy = (tensors + 1) * tensor / hopper_model.COPY / hopper_model.MULTIPROCESSORS
+    of_cluster = (tensors + 1) * tensor / len(x) * samples
+    return Streamed(
+        whole["ring"],
+        copied / of_cluster,
+        each["statistics"] + each["start"] / chunks + each["result"],
+        slowest.instructions * 32 / numbers,
+        sum(block.wavefronts for block in blocks) * samples * 128 / of_cluster,
+        of_copy / (cut.samples * slowest.instructions / hopper_model.TOGETHER),
+        of_copy / pipeline_model.clocks_of(cut, slowest),
+    )
+
+
 def _strategy(made: Addresses, direction: str) -> dict[str, Any]:
     x = made.x
     row = table.row_for(HOPPER, direction, x.element_size())
@@ -194,14 +265,15 @@ def _instructions(made: Addresses, direction: str, kernel: str, tile: tuple[int,
         known = {key[3]: each for key, each in found.items() if key[:3] == (f"{kernel}_{direction}", last, what)}
         return known[max(n for n in known if n <= together)]
 
-    statistics, result = ("moments", "normalize") if direction == "forward" else ("sums", "differentiate")
-    column = 16 if last else 8
-    return {
-        "copy_in": of("copy_in", 16, run),
-        "copy_out": of("copy_out", 16, run),
-        "statistics": of(statistics, column, row),
-        "result": of(result, 16 if direction == "forward" else 8, row),
-    }
+    forward = direction == "forward"
+    statistics, result = ("moments", "normalize") if forward else ("sums", "differentiate")
+    pipelined = kernel == "pipelined"
+    column = 16 if last or (pipelined and forward) else 8
+    each = {"statistics": of(statistics, column, row), "result": of(result, 16 if forward else 8, row)}
+    if pipelined:
+        start = of("start", column, row) if forward and not last else 0.0
+        return each | {"start": start, "copy": of("copy_bulk", size, 1)}
+    return each | {"copy_in": of("copy_in", 16, run), "copy_out": of("copy_out", 16, run)}
 
 
 def main() -> None:
@@ -210,11 +282,14 @@ def main() -> None:
     from rich.progress import track
     from rich.table import Table
 
-    columns = ("x", "dtype", "format", "direction", "strategy", "x, y, dy, dx", "maps", "rest")
-    beside = ("instructions", "shared", "barriers", "idle", "depth", "predicted")
-    output = Table(
-        *columns, *beside, title="bytes / least; of the main kernel what it does, and a predicted share of copy speed"
-    )
+    parser = ArgumentParser()
+    parser.add_argument("--pipeline", type=int, default=0)
+    pipeline = parser.parse_args().pipeline
+    kinds = ("strategy", "x, y, dy, dx", "maps", "rest", "instructions", "shared", "barriers", "idle", "depth")
+    if pipeline:
+        kinds = ("ring", "x, y, dy, dx", "loops", "instructions", "shared", "at most")
+    title = "bytes / least; of the main kernel what it does, and a predicted share of copy speed"
+    output = Table("x", "dtype", "format", "direction", *kinds, "predicted", title=title)
     cases = [
         (stage, dtype, memory_format)
         for stage in STAGES
@@ -223,24 +298,31 @@ def main() -> None:
     ]
     for stage, dtype, memory_format in track(cases, console=Console(stderr=True)):
         x = torch.randn((BATCH, *stage)).to(dtype).contiguous(memory_format=memory_format)
-        with backend(device=HOPPER):
-            bytes_moved = moved(x[:2].contiguous(memory_format=memory_format), window=5)
-        with backend(counted(), device=HOPPER):
-            beside = done(x, window=5)
-        for direction, m, d in zip(DIRECTIONS, bytes_moved, beside, strict=True):
-            shares = (f"{part / m.least:.3f}" for part in (m.activations, m.maps, m.elsewhere))
-            names = (str(dtype)[6:], str(memory_format)[6:], direction, d.strategy)
-            barriers = " + ".join(f"{d.barriers.get(kind, 0):.1f}" for kind in ("block", "cluster_shared", "cluster"))
-            costs = (
-                f"{d.instructions:.1f}",
-                f"{d.shared:.2f}",
-                barriers,
-                f"{d.idle:.0%}",
-                f"{d.depth:.0f}",
-                f"{d.share:.0%}",
-            )
-            output.add_row("x".join(map(str, stage)), *names, *shares, *costs)
+        if pipeline:
+            with backend(counted(), device=HOPPER, pipeline=pipeline):
+                rows = [_of_pipeline(streamed(x, direction, window=5)) for direction in DIRECTIONS]
+        else:
+            with backend(device=HOPPER):
+                bytes_moved = moved(x[:2].contiguous(memory_format=memory_format), window=5)
+            with backend(counted(), device=HOPPER):
+                rows = [_of_tiles(m, d) for m, d in zip(bytes_moved, done(x, window=5), strict=True)]
+        for direction, cells in zip(DIRECTIONS, rows, strict=True):
+            output.add_row("x".join(map(str, stage)), str(dtype)[6:], str(memory_format)[6:], direction, *cells)
     Console(width=180).print(output)
+
+
+def _of_tiles(m: Moved, d: Done) -> list[str]:
+    shares = [f"{part / m.least:.3f}" for part in (m.activations, m.maps, m.elsewhere)]
+    barriers = " + ".join(f"{d.barriers.get(kind, 0):.1f}" for kind in ("block", "cluster_shared", "cluster"))
+    costs = [f"{d.instructions:.1f}", f"{d.shared:.2f}", barriers, f"{d.idle:.0%}", f"{d.depth:.0f}"]
+    return [d.strategy, *shares, *costs, f"{d.share:.0%}"]
+
+
+def _of_pipeline(s: Streamed | None) -> list[str]:
+    if s is None:
+        return []
+    costs = [f"{s.bytes:.3f}", f"{s.loops:.1f}", f"{s.instructions:.1f}", f"{s.shared:.2f}"]
+    return ["/".join(map(str, s.ring)), *costs, f"{min(s.issue, 1):.0%}", f"{s.share:.0%}"]
 
 
 if __name__ == "__main__":
