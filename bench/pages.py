@@ -35,7 +35,8 @@ VIEWS: dict[str, Callable[[list[dict]], Table]] = {
 EVIDENCE = "experiments"
 """The folder, below the results, of those that `evidence_views` and `evidence_plots` read, by the plan's names."""
 _BLOCK = re.compile(r"(<!-- table (\w+) ((?:\S+ )*)-->\n).*?(<!-- end -->)", re.DOTALL)
-_PLOT = re.compile(r"<!-- plot (\w+) ((?:\S+ )+)-->\n!\[[^]]*\]\(([^)\s]+)\)")
+_PLOT = re.compile(r"(<!-- plot (\w+) ((?:\S+ )+)in (\S+): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_NOTHING = "*Not yet run.*"
 _WIDTH = 250
 """Wider than any table."""
 
@@ -51,9 +52,10 @@ def markdown(table: Table) -> str:
 
 
 def filled(page: str, results: Path = RESULTS) -> str:
-    """The page with every block ``<!-- table VIEW WORD... -->`` to ``<!-- end -->`` made anew.
+    """The page with every block ``<!-- table VIEW WORD... -->`` or plot to ``<!-- end -->`` made anew.
 
-    The words are files below ``results``, or for a view of the evidence what it takes: names of the plan's tables.
+    The words are files below ``results``, or for a view of the evidence what it takes: names of the plan's tables. A
+    plot is ``<!-- plot VIEW TABLE... in PATH: WHAT IT SHOWS -->``. Where none of its runs has ended, a block says so.
 
     Raises:
         ValueError: on a view that does not exist.
@@ -62,6 +64,8 @@ def filled(page: str, results: Path = RESULTS) -> str:
     def made(block: re.Match[str]) -> str:
         view, words = block[2], block[3].split()
         if view in evidence_views.VIEWS:
+            if not evidence_views.begun(view, words, results / EVIDENCE):
+                return f"{block[1]}\n{_NOTHING}\n\n{block[4]}"
             table = evidence_views.VIEWS[view](words, results / EVIDENCE)
         elif view in VIEWS:
             table = VIEWS[view]([json.loads((results / name).read_text()) for name in words])
@@ -71,17 +75,25 @@ def filled(page: str, results: Path = RESULTS) -> str:
             )
         return f"{block[1]}\n{markdown(table)}\n{block[4]}"
 
-    return _BLOCK.sub(made, page)
+    def shown(block: re.Match[str]) -> str:
+        begun = evidence_views.begun(block[2], block[3].split(), results / EVIDENCE)
+        return f"{block[1]}\n{f'![{block[5]}]({block[4]})' if begun else _NOTHING}\n\n{block[6]}"
+
+    return _PLOT.sub(shown, _BLOCK.sub(made, page))
 
 
 def pictures(page: Path) -> dict[Path, Callable[[], None]]:
-    """What draws the pictures below ``<!-- plot VIEW TABLE... -->`` in a page, by their paths."""
+    """What draws the plots of a page for which runs have ended, by their paths."""
 
     def drawing(view: str, words: list[str], path: Path) -> Callable[[], None]:
         return lambda: evidence_plots.VIEWS[view](path, words, RESULTS / EVIDENCE)
 
-    found = ((view, words.split(), page.parent / name) for view, words, name in _PLOT.findall(page.read_text()))
-    return {path: drawing(view, words, path) for view, words, path in found}
+    found = ((view, words.split(), page.parent / name) for _, view, words, name, *_ in _PLOT.findall(page.read_text()))
+    return {
+        path: drawing(view, words, path)
+        for view, words, path in found
+        if evidence_views.begun(view, words, RESULTS / EVIDENCE)
+    }
 
 
 def command(

@@ -205,7 +205,7 @@ def test_tables_say_what_has_not_run(tmp_path, monkeypatch):
     monkeypatch.setitem(plan.TABLES, "small", table)
     page = "<!-- table norms small -->\n<!-- end -->\n<!-- table progress small -->\n<!-- end -->\n"
     empty = pages.filled(page, tmp_path)
-    assert "| bn   |        - |    - | 0 of 2 | 0.7500 |" in empty
+    assert empty.count("Not yet run") == 1
     assert "0 of 8" in empty
     results = Results(table, tmp_path / pages.EVIDENCE)
     for work in table.choosing():
@@ -256,8 +256,17 @@ def test_pictures_are_drawn_from_the_results(tmp_path, monkeypatch):
         plots.VIEWS[view](tmp_path / f"{view}.png", ["small", "small"], tmp_path)
         assert (tmp_path / f"{view}.png").stat().st_size > 5_000
     page = tmp_path / "page.md"
-    page.write_text("<!-- plot points small -->\n![points](pictures/points.png)\n\n![other](other.png)\n")
+    page.write_text("<!-- plot points small in pictures/points.png: points -->\n<!-- end -->\n![other](other.png)\n")
+    monkeypatch.setattr(pages, "RESULTS", tmp_path / "none")
+    assert pages.pictures(page) == {}
+    assert "![points]" not in pages.filled(page.read_text(), pages.RESULTS)
+    results.folder = tmp_path / "some" / pages.EVIDENCE
+    results.write()
+    monkeypatch.setattr(pages, "RESULTS", tmp_path / "some")
     assert list(pages.pictures(page)) == [tmp_path / "pictures" / "points.png"]
+    filled = pages.filled(page.read_text(), pages.RESULTS)
+    assert "![points](pictures/points.png)" in filled
+    assert pages.filled(filled, pages.RESULTS) == filled
 
 
 def test_the_command_lists_and_refuses(tmp_path):

@@ -144,5 +144,14 @@ def progress(names: list[str], folder: Path) -> Shown:
     return out
 
 
+def begun(view: str, names: list[str], folder: Path) -> bool:
+    """Whether any run has ended that a view of `VIEWS` or a plot would show; how far the plan has come always shows."""
+    if view == "progress":
+        return True
+    if view == "answers":
+        return any(answer(contrast, folder).verdict != "not yet run" for contrast in plan.QUESTIONS[" ".join(names)])
+    return any(Results(plan.TABLES[name], folder).counting() for name in names)
+
+
 VIEWS = {"norms": norms, "answers": answers, "scales": scales, "probes": probes, "progress": progress}
 """By their names in a page; called with the words behind it and the folder of the results."""
