@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -48,9 +49,14 @@ def _built(name: str, *more: str) -> ModuleType:
         options = (f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *more)
         run("cmake", "-S", ROOT, "-B", folder, "-DDIVNORM_EMULATED=ON", "-DDIVNORM_OPTIMIZE=-O1", *options)
         run("cmake", "--build", folder, "--target", f"_{name}", "--parallel")
-    built = load(f"_{name}", folder)
-    built.cuda_archs = "compute_80"  # for whatever it passes for
-    return built
+    return loaded(name, folder)
+
+
+def loaded(name: str, folder: Path) -> ModuleType:
+    """The kernels that have been built for the emulated device in a folder."""
+    found = load(f"_{name}", folder)
+    found.cuda_archs = "compute_80"  # for whatever it passes for
+    return found
 
 
 @contextmanager

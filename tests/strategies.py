@@ -17,7 +17,7 @@ EXTENTS = {0: 300, 1: 300, 2: 70, 3: 12}
 """The largest extent by the number of spatial dimensions."""
 CHANNELS = (1, 2, 3, 4, 5, 8, 9, 17, 33)
 """Of a group."""
-LAYOUTS = ("contiguous", "channels_last", "reversed", "sliced")
+LAYOUTS = ("contiguous", "channels_last", "reversed", "sliced", "shifted")
 
 
 def laid_out(values: Tensor, layout: str) -> Tensor:
@@ -34,6 +34,8 @@ def laid_out(values: Tensor, layout: str) -> Tensor:
         wide = values.new_full((*values.shape[:-1], 2 * values.shape[-1] + 1), float("nan"))
         wide[..., 1::2] = values
         return wide[..., 1::2]
+    if layout == "shifted":  # contiguous, from an address that is no multiple of sixteen bytes on
+        return values.new_zeros(values.numel() + 1)[1:].view_as(values).copy_(values)
     if layout == "expanded" and values.numel():
         return values[:1].expand_as(values)
     return values

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from emulated import backend
+from emulated import TINY as SMALL_DEVICE
+from emulated import backend, loaded
 from hypothesis import strategies as st
 from oracle import check
-from process import load
 from processor import once_more_if_it_erred
 from strategies import Recipe, recipes
 
-from divnorm_kernels import divisive_norm
+from divnorm_kernels import divisive_norm, fields
+from divnorm_kernels.norm import Norm
 
 RANKS = (3, 3, 3, 2, 2, 1, 0)
 SMALL = {
@@ -39,10 +41,26 @@ def on_cpu(draw: st.DrawFn) -> tuple[Recipe]:
 
 
 @st.composite
-def on_emulated(draw: st.DrawFn, sizes: dict[str, Any], threads: tuple[int, ...]) -> tuple[Recipe, dict[str, Any]]:
-    """A call, and the table's row that cuts it."""
+def in_chunks(draw: st.DrawFn, recipe: Recipe) -> Recipe:
+    """As a recipe, of samples that bulk copies can move: whole sixteen bytes of each row, most often of each plane."""
+    batch, *sizes = recipe.shape
+    groups, step = recipe.options["groups"], draw(st.sampled_from((4, 8, 8)))
+    if len(sizes) > 1:
+        sizes[0] = groups * -(-sizes[0] // (groups * step)) * step
+    if len(sizes) == 1 or draw(st.integers(0, 3)):
+        sizes[-1] = -(-sizes[-1] // step) * step
+    batch += draw(st.integers(0, 5))
+    return replace(recipe, shape=(batch, *sizes), options=recipe.options | {"over_batch": False})
+
+
+@st.composite
+def on_emulated(
+    draw: st.DrawFn, sizes: dict[str, Any], threads: tuple[int, ...], clusters: tuple[int, ...]
+) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
+    """A call, the table's row that cuts it, and what the device has."""
+    recipe, chunks = draw(recipes(**sizes)), draw(st.booleans())
     row = {
-        "cluster": draw(st.sampled_from((0, 1, 2, 4, 8))),
+        "cluster": draw(st.sampled_from(clusters if chunks else (0, *clusters))),
         "blocks": draw(st.sampled_from((1, 2, 42))),
         "threads": draw(st.sampled_from(threads)),
         "bytes_per_thread": draw(st.sampled_from((8, 32, 128))),
@@ -55,15 +73,20 @@ def on_emulated(draw: st.DrawFn, sizes: dict[str, Any], threads: tuple[int, ...]
         "row_positions": draw(st.sampled_from((16, 100, 4096))),
         "items": draw(st.sampled_from((1, 3, 10))),
         "cache_share": draw(st.sampled_from((0.01, 0.4))),
-        "pipeline": draw(st.sampled_from((0, 64, 1024))),
+        "finish_inside": draw(st.sampled_from((0, 1, 3, 64))),
+        "pipeline": draw(st.sampled_from((64, 256, 1024) if chunks else (0, 64, 1024))),
     }
-    return draw(recipes(**sizes)), row
+    device = {
+        "multiprocessors": draw(st.sampled_from((3, 8, 19))),
+        "block_shared_bytes": draw(st.sampled_from((4, 8, 16, 32, 227))) << 10,
+    }
+    return draw(in_chunks(recipe)) if chunks else recipe, row, device
 
 
 CALLS = {
     "cpu": on_cpu(),
-    "cuda": on_emulated(SMALLER, (32, 64, 96, 256)),
-    "races": on_emulated(TINY, (32, 64)),
+    "cuda": on_emulated(SMALLER, (32, 64, 96, 256), (1, 2, 4, 8, 16)),
+    "races": on_emulated(TINY, (32, 64), (1, 2, 4)),
 }
 
 
@@ -80,19 +103,22 @@ def compare(recipe: Recipe, backend: str) -> None:
     torch.autograd.grad(y, inputs[only], call.dy, materialize_grads=True)
 
 
-def maker(target: str, folder: Path) -> Callable[..., None]:
-    """What makes a call of ``CALLS[target]`` with the kernels built in a folder."""
+def maker(target: str, folder: Path) -> Callable[..., tuple[str, ...]]:
+    """What makes a call of ``CALLS[target]`` with the kernels built in a folder, and names the strategies it took."""
 
-    def on_cpu(recipe: Recipe) -> None:
+    def on_cpu(recipe: Recipe) -> tuple[str, ...]:
         torch.set_num_threads(1 + recipe.seed % 3)
         compare(recipe, "cpu")
+        return ()
 
-    def on_emulated(recipe: Recipe, row: dict[str, Any]) -> None:
+    def on_emulated(recipe: Recipe, row: dict[str, Any], device: dict[str, Any]) -> tuple[str, ...]:
         torch.set_num_threads(1)
-        with backend(library, **row):
+        with backend(library, replace(SMALL_DEVICE, **device), **row):
             compare(recipe, "cuda")
+            kept = fields.geometry(Norm(**recipe.options), recipe.shape).cache
+        return tuple(name for key, calls in kept.items() if key[0] == "CudaCalls" for name in calls.strategies)
 
     if target == "cpu":
         return on_cpu
-    library = load("_emulated", folder)
+    library = loaded("emulated", folder)
     return on_emulated

@@ -1,16 +1,19 @@
 """The process in which calls are made.
 
 A call is written to a file before it is made, so that it is known after a crash. With ``--fork`` each is made in a
-process of its own, whose crash is an exception in this one: hypothesis shrinks it as any other.
+process of its own, whose crash is an exception in this one: hypothesis shrinks it as any other. In the end it writes
+how often each strategy was taken.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +63,7 @@ def main() -> int:
 
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    make = maker(options.target, options.folder)
+    make, taken = maker(options.target, options.folder), Counter()
     if options.only is not None:
         make(*eval(options.only, {"torch": torch, "Recipe": Recipe}))
         return 0
@@ -77,13 +80,17 @@ def main() -> int:
     @given(CALLS[options.target])
     def each(case: tuple[Any, ...]) -> None:
         options.note.write_text(repr(case))
-        in_fork(make, case) if options.fork else make(*case)
+        if options.fork:
+            in_fork(make, case)
+        else:
+            taken.update(make(*case))
 
     try:
         each()
     except Exception as failure:
         print(*traceback.format_exception_only(failure), file=sys.stderr)
         return FAILED
+    print(json.dumps(taken))
     return 0
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +22,10 @@ from processor import watched
 from fuzz.child import FAILED
 
 PROCESSES = len(os.sched_getaffinity(0))
+STRATEGIES = ("pipelined", "cluster-resident", "single-block", "two-pass")
+"""Of the CUDA kernels."""
+RARE, ENOUGH = 0.05, 50
+"""The least share of each, among this many calls at least."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,11 @@ TARGETS = {
 
 
 def child(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    """A process of a target, ended; what it wrote is its errors."""
+    """A process of a target, ended, with what it wrote."""
     target = TARGETS[name]
     command = (sys.executable, "-m", "fuzz.child", name, target.folder, *arguments)
     environment = {**os.environ, **target.environment()}
-    return subprocess.run(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
 
 
 def again(name: str, *case: object) -> None:
@@ -91,14 +97,14 @@ class Failure:
         return f"{self.errors}\nThe smallest call that fails, to be run in tests/:\n\n{code}\n"
 
 
-def batch(name: str, calls: int, seed: int) -> Failure | None:
-    """Makes calls in a process; the smallest that fails, or ``None``."""
+def batch(name: str, calls: int, seed: int) -> Counter[str] | Failure:
+    """Makes calls in a process: how often each strategy was taken, or the smallest call that fails."""
     note = TARGETS[name].folder / f"fuzz-{name}-{seed}.txt"
     arguments = ("--note", note, "--calls", calls, "--seed", seed)
     try:
         done = child(name, *arguments)
         if done.returncode == 0:
-            return None
+            return Counter(json.loads(done.stdout))
         failure = Failure(note.read_text() if note.exists() else "()", done.stderr)
         if done.returncode != FAILED:
             done = child(name, *arguments, "--fork")
@@ -109,17 +115,17 @@ def batch(name: str, calls: int, seed: int) -> Failure | None:
         note.unlink(missing_ok=True)
 
 
-def batches(name: str, calls: int, seed: int) -> Iterator[tuple[int, Failure | None]]:
-    """Batch by batch, how many calls it made and what failed; none is started after a failure."""
+def batches(name: str, calls: int, seed: int) -> Iterator[tuple[int, Counter[str] | Failure]]:
+    """Batch by batch, how many calls it made and what `batch` has of them; none is started after a failure."""
     size = min(TARGETS[name].batch, -(-calls // PROCESSES))
     sizes = [min(size, calls - first) for first in range(0, calls, size)]
     with ThreadPoolExecutor(PROCESSES) as pool:
         running = [pool.submit(batch, name, count, seed + i) for i, count in enumerate(sizes)]
         for count, one in zip(sizes, running, strict=True):
-            failure = one.result()
-            if failure is not None:
+            outcome = one.result()
+            if isinstance(outcome, Failure):
                 pool.shutdown(wait=False, cancel_futures=True)
-            yield count, failure
+            yield count, outcome
 
 
 def main() -> int:
@@ -129,15 +135,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     options = parser.parse_args()
     TARGETS[options.target].build()
-    started, made = time.monotonic(), 0
+    started, made, taken = time.monotonic(), 0, Counter()
     print(f"{options.target}: {options.calls} calls, seed {options.seed}", flush=True)
     with watched():
-        for count, failure in batches(options.target, options.calls, options.seed):
-            if failure is not None:
-                print(failure.text(options.target))
+        for count, outcome in batches(options.target, options.calls, options.seed):
+            if isinstance(outcome, Failure):
+                print(outcome.text(options.target))
                 return 1
-            made += count
+            made, taken = made + count, taken + outcome
             print(f"{options.target}: {made} of {options.calls} calls, {time.monotonic() - started:.0f} s", flush=True)
+    for strategy, count in taken.most_common():
+        print(f"{options.target}: {strategy}, {count} of {taken.total()} directions")
+    rare = [strategy for strategy in STRATEGIES if taken[strategy] < RARE * taken.total()]
+    if made >= ENOUGH and rare:
+        print(f"{options.target}: too few calls took {', '.join(rare)}")
+        return 1
     return 0
 
 
