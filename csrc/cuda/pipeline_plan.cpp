@@ -123,9 +123,9 @@ void PipelinePlan::surround(Strategy& chosen) const {
   p.pitch = static_cast<int>(pitch_of(p.everywhere  ? shape.positions
                                       : shape.whole ? r.tile_positions
                                                     : p.margin + r.tile_positions + p.reach));
-  const int statistics = backward_ ? kBackwardStatistics : kForwardStatistics;
-  const int received = shape.whole ? 0 : (r.channel_blocks - 1) * statistics;
-  p.sample_maps = ((backward_ ? kBackwardMaps : kForwardMaps) + received) * p.pitch;
+  const int64_t statistics = backward_ ? kBackwardStatistics : kForwardStatistics;
+  const int64_t received = shape.whole ? 0 : (r.channel_blocks - 1) * statistics;
+  p.sample_maps = as_int(((backward_ ? kBackwardMaps : kForwardMaps) + received) * p.pitch);
 }
 
 bool PipelinePlan::lay_out(Strategy& chosen, int limit) const {

@@ -88,8 +88,19 @@ Case aligned(Case c) {
   return c;
 }
 
+// Maps of more numbers than an int counts, of which a pipelined block would keep all.
+void check_large() {
+  const Case c = {"large",           true, false, false, 1, 8, 1, {1, 1 << 14, 1 << 15}, window({1, 9, 9}),
+                  window({1, 9, 9}), true};
+  const Setting s = setting(kCluster, 227 << 10, 12 << 10);
+  for (const Direction direction : {Direction::forward, Direction::backward})
+    check(cuda::choose(problem_of(c, Dtype::bfloat16), direction, s.preferences, s.device).name() == "two-pass",
+          c.name);
+}
+
 int main() {
   check_division();
+  check_large();
   check_flags();
   check_thresholds();
   std::map<std::string, int> reached;
