@@ -81,13 +81,13 @@ struct Pipelined {
         from(affine.weight),     from(affine.bias), from(affine.threshold), from(affine.dweight), from(affine.dbias),
         from(affine.dthreshold), residual,          affine.per_position,    affine.activation};
   }
-  __device__ A count_of_slice(int slice) const {  // of the block's channels
+  // Of the block's channels.
+  __device__ A count_of_slice(int slice) const {
     if (args.shape.channels_last) return static_cast<A>(portion.channels);
-    int count = 0;
-    for (int first = 0; first < portion.channels; first += args.pipeline.chunk_channels)
-      count += slice_channels(clamped(portion.channels - first, 0, args.pipeline.chunk_channels), slice,
-                              args.resident.slices);
-    return static_cast<A>(count);
+    const Slices& slices = args.resident.slices;
+    const int before = portion.chunks - 1, each = args.pipeline.chunk_channels;  // chunks before the last
+    return static_cast<A>(before * slice_channels(each, slice, slices) +
+                          slice_channels(portion.channels - before * each, slice, slices));
   }
 
   const Arguments& args;
