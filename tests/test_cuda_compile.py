@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(native.module, "CudaCalls") or not CUOBJDUMP.exists(), reason="needs a module with CUDA, and cuobjdump"
 )
 KERNELS = ("resident_forward", "resident_backward", "staged_forward", "staged_backward")
+PIPELINED = ("pipelined_forward", "pipelined_backward")
 CHANNELS = ("channels_forward", "channels_backward")
 SEAM = ("seam_sums",)
 TYPES = {"d": 8, "f": 4, "NS0_8bfloat16E": 2, "NS0_7float16E": 2}
@@ -47,10 +48,15 @@ def archs(usage):
     return {arch for arch, _ in usage}
 
 
-def kernel_of(name):
-    """Kernel, dtype, layout and form of a mangled name, or None for the small one that finishes the sums."""
-    match = re.search(rf"\d+({'|'.join(KERNELS)})I({'|'.join(TYPES)})Lb([01])ELNS\w*4FormE([01])E", name)
+def kernel_of(name, kernels=KERNELS):
+    """Kernel, dtype, layout and form of a mangled name, or None for others."""
+    match = re.search(rf"\d+({'|'.join(kernels)})I({'|'.join(TYPES)})Lb([01])ELNS\w*4FormE([01])E", name)
     return match and match.groups()
+
+
+def pipelined_kernel_of(name):
+    """Those of a pipelined kernel's, or None."""
+    return kernel_of(name, PIPELINED)
 
 
 def channels_kernel_of(name):
@@ -68,12 +74,15 @@ def _of_one_form(kernels, name):
     return match and match.groups()
 
 
+WHICH = (kernel_of, pipelined_kernel_of, channels_kernel_of, seam_kernel_of)
+
+
 def test_every_kernel_for_every_architecture(usage):
-    wanted = {*product(KERNELS, TYPES, "01", "01"), *product(CHANNELS, TYPES, "01"), *product(SEAM, TYPES, "01")}
+    wanted = {*product(KERNELS + PIPELINED, TYPES, "01", "01"), *product(CHANNELS + SEAM, TYPES, "01")}
     assert archs(usage) == {arch for arch in native.module.cuda_archs.split() if arch.startswith("sm_")}
     for arch in archs(usage):
         names = [name for a, name in usage if a == arch]
-        found = {of(name) for of in (kernel_of, channels_kernel_of, seam_kernel_of) for name in names}
+        found = {of(name) for of in WHICH for name in names}
         assert found - {None} == wanted, arch
 
 
@@ -81,7 +90,7 @@ def test_nothing_spills_and_the_launches_find_their_registers(usage):
     for (arch, name), used in usage.items():
         assert used["STACK"] == used["LOCAL"] == 0, (arch, name, used)
         assert used["SHARED"] <= 1024, (arch, name, used)  # all of it is asked for at launch; 1 KB is the driver's
-        if found := kernel_of(name) or channels_kernel_of(name) or seam_kernel_of(name):
+        if found := next(filter(None, (of(name) for of in WHICH)), None):
             threads, blocks = native.module.cuda_compiled_for[found[0].split("_")[0]]
             if TYPES[found[1]] == 8:  # float64 has room for half as many
                 blocks = (blocks + 1) // 2
@@ -106,6 +115,16 @@ def test_activations_move_sixteen_bytes_at_a_time(instructions):
         assert not re.search(r"\b(STL|LDL)\b", code), name
         # What another block has written must not come from a cache that misses it.
         assert not re.search(r"LDG\S*\.CONSTANT", code), name
+
+
+def test_bulk_copies_are_of_a_warp(instructions):
+    """Of a thread that is alone each would be a loop over the lanes that might have addresses of their own."""
+    found = {name: code for name, code in instructions.items() if pipelined_kernel_of(name)}
+    assert found
+    for name, code in found.items():
+        assert re.search(r"\bUBLKCP\.S\.G\b", code), name
+        assert re.search(r"\bUBLKCP\.G\.S\b", code), name
+        assert "BRA.U.ANY" not in code, name
 
 
 def test_sums_of_rows_are_read_sixteen_bytes_at_a_time(instructions):

@@ -217,6 +217,18 @@ __device__ inline void store_async(V* address, V value, int rank, Barrier* barri
   }
 }
 
+// By a warp together: whether this is the thread, always the same, that acts for it. What a bulk copy is given, the
+// compiler then knows to be the same for the whole warp; of a thread that is alone it would find that out at every
+// copy.
+__device__ inline bool elected() {
+  uint32_t one = 0;
+  if constexpr (kHopper)
+    asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.u32 %0, 1, 0, one;\n}" : "=r"(one));
+  else
+    __trap();
+  return one != 0;
+}
+
 // A barrier of `threads` threads, whole warps, by its number, 1 to 15: one side of them goes on without waiting.
 __device__ inline void sync_warps(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

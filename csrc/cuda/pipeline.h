@@ -31,12 +31,6 @@ __device__ void fill_absent(const Pipelined<T, F>& block, int of_summation, int 
   }
 }
 
-// By the warp that copies.
-template <class T, Form F>
-__device__ void copy_by_one(const Pipelined<T, F>& block, const Copied& tensors) {
-  if (device::thread() % device::kWarp == 0) copy_chunks(block, tensors);
-}
-
 template <class T, bool ChannelsLast, Form F>
 __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_forward(const __grid_constant__ Arguments args) {
   device::let_next_begin();
@@ -49,7 +43,7 @@ __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_forward(const 
   switch (role_of(args.pipeline)) {
     case Role::compute: l1 = compute_forward<ChannelsLast>(block); break;
     case Role::maps: make_maps_forward(block); break;
-    case Role::copy: copy_by_one(block, {{tensors.x, tensors.residual}, {tensors.out}, nullptr});
+    case Role::copy: copy_chunks(block, {{tensors.x, tensors.residual}, {tensors.out}, nullptr});
   }
   store_sum(args.partials.l1, block.place.slot(args.resident), l1, block.reduction);
   finish_inside<Acc<T>>(args.inside, block.ring.template chunk<unsigned char>(0, 0));
@@ -82,9 +76,9 @@ __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_backward(const
     case Role::maps: dsigma = make_maps_backward(block); break;
     case Role::copy:
       if (args.pipeline.again_slots > 0)
-        copy_by_one(block, {{tensors.x, tensors.residual}, {tensors.out, tensors.dresidual}, tensors.dy});
+        copy_chunks(block, {{tensors.x, tensors.residual}, {tensors.out, tensors.dresidual}, tensors.dy});
       else
-        copy_by_one(block,
+        copy_chunks(block,
                     {{tensors.x, tensors.dy, tensors.residual}, {tensors.out, nullptr, tensors.dresidual}, nullptr});
   }
   device::sync_block();  // the ring is free

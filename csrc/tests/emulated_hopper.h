@@ -50,6 +50,8 @@ void store_async(V* address, V value, int rank, Barrier* barrier) {
   store_async(address, &value, sizeof value, rank, barrier);
 }
 
+inline bool elected() { return thread() % kWarp == 0; }
+
 void sync_warps(int id, int threads);
 void arrive_warps(int id, int threads);
 
