@@ -1,6 +1,6 @@
 """The model of `hopper_model` for pipelined kernels, whose roles work side by side. A prediction.
 
-The roles of a block are replayed in the order of csrc/cuda/pipeline_roles.h and producer.h: chunks come into slots that
+The roles of a block are replayed in the order of csrc/cuda/ring.h and producer.h: chunks come into slots that
 are free, at the block's share of the bandwidth; the computing warps take statistics of a sample while the maps of the
 one before are made, and results when they are; a slot is free when its results have been read. What a chunk takes is
 what `hopper_model` takes a phase to. All of a launch's blocks are at work, one to a multiprocessor.
@@ -65,6 +65,7 @@ class Block:
     """Of all warps."""
     wavefronts: float
     bytes: float
+    """Of memory."""
     pace: Pace
 
 
@@ -114,7 +115,7 @@ def block_of(
         numbers,
         (statistics + results + asked * each["copy"]) * cut.chunks + of_maps,
         sum(p.wavefronts for p in (*compute, *maps)) / samples,
-        sum(p.read + p.written for p in phases) / samples,
+        sum(p.read + p.written for p in phases) / samples - (numbers * size if cut.again else 0),
         pace,
     )
 
@@ -146,8 +147,7 @@ def replayed(cut: Cut, pace: Pace, rate: float) -> float:
 
 def steps(cut: Cut) -> Iterator[tuple[bool, int, int]]:
     """What computing warps do one after the other: whether it is statistics, of which sample, and of which chunk."""
-    ahead = cut.slots - cut.chunks
-    assert ahead > 0, cut
+    ahead = (cut.slots - cut.chunks) // 2  # csrc/cuda/pipeline_plan.cpp
     for sample in range(-1, cut.samples):
         takes = cut.chunks if sample + 1 < cut.samples else 0
         finishes = cut.chunks if sample >= 0 else 0

@@ -74,8 +74,8 @@ class Done:
 class Streamed:
     """What a pipelined kernel of one direction did, and what that is predicted to come to."""
 
-    ring: tuple[int, int]
-    """Slots, and chunks of a sample."""
+    ring: tuple[int, ...]
+    """Slots, chunks of a sample, and slots that dy passes through twice."""
     bytes: float
     """That the copies of chunks move, as a share of the least that the call moves."""
     loops: float
