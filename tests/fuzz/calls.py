@@ -46,7 +46,7 @@ def in_chunks(draw: st.DrawFn, recipe: Recipe) -> Recipe:
     batch, *sizes = recipe.shape
     groups, step = recipe.options["groups"], draw(st.sampled_from((4, 8, 8)))
     if len(sizes) > 1:
-        sizes[0] = groups * -(-sizes[0] // (groups * step)) * step
+        sizes[0] = groups * -(-sizes[0] // (groups * step)) * step * draw(st.sampled_from((1, 3, 8, 16)))
     if len(sizes) == 1 or draw(st.integers(0, 3)):
         sizes[-1] = -(-sizes[-1] // step) * step
     batch += draw(st.integers(0, 5))
@@ -74,11 +74,11 @@ def on_emulated(
         "items": draw(st.sampled_from((1, 3, 10))),
         "cache_share": draw(st.sampled_from((0.01, 0.4))),
         "finish_inside": draw(st.sampled_from((0, 1, 3, 64))),
-        "pipeline": draw(st.sampled_from((64, 256, 1024) if chunks else (0, 64, 1024))),
+        "pipeline": draw(st.sampled_from((64, 128, 512) if chunks else (0, 64, 1024))),
     }
     device = {
         "multiprocessors": draw(st.sampled_from((3, 8, 19))),
-        "block_shared_bytes": draw(st.sampled_from((4, 8, 16, 32, 227))) << 10,
+        "block_shared_bytes": draw(st.one_of(st.integers(3, 24), st.integers(3, 24), st.just(454))) << 9,
     }
     return draw(in_chunks(recipe)) if chunks else recipe, row, device
 
