@@ -89,6 +89,13 @@ def test_choices_for_an_h200(channels_last, direction, dtype):
             assert found["shared_bytes"] <= HOPPER.block_shared_bytes
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_no_pipeline_without_a_warp_that_computes(channels_last):
+    with backend(**PIPELINED | {"threads": 16}):
+        found = chosen((2, 8, 6, 8), torch.float32, "forward", TINY, channels_last, window=3)
+    assert found["name"] != "pipelined"
+
+
 def test_tensors_at_other_addresses_take_the_kernels_beside():
     memory = torch.randn(2 * 8 * 6 * 8 + 4)
     for shift in (0, 1, 4):

@@ -75,6 +75,7 @@ bool PipelinePlan::cut(Strategy& chosen, int64_t unit, bool twice) const {
   p.tensors = (backward_ && !twice ? 2 : 1) + (shape_.residual ? 1 : 0);
   p.again_slots = twice ? kAgainSlots : 0;
   p.compute_threads = std::min(p_.threads, kComputeThreads) / kWarpThreads * kWarpThreads;
+  if (p.compute_threads < 1) return false;
   const int64_t elements = p_.pipeline / p.tensors / element_;
   const auto of = [&](int64_t row, int64_t rows, bool joined) {
     const int64_t step = joined ? unit : 1;
