@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "cuda_runner.h"
+#include "share.h"
 
 namespace {
 
@@ -120,6 +121,7 @@ bool is_spare(const Case& c, Direction direction, bool twice, Word word, int war
 }
 
 void check_words(const Case& c, bool twice) {
+  Share share;
   for (const Direction direction : {Direction::forward, Direction::backward}) {
     if (twice && direction == Direction::forward) continue;
     const std::string name = c.name + (direction == Direction::forward ? " forward" : " backward");
@@ -143,6 +145,7 @@ void check_words(const Case& c, bool twice) {
         // The slots of the second ring are not given back to anybody at last.
         const int last = twice && static_cast<Word>(word) == Word::arrive && warp < kComputeWarps ? 2 * kAgainSlots : 0;
         for (int index = 0; index < met[word][warp] - last; ++index) {
+          if (!share.takes()) continue;
           bool found = false;
           for (unsigned order = 0; order < kOrders && !found; ++order) {
             emulation::schedule(order);

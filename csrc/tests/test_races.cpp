@@ -1,12 +1,11 @@
 // Under ThreadSanitizer, with a thread of the system for every thread of a kernel: no strategy has a race, and a kernel
 // from which a barrier is taken away has one.
-#include <cstdlib>
-
 #include "channels_runner.h"
 #include "cuda_runner.h"
 #include "finish_runner.h"
 #include "outcome.h"
 #include "seam_runner.h"
+#include "share.h"
 
 namespace {
 
@@ -132,12 +131,10 @@ int main() {
   const Removed removed[] = {{"single-block", 0, {1, 3, 5}, {2, 4, 6}, {5, 6}},
                              {"cluster-resident", 0, {1, 3, 6}, {2, 4, 7}, {4, 6}, 1},
                              {"two-pass", 1, {2, 3, 4}, {2, 3, 4}, {3, 4}}};
-  const char* const given = std::getenv("DIVNORM_RACES");  // every so manieth, for time
-  const int each = given == nullptr ? 1 : std::atoi(given);
-  int number = 0;
+  Share share;
   for (const Removed& one : removed)
     for (const Case& c : all) {
-      if (number++ % each != 0) continue;
+      if (!share.takes()) continue;
       const std::string where = std::string(one.strategy) + ": " + c.name;
       // The largest device: threads that share a position race, and only slices of channels make them share.
       auto setting = setting_for(one.strategy, c, Dtype::float32, 2, true);
