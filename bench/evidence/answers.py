@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 
 def interval(differences: list[float]) -> float:
     """Half of the width of Student's interval around the mean of ``differences``; infinite for fewer than two."""
-    from scipy.stats import t  # scikit-image brings it
+    from scipy.stats import t
 
     count = len(differences)
     if count < 2:
