@@ -156,7 +156,8 @@ def test_the_source_distribution_is_the_repository(tree):
     metadata = message_from_string((root / "PKG-INFO").read_text())
     assert metadata["License-Expression"] == "MIT"
     required = {
-        (re.match(r"[\w-]+", line)[0], *re.findall(r"extra == .(\w+)", line)) for line in metadata.get_all("Requires-Dist")
+        (re.match(r"[\w-]+", line)[0], *re.findall(r"extra == .(\w+)", line))
+        for line in metadata.get_all("Requires-Dist")
     }
     assert imported(root / "divnorm_kernels") - {"triton"} == {name for name, *extra in required if not extra}
     assert imported(root / "bench") - imported(root / "divnorm_kernels") == {
