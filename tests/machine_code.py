@@ -121,7 +121,7 @@ def _others_way(body: list[Instruction], first: int, last: int, branches: dict[i
     """A loop's instructions that lie on a way through it past those of smooth activations."""
     follows: dict[int, list[int]] = {}
     for i in range(first, last):
-        always = re.match(r"(BRA|EXIT)\b", body[i].text)
+        always = re.match(r"(BRA(?!\.DIV)|EXIT)\b", body[i].text)  # .DIV: where a warp's threads are apart
         nexts = [*([] if always else [i + 1]), *([branches[i]] if i in branches else [])]
         follows[i] = [n for n in nexts if first <= n <= last and not (body[i].smooth or body[n].smooth)]
     from_first, to_last = {first}, {last}
