@@ -174,7 +174,7 @@ def _measured_of_pipeline(loop: list[Instruction], size: int) -> tuple[str, int,
     "start" is what a sample's first chunk takes beside the moments. Other loops for a call without an activation, and
     with parameters by channel.
     """
-    copies = sum("UBLKCP" in i.text for i in loop)
+    copies = sum(re.search("UBLKCP|UTMALDG|UTMASTG", i.text) is not None for i in loop)
     if copies:
         return "copy_bulk", 1, 0, len(loop) / copies
     owners = Counter(next(((f, _function_at(f, n)) for f, n in i.lines if f in _PIPELINED), None) for i in loop)

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "../problem.h"
+#include "boxes.h"
 
 #if defined(DIVNORM_EMULATED)
 #include "../tests/emulated_device.h"
@@ -24,7 +25,7 @@ __device__ inline int threads() { return static_cast<int>(blockDim.x); }
 __device__ inline int64_t block() { return blockIdx.x; }
 
 __device__ inline unsigned char* shared_memory() {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(kBoxAlignment) unsigned char memory[];
   return memory;
 }
 

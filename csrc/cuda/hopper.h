@@ -3,6 +3,8 @@
 // older architectures they trap. csrc/tests/emulated_hopper.h gives the same words on the CPU.
 #pragma once
 
+#include <type_traits>
+
 #include "device.h"
 
 #if defined(DIVNORM_EMULATED)
@@ -138,6 +140,25 @@ __device__ inline void copy_bulk(void* shared, const void* global, int bytes, Ba
     __trap();
 }
 
+// The same of a box of the tensor that the map describes.
+template <class Cached>
+__device__ inline void copy_box(void* shared, const TensorMap& map, Corner at, Barrier* barrier, Cached cached) {
+  if constexpr (!kHopper)
+    __trap();
+  else if constexpr (std::is_same_v<Cached, AsUsual>)
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+        "[%5];" ::"r"(shared_address(shared)),
+        "l"(&map), "r"(at.number), "r"(at.stretch), "r"(at.row), "r"(shared_address(barrier))
+        : "memory");
+  else
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+        "[%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(shared)),
+        "l"(&map), "r"(at.number), "r"(at.stretch), "r"(at.row), "r"(shared_address(barrier)), "l"(cached.policy)
+        : "memory");
+}
+
 // Shared to global memory, by one thread. Whoever wrote the bytes has called fence_async() since, and this thread has
 // passed a barrier behind that.
 __device__ inline void copy_bulk_out(void* global, const void* shared, int bytes, AsUsual = {}) {
@@ -154,6 +175,14 @@ __device__ inline void copy_bulk_out(void* global, const void* shared, int bytes
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(
                      __cvta_generic_to_global(global)),
                  "r"(shared_address(shared)), "r"(bytes), "l"(cached.policy)
+                 : "memory");
+  else
+    __trap();
+}
+__device__ inline void copy_box_out(const TensorMap& map, Corner at, const void* shared) {
+  if constexpr (kHopper)
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
+                 "r"(at.number), "r"(at.stretch), "r"(at.row), "r"(shared_address(shared))
                  : "memory");
   else
     __trap();

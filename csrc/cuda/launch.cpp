@@ -1,5 +1,6 @@
 #include "launch.h"
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <stdexcept>
@@ -86,6 +87,28 @@ void prepare(int device, int most_shared_bytes, const void* function) {
         "cudaFuncSetAttribute(PreferredSharedMemoryCarveout)");
 }
 
+// The driver's function is asked for at run time, so that the module loads where there is no driver.
+constexpr const char* kEncoder = "cuTensorMapEncodeTiled";
+constexpr unsigned kEncoderSince = 12000;
+
+decltype(&cuTensorMapEncodeTiled) encoder() {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+  check(cudaGetDriverEntryPointByVersion(kEncoder, &found, kEncoderSince, cudaEnableDefault, &result),
+        "cudaGetDriverEntryPointByVersion");
+  if (result != cudaDriverEntryPointSuccess) throw std::runtime_error(std::string("the driver has no ") + kEncoder);
+  return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+}
+
+CUtensorMapDataType type_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float64: return CU_TENSOR_MAP_DATA_TYPE_FLOAT64;
+    case Dtype::float32: return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+    case Dtype::bfloat16: return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    default: return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  }
+}
+
 }  // namespace
 
 Versions versions() {
@@ -93,6 +116,27 @@ Versions versions() {
   check(cudaDriverGetVersion(&found.driver), "cudaDriverGetVersion");
   check(cudaRuntimeGetVersion(&found.runtime), "cudaRuntimeGetVersion");
   return found;
+}
+
+TensorMap described(const BoxedTensor& tensor) {
+  static const auto encode = encoder();
+  const auto [rows, stretches, width] = tensor.box;
+  const auto bytes = static_cast<cuuint64_t>(bytes_of(tensor.dtype));
+  const auto stretch = static_cast<cuuint64_t>(tensor.stretch()), pitch = static_cast<cuuint64_t>(tensor.pitch);
+  const cuuint64_t extents[] = {stretch, pitch / stretch, static_cast<cuuint64_t>(tensor.rows)};
+  const cuuint64_t pitches[] = {stretch * bytes, pitch * bytes};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(width), static_cast<cuuint32_t>(stretches),
+                            static_cast<cuuint32_t>(rows)};
+  const cuuint32_t steps[] = {1, 1, 1};
+  TensorMap map;
+  static_assert(sizeof map == sizeof(CUtensorMap) && alignof(TensorMap) >= alignof(CUtensorMap));
+  const CUresult status =
+      encode(reinterpret_cast<CUtensorMap*>(&map), type_of(tensor.dtype), 3, const_cast<void*>(tensor.first), extents,
+             pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS)
+    throw std::runtime_error(std::string(kEncoder) + ": driver error " + std::to_string(status));
+  return map;
 }
 
 void prepare(int device, int most_shared_bytes, Kernel kernel) {

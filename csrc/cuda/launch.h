@@ -35,6 +35,9 @@ void prepare(int device, int most_shared_bytes, ChannelKernel kernel);
 // cluster are neighbours, and not every device has as many of them side by side. The kernel has been prepared.
 int64_t clusters_at_once(int device, const Launch& launch, Kernel kernel);
 
+// A tensor as copies of boxes take it. Its address and pitch, and a box's width, are multiples of 16 bytes.
+TensorMap described(const BoxedTensor& tensor);
+
 void start(const Launch& launch, Stream stream, Kernel kernel, const Arguments& arguments);
 void start(const Launch& launch, Stream stream, FinishKernel kernel, const FinishArguments& arguments);
 void start(const Launch& launch, Stream stream, ClearKernel kernel, const ClearArguments& arguments);

@@ -21,9 +21,9 @@ inline int64_t pitch_of(int64_t positions) { return round_up(positions, kPitchNu
 
 class SharedPlan {
  public:
-  int add(int64_t bytes) {
-    const int64_t offset = bytes_;
-    bytes_ += round_up(bytes, kVectorBytes);
+  int add(int64_t bytes, int64_t alignment = kVectorBytes) {
+    const int64_t offset = round_up(bytes_, alignment);
+    bytes_ = offset + round_up(bytes, kVectorBytes);
     return as_int(offset);
   }
   int bytes() const { return as_int(bytes_); }

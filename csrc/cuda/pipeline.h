@@ -38,12 +38,12 @@ __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_forward(const 
   const Pipelined<T, F> block(args);
   fill_absent(block, forward_map::mean, forward_map::rstd, Acc<T>(1));
   device::sync_cluster(args.resident.blocks);
-  const Tensors& tensors = args.tensors;
+  constexpr int none = boxed::count;
   Acc<T> l1 = 0;
   switch (role_of(args.pipeline)) {
     case Role::compute: l1 = compute_forward<ChannelsLast>(block); break;
     case Role::maps: make_maps_forward(block); break;
-    case Role::copy: copy_chunks(block, {{tensors.x, tensors.residual}, {tensors.out}, nullptr});
+    case Role::copy: copy_chunks(block, {{boxed::x, boxed::residual, none}, {boxed::out, none, none}, none});
   }
   store_sum(args.partials.l1, block.place.slot(args.resident), l1, block.reduction);
   finish_inside<Acc<T>>(args.inside, block.ring.template chunk<unsigned char>(0, 0));
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_backward(const
     if (!shape.suppression.present) fill(block.own_saved(number, 1), block.portion.positions, A(1));
   }
   device::sync_cluster(r.blocks);
-  const Tensors& tensors = args.tensors;
+  constexpr int none = boxed::count;
   typename Pixels<T, F>::Gradients gradients;
   A dsigma = 0;
   const Role role = role_of(args.pipeline);
@@ -76,10 +76,9 @@ __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_backward(const
     case Role::maps: dsigma = make_maps_backward(block); break;
     case Role::copy:
       if (args.pipeline.again_slots > 0)
-        copy_chunks(block, {{tensors.x, tensors.residual}, {tensors.out, tensors.dresidual}, tensors.dy});
+        copy_chunks(block, {{boxed::x, boxed::residual, none}, {boxed::out, boxed::dresidual, none}, boxed::dy});
       else
-        copy_chunks(block,
-                    {{tensors.x, tensors.dy, tensors.residual}, {tensors.out, nullptr, tensors.dresidual}, nullptr});
+        copy_chunks(block, {{boxed::x, boxed::dy, boxed::residual}, {boxed::out, none, boxed::dresidual}, none});
   }
   device::sync_block();  // the ring is free
   if constexpr (ChannelsLast)

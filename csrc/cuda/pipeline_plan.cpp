@@ -10,7 +10,9 @@ namespace {
 
 constexpr int kWarpThreads = 32;
 constexpr int kBarrierBytes = 8;
-constexpr int kAgainSlots = 4;  // of the ring through which dy comes twice
+constexpr int64_t kRowsTogether = 16;                     // of a box
+constexpr int64_t kMostOfBoxed = (int64_t{1} << 31) - 1;  // rows of a tensor
+constexpr int kAgainSlots = 4;                            // of the ring through which dy comes twice
 
 bool aligned(int64_t bytes) { return bytes % kVectorBytes == 0; }
 
@@ -43,6 +45,7 @@ std::optional<Strategy> PipelinePlan::strategy(int blocks, int64_t by_channels, 
   if (!split(r, blocks, by_channels, unit) || !cut(chosen, unit, twice)) return std::nullopt;
   chosen.blocks = chosen.cluster = r.blocks;
   chosen.threads = chosen.arguments.pipeline.compute_threads + kMapThreads + kCopyThreads;
+  box(chosen);
   surround(chosen);
   if (!lay_out(chosen, limit)) return std::nullopt;
   return chosen;
@@ -77,16 +80,21 @@ bool PipelinePlan::cut(Strategy& chosen, int64_t unit, bool twice) const {
   p.compute_threads = std::min(p_.threads, kComputeThreads) / kWarpThreads * kWarpThreads;
   if (p.compute_threads < 1) return false;
   const int64_t elements = p_.pipeline / p.tensors / element_;
-  const auto of = [&](int64_t row, int64_t rows, bool joined) {
-    const int64_t step = joined ? unit : 1;
-    return std::min(round_up(std::max<int64_t>(elements / row / step * step, 1), step), rows);
+  // Rows of a chunk, about as many as the table wants: a multiple of what every block's share is a multiple of, so that
+  // every chunk is boxes of many rows.
+  const auto of = [&](int64_t row, int64_t rows, int64_t all, bool joined) {
+    int64_t step = joined ? unit : std::gcd(std::gcd(rows, all), kRowsTogether);
+    while (!joined && step > 1 && step * row > elements) step /= 2;
+    return std::min(std::max<int64_t>((elements / row + step / 2) / step, 1) * step, rows);
   };
   p.chunk_channels = r.tile_channels;
   p.chunk_positions = r.tile_positions;
   if (shape_.channels_last) {
-    p.chunk_positions = static_cast<int>(of(shape_.group_channels, r.tile_positions, shape_.groups == 1));
+    p.chunk_positions =
+        static_cast<int>(of(shape_.group_channels, r.tile_positions, shape_.positions, shape_.groups == 1));
   } else {
-    p.chunk_channels = static_cast<int>(of(r.tile_positions, r.tile_channels, r.position_blocks == 1));
+    p.chunk_channels =
+        static_cast<int>(of(r.tile_positions, r.tile_channels, shape_.group_channels, r.position_blocks == 1));
     // A thread keeps its positions from chunk to chunk.
     int64_t vector = std::max(1, (backward_ ? kColumnBytes : kVectorBytes) / element_);
     while (r.tile_positions % vector != 0) vector /= 2;
@@ -99,8 +107,44 @@ bool PipelinePlan::cut(Strategy& chosen, int64_t unit, bool twice) const {
   }
   p.chunks = static_cast<int>(shape_.channels_last ? ceil_div(r.tile_positions, p.chunk_positions)
                                                    : ceil_div(r.tile_channels, p.chunk_channels));
-  p.chunk_bytes = static_cast<int>(round_up(int64_t{p.chunk_channels} * p.chunk_positions * element_, kVectorBytes));
+  p.chunk_bytes = static_cast<int>(round_up(int64_t{p.chunk_channels} * p.chunk_positions * element_, kBoxAlignment));
   return true;
+}
+
+// Boxes for chunks whose rows are apart, where there are any that fill all of them.
+void PipelinePlan::box(Strategy& chosen) const {
+  const Resident& r = chosen.arguments.resident;
+  Pipeline& p = chosen.arguments.pipeline;
+  const int64_t n = shape_.group_channels, positions = shape_.positions;
+  if (shape_.channels_last) {
+    if (shape_.groups == 1 || shape_.batch * positions > kMostOfBoxed) return;
+    const int64_t rows = std::gcd(std::gcd(p.chunk_positions, r.tile_positions), positions);
+    p.boxes[0] = boxes(n, n, shape_.channels, rows, p.chunk_positions);
+    return;
+  }
+  if (r.position_blocks == 1 || shape_.batch * shape_.channels > kMostOfBoxed) return;
+  const int64_t rows = std::gcd(std::gcd(p.chunk_channels, r.tile_channels), n);
+  p.boxes[0] = boxes(r.tile_positions, r.tile_positions, positions, rows, p.chunk_channels);
+  const int64_t last = positions - int64_t{r.position_blocks - 1} * r.tile_positions;
+  if (last == r.tile_positions) return;
+  p.boxes[1] = boxes(last, r.tile_positions, positions, rows, p.chunk_channels);
+  if (p.boxes[1].rows == 0) p.boxes[0] = {};
+}
+
+// Of rows that begin at multiples of `first` numbers, of a tensor whose rows have `pitch`. rows: of which every chunk
+// has a multiple; chunk: the most that one has.
+Boxes PipelinePlan::boxes(int64_t row, int64_t first, int64_t pitch, int64_t rows, int64_t chunk) const {
+  int64_t width = row;
+  if (row > kMostOfBox) {
+    const int64_t common = std::gcd(std::gcd(row, first), pitch);
+    for (width = kMostOfBox; width > 0; --width)
+      if (common % width == 0 && aligned(width * element_)) break;
+    if (width == 0 || row / width > kMostOfBox) return {};
+  }
+  int64_t together = std::min<int64_t>(rows, kMostOfBox);
+  while (rows % together != 0) --together;
+  if (chunk > together && together * row * element_ % kBoxAlignment != 0) return {};
+  return {static_cast<int>(together), static_cast<int>(row / width), static_cast<int>(width)};
 }
 
 // What lies around a block's own positions, and how its warps for the maps sum there.
@@ -151,9 +195,9 @@ bool PipelinePlan::lay_out(Strategy& chosen, int limit) const {
   at.x = at.dy = at.residual = at.local = at.owned = at.totals = -1;
   at.pitch = p.own_pitch;
   const int64_t slot = int64_t{p.tensors} * p.chunk_bytes;
-  if (p.again_slots > 0) p.again = plan.add(int64_t{p.again_slots} * p.chunk_bytes);
+  if (p.again_slots > 0) p.again = plan.add(int64_t{p.again_slots} * p.chunk_bytes, kBoxAlignment);
   const int64_t barriers_beside = 2 * p.again_slots + kSignals;
-  const int64_t room = limit - plan.bytes() - barriers_beside * kBarrierBytes - 2 * kVectorBytes;
+  const int64_t room = limit - plan.bytes() - barriers_beside * kBarrierBytes - kVectorBytes - kBoxAlignment;
   p.slots = static_cast<int>(std::min(room / (slot + 2 * kBarrierBytes), 2 * int64_t{p.chunks}));
   if (p.slots <= p.chunks) return false;
   p.ahead = (p.slots - p.chunks) / 2;  // the other half is on its way meanwhile
@@ -163,7 +207,7 @@ bool PipelinePlan::lay_out(Strategy& chosen, int limit) const {
       int64_t{p.compute_threads} * std::max(1, kColumnBytes / element_) * (learns_thresholds(shape_) ? 3 : 2) * sum_;
   const int64_t behind = std::max<int64_t>(backward_ && shape_.channels_last ? kept : 0,
                                            p_.finish_inside > 0 ? chosen.threads * kVectorBytes : 0);
-  p.ring = plan.add(std::max(p.slots * slot, behind));
+  p.ring = plan.add(std::max(p.slots * slot, behind), kBoxAlignment);
   at.bytes = plan.bytes();
   return at.bytes <= limit;
 }

@@ -11,17 +11,59 @@ __device__ void for_each_stretch(const Tile& tile, unsigned char* chunk, Byte* t
   const int bytes = tile.row * static_cast<int>(sizeof(T));
   const int64_t pitch = tile.pitch * static_cast<int64_t>(sizeof(T));
   tensor += tile.first * static_cast<int64_t>(sizeof(T));
+#pragma unroll 1
   for (int row = 0; row < tile.rows; ++row, chunk += bytes, tensor += pitch)
     if (device::elected()) body(chunk, tensor, bytes);
 }
 
-// Tensors of a call in the order of a slot's chunks, and where their results go; null: nowhere.
+// The boxes of a block's chunks.
+class BoxesOfBlock {
+ public:
+  __device__ BoxesOfBlock(const Arguments& args, const Place& place, const Portion& portion) {
+    const Shape& shape = args.shape;
+    const bool last = args.pipeline.boxes[1].rows > 0 && place.position_slice == args.resident.position_blocks - 1;
+    which = last ? 1 : 0;
+    boxes_ = args.pipeline.boxes[which];
+    row_ = shape.channels_last ? portion.channels : portion.positions;
+    const int first = shape.channels_last ? place.group * shape.group_channels : portion.position;
+    number_ = boxes_.stretches > 1 ? 0 : first;
+    stretch_ = boxes_.stretches > 1 ? first / boxes_.width : 0;
+  }
+  // Whether chunks are boxes; else they are stretches.
+  __device__ bool any() const { return boxes_.rows > 0; }
+  // Calls body(in the chunk, corner) for every box of a chunk, by the warp's elected thread.
+  template <class T, class Body>
+  __device__ void for_each(const Tile& tile, unsigned char* chunk, Body&& body) const {
+    const auto row = static_cast<int>(tile.first / tile.pitch);
+    const int bytes = boxes_.rows * row_ * static_cast<int>(sizeof(T));
+#pragma unroll 1
+    for (int i = 0; i < tile.rows; i += boxes_.rows, chunk += bytes)
+      if (device::elected()) body(chunk, Corner{number_, stretch_, row + i});
+  }
+
+  int which;  // of a tensor's maps
+
+ private:
+  Boxes boxes_;
+  int row_, number_, stretch_;
+};
+
+// The tensors of a slot's chunks, in their order, and where their results go, as boxed:: numbers them.
 constexpr int kMostTensors = 3;
 struct Copied {
-  const void* in[kMostTensors];
-  void* out[kMostTensors];
-  const void* again;  // what comes once more with the results, through a ring of its own
+  int in[kMostTensors], out[kMostTensors];
+  int again;  // what comes once more with the results, through a ring of its own
 };
+
+// Null: it is not there, or not wanted.
+__device__ inline const void* tensor_of(const Tensors& tensors, int which) {
+  return which == boxed::x           ? tensors.x
+         : which == boxed::dy        ? tensors.dy
+         : which == boxed::residual  ? tensors.residual
+         : which == boxed::out       ? tensors.out
+         : which == boxed::dresidual ? tensors.dresidual
+                                     : nullptr;
+}
 
 // By the warp that copies, in the order of the computing warps, as far ahead of them as there are slots. A slot is
 // loaded again when its results have been read from it, so that a sample hands its room on chunk by chunk.
@@ -29,11 +71,27 @@ template <class T, Form F>
 __device__ void copy_chunks(const Pipelined<T, F>& block, const Copied& tensors) {
   const Ring &ring = block.ring, &again = block.again;
   const Portion& portion = block.portion;
-  const auto load = [&](const void* tensor, const Tile& tile, unsigned char* to, device::Barrier* full, auto cached) {
-    for_each_stretch<T>(tile, to, static_cast<const unsigned char*>(tensor),
+  const BoxesOfBlock boxes(block.args, block.place, portion);
+  const auto load = [&](int which, const Tile& tile, unsigned char* to, device::Barrier* full, auto cached) {
+    if (boxes.any())
+      return boxes.template for_each<T>(tile, to, [&](unsigned char* shared, const Corner& at) {
+        device::copy_box(shared, block.args.boxed[which][boxes.which], at, full, cached);
+      });
+    for_each_stretch<T>(tile, to, static_cast<const unsigned char*>(tensor_of(block.args.tensors, which)),
                         [&](unsigned char* shared, const unsigned char* global, int bytes) {
                           device::copy_bulk(shared, global, bytes, full, cached);
                         });
+  };
+  const auto store = [&](int which, const Tile& tile, unsigned char* from) {
+    auto* const tensor = static_cast<unsigned char*>(const_cast<void*>(tensor_of(block.args.tensors, which)));
+    if (tensor == nullptr) return;
+    if (boxes.any())
+      return boxes.template for_each<T>(tile, from, [&](const unsigned char* shared, const Corner& at) {
+        device::copy_box_out(block.args.boxed[which][boxes.which], at, shared);
+      });
+    for_each_stretch<T>(tile, from, tensor, [&](const unsigned char* shared, unsigned char* global, int bytes) {
+      device::copy_bulk_out(global, shared, bytes);
+    });
   };
   Turn coming, leaving, passing;
   int left = 0;  // chunks whose results are on their way
@@ -41,14 +99,8 @@ __device__ void copy_chunks(const Pipelined<T, F>& block, const Copied& tensors)
     device::wait(ring.done(leaving.slot), leaving.parity());
     const Tile tile = portion.chunk(block.sample(left / portion.chunks), left % portion.chunks);
 #pragma unroll
-    for (int tensor = 0; tensor < kMostTensors; ++tensor) {
-      if (tensors.out[tensor] == nullptr) continue;
-      for_each_stretch<T>(tile, ring.chunk<unsigned char>(leaving.slot, tensor),
-                          static_cast<unsigned char*>(tensors.out[tensor]),
-                          [&](const unsigned char* shared, unsigned char* global, int bytes) {
-                            device::copy_bulk_out(global, shared, bytes);
-                          });
-    }
+    for (int tensor = 0; tensor < kMostTensors; ++tensor)
+      store(tensors.out[tensor], tile, ring.chunk<unsigned char>(leaving.slot, tensor));
     leaving.next(ring.slots);
     ++left;
   };

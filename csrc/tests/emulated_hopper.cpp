@@ -1,5 +1,6 @@
 #include "emulated_hopper.h"
 
+#include <cstring>
 #include <utility>
 
 #include "emulated_copies.h"
@@ -66,6 +67,39 @@ void check_bulk(const Block& block, const void* shared, const void* global, int 
     if (const int64_t offset = barrier->offset() - block.offset_of(shared, bytes); offset >= 0 && offset < bytes)
       fail("a bulk copy of a barrier");
 }
+
+void check_handed() {
+  if (!current->handed)
+    fail("copies out what was not handed to it behind fences, by the barrier that it has passed last");
+}
+
+// Rows that a copy moves together: each is on its way by itself.
+class Box {
+ public:
+  Box(void* shared, const TensorMap& map, Corner at) : shared_(static_cast<unsigned char*>(shared)) {
+    std::memcpy(&of_, &map, sizeof of_);
+    const auto [rows, stretches, width] = of_.box;
+    if (rows < 1) fail("a copy of a box that nobody has described");
+    if (at.row < 0 || at.row + rows > of_.rows || at.stretch < 0 ||
+        at.stretch + stretches > of_.pitch / of_.stretch() || at.number < 0 || at.number + width > of_.stretch())
+      fail("a box that does not lie in its tensor");
+    if (current->block().offset_of(shared, bytes()) % kBoxAlignment != 0)
+      fail("a box at an address that is no multiple of " + std::to_string(kBoxAlignment));
+    const int64_t first = at.row * of_.pitch + at.stretch * of_.stretch() + at.number;
+    global_ = static_cast<unsigned char*>(const_cast<void*>(of_.first)) + first * size();
+  }
+  int rows() const { return of_.box.rows; }
+  int row_bytes() const { return of_.box.stretches * of_.box.width * size(); }
+  int bytes() const { return rows() * row_bytes(); }
+  unsigned char* shared(int row) const { return shared_ + row * row_bytes(); }
+  unsigned char* global(int row) const { return global_ + row * of_.pitch * size(); }
+
+ private:
+  int size() const { return static_cast<int>(bytes_of(of_.dtype)); }
+
+  BoxedTensor of_;
+  unsigned char *shared_, *global_;
+};
 
 // What the calling thread hands over with an arrival: whether it has fenced since the last one.
 bool take_fenced() { return std::exchange(current->fenced, false); }
@@ -154,9 +188,34 @@ void copy_bulk_out(void* global, const void* shared, int bytes) {
   const Locked locked;
   check_bulk(current->block(), shared, global, bytes);
   current->block().check_fenced(shared, bytes);
-  if (!current->handed)
-    fail("copies out what was not handed to it behind fences, by the barrier that it has passed last");
+  check_handed();
   start_copy_out(global, shared, bytes);
+}
+
+void copy_box(void* shared, const TensorMap& map, Corner at, Barrier* barrier) {
+  give_way();
+  if (left_out(Word::copy_in)) return;
+  const Box box(shared, map, at);
+  count(box.global(0), box.bytes(), false, address_of(__builtin_return_address(0)));
+  const Held held(current->block(), barrier);
+  for (int i = 0; i < box.rows(); ++i) {
+    check_bulk(current->block(), box.shared(i), box.global(i), box.row_bytes());
+    start_copy_in(box.shared(i), box.global(i), box.row_bytes(), held.at);
+  }
+}
+
+void copy_box_out(const TensorMap& map, Corner at, const void* shared) {
+  give_way();
+  if (left_out(Word::copy_out)) return;
+  const Box box(const_cast<void*>(shared), map, at);
+  count(box.global(0), box.bytes(), true, address_of(__builtin_return_address(0)));
+  const Locked locked;
+  current->block().check_fenced(shared, box.bytes());
+  check_handed();
+  for (int i = 0; i < box.rows(); ++i) {
+    check_bulk(current->block(), box.shared(i), box.global(i), box.row_bytes());
+    start_copy_out(box.global(i), box.shared(i), box.row_bytes());
+  }
 }
 
 void commit_copies_out() {

@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "../cuda/boxes.h"
 #include "emulated_device.h"
 
 namespace divnorm::cuda::device {
@@ -31,6 +32,12 @@ template <class Cached>
 void copy_bulk_out(void* global, const void* shared, int bytes, Cached) {
   copy_bulk_out(global, shared, bytes);
 }
+void copy_box(void* shared, const TensorMap& map, Corner at, Barrier* barrier);
+template <class Cached>
+void copy_box(void* shared, const TensorMap& map, Corner at, Barrier* barrier, Cached) {
+  copy_box(shared, map, at, barrier);
+}
+void copy_box_out(const TensorMap& map, Corner at, const void* shared);
 void commit_copies_out();
 void wait_for_copies_out(int all_but, bool written);  // read, or written too
 template <int N>

@@ -1,4 +1,8 @@
 // Launches for the emulated device: kernels run at once, in this thread.
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
 #include "../cuda/launch.h"
 #include "emulated_device.h"
 
@@ -15,6 +19,22 @@ void run(const Launch& launch, void (*kernel)(const Arguments), const Arguments&
 }  // namespace
 
 Versions versions() { return {13000, 13000}; }
+
+// As it is, within the driver's limits.
+TensorMap described(const BoxedTensor& tensor) {
+  const auto [rows, stretches, width] = tensor.box;
+  const auto bytes = static_cast<int64_t>(bytes_of(tensor.dtype));
+  for (const int most : {rows, stretches, width})
+    if (most < 1 || most > kMostOfBox) throw std::runtime_error("a box of " + std::to_string(most) + " along an axis");
+  if (tensor.pitch % tensor.stretch() != 0) throw std::runtime_error("rows of broken stretches");
+  if (width * bytes % kVectorBytes != 0 || tensor.pitch * bytes % kVectorBytes != 0 ||
+      reinterpret_cast<uintptr_t>(tensor.first) % kVectorBytes != 0)
+    throw std::runtime_error("boxes, rows or a tensor at no multiples of 16 bytes");
+  TensorMap map;
+  static_assert(sizeof tensor <= sizeof map);
+  std::memcpy(&map, &tensor, sizeof tensor);
+  return map;
+}
 
 void prepare(int, int, Kernel) {}
 void prepare(int, int, ChannelKernel) {}
