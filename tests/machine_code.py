@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,14 +31,14 @@ _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
 _ACCESS = re.compile(r"\b(LDGSTS|LDS|STS|LDG|STG)\b[^\[]*")
 _PIPELINED = {
     "chunk_planes.h": {"add_moments": 16, "add_sums": 8},
-    "planes.h": {"normalize": 16, "differentiate": 8},
+    "planes.h": {"normalize_channels": 16, "differentiate": 8},
     "pixels.h": {"moments": 16, "sums": 16, "normalize": 16, "differentiate": 8},
 }
 """The same of the pipelined kernels."""
-_FUSED = {"normalize": 1, "sums": 3, "differentiate": 5}
+_FUSED = {"normalize": 1, "normalize_channels": 1, "sums": 3, "differentiate": 5}
 """Multiplications with an addition of a number, a ReLU's among them: they tell how many numbers a loop takes."""
 _MOST = {
-    "planes.h": {"normalize": 16, "sums": 8, "differentiate": 8},
+    "planes.h": {"normalize_channels": 16, "sums": 8, "differentiate": 8},
     "pixels.h": {"normalize": 16, "sums": 16, "differentiate": 8},
 }
 """The most bytes of x that a function takes together."""
@@ -86,12 +86,35 @@ def _function_at(file: str, line: int) -> str:
     return names[-1] if names else ""
 
 
-def _loops(code: str) -> Iterator[list[Instruction]]:
-    """The innermost loops of a kernel."""
+@dataclass(frozen=True)
+class Body:
+    """A kernel's instructions, and where they branch to."""
+
+    instructions: list[Instruction]
+    branches: dict[int, int]
+
+    def follow(self, i: int) -> list[int]:
+        """What comes behind an instruction."""
+        always = re.match(r"(BRA(?!\.DIV)|EXIT)\b", self.instructions[i].text)  # .DIV: a warp's threads are apart
+        nexts = [*([] if always else [i + 1]), *([self.branches[i]] if i in self.branches else [])]
+        return [n for n in nexts if n < len(self.instructions)]
+
+    def shortest(self, starts: Iterable[int], ends: Container[int]) -> int | None:
+        """Instructions between the nearest two of both, if there is a way."""
+        reached, front, steps = set(starts), list(starts), 0
+        while front:
+            if any(i in ends for i in front):
+                return steps
+            front = [n for n in {n for i in front for n in self.follow(i)} if n not in reached]
+            reached.update(front)
+            steps += 1
+        return None
+
+
+def _body(code: str) -> Body:
     body: list[Instruction] = []
     labels: dict[str, int] = {}
     branches: dict[int, str] = {}
-    back: list[tuple[int, int]] = []
     lines: list[tuple[str, int]] = []
     fresh = True
     for line in code.splitlines():
@@ -104,26 +127,27 @@ def _loops(code: str) -> Iterator[list[Instruction]]:
             labels[match[1]] = len(body)
         elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
             fresh = True
-            branch, instruction = _BRANCH.search(match[1]), Instruction(match[1], tuple(lines))
-            if branch:
+            if branch := _BRANCH.search(match[1]):
                 branches[len(body)] = branch[1]
-                if branch[1] in labels and not instruction.smooth:
-                    back.append((labels[branch[1]], len(body)))
-            body.append(instruction)
+            body.append(Instruction(match[1], tuple(lines)))
+    return Body(body, {at: labels[label] for at, label in branches.items() if label in labels})
+
+
+def _loops(body: Body) -> Iterator[tuple[int, int]]:
+    """First and last instruction of a kernel's innermost loops."""
+    back = [(to, at) for at, to in body.branches.items() if to <= at and not body.instructions[at].smooth]
     for first, last in back:
         if not any((first, last) != other and first <= other[0] and other[1] <= last for other in back):
-            yield _others_way(
-                body, first, last, {at: labels[label] for at, label in branches.items() if label in labels}
-            )
+            yield first, last
 
 
-def _others_way(body: list[Instruction], first: int, last: int, branches: dict[int, int]) -> list[Instruction]:
+def _others_way(body: Body, first: int, last: int) -> list[Instruction]:
     """A loop's instructions that lie on a way through it past those of smooth activations."""
-    follows: dict[int, list[int]] = {}
-    for i in range(first, last):
-        always = re.match(r"(BRA(?!\.DIV)|EXIT)\b", body[i].text)  # .DIV: where a warp's threads are apart
-        nexts = [*([] if always else [i + 1]), *([branches[i]] if i in branches else [])]
-        follows[i] = [n for n in nexts if first <= n <= last and not (body[i].smooth or body[n].smooth)]
+    code = body.instructions
+    follows = {
+        i: [n for n in body.follow(i) if first <= n <= last and not (code[i].smooth or code[n].smooth)]
+        for i in range(first, last)
+    }
     from_first, to_last = {first}, {last}
     for i in range(first, last):  # within a loop that has none in it, every other branch leads on
         if i in from_first:
@@ -131,7 +155,21 @@ def _others_way(body: list[Instruction], first: int, last: int, branches: dict[i
     for i in reversed(range(first, last)):
         if to_last.intersection(follows[i]):
             to_last.add(i)
-    return [body[i] for i in range(first, last + 1) if i in from_first and i in to_last]
+    return [code[i] for i in range(first, last + 1) if i in from_first and i in to_last]
+
+
+def _around(body: Body, first: int, last: int) -> int | None:
+    """Instructions of a computing warp of a pipelined kernel on the shortest way from a wait to a loop and on to one."""
+    waits = {
+        i
+        for i, instruction in enumerate(body.instructions)
+        if "TRYWAIT" in instruction.text
+        and any(
+            file == "pipeline_roles.h" and _function_at(file, n) == "compute_in_order" for file, n in instruction.lines
+        )
+    }
+    there, back = body.shortest(waits, {first}), body.shortest([last], waits)
+    return None if there is None or back is None else there + back
 
 
 def _measured(loop: list[Instruction], size: int) -> tuple[str, int, int, float] | None:
@@ -161,10 +199,11 @@ def _measured(loop: list[Instruction], size: int) -> tuple[str, int, int, float]
     numbers, rest = divmod(fused, _FUSED[function])
     assert rest == 0, (function, loop)
     kind, times = ("LDS", 2) if function == "sums" else ("STS", 1)
+    what = function.removesuffix("_channels")
     for together in (1, 2, 4, 8):  # parameters are as wide as the next or wider
         fits = together * size <= _MOST[file][function] and numbers % together == 0
         if fits and accesses[kind, together * size] >= times * numbers // together > 0:
-            return function, together, 0, len(loop) / numbers
+            return what, together, 0, len(loop) / numbers
     return None
 
 
@@ -181,7 +220,7 @@ def _measured_of_pipeline(loop: list[Instruction], size: int) -> tuple[str, int,
     file, function = max(owners, key=owners.__getitem__, default=None) or ("", "")
     if function not in _PIPELINED.get(file, {}):
         return None
-    most, what = _PIPELINED[file][function], function.removeprefix("add_")
+    most, what = _PIPELINED[file][function], function.removeprefix("add_").removesuffix("_channels")
     moved: dict[str, Counter[int]] = defaultdict(Counter)
     for kind, width in (i.access for i in loop if i.access):
         moved[kind][width] += width
@@ -210,6 +249,8 @@ def instructions(dtype: str) -> dict[tuple[str, bool, str, int], float]:
 
     Of the plain form's kernels.
 
+    "around moments": instructions of a warp beside those of the loop, between the barriers in front and behind.
+
     Of the loops of one part the shortest counts: the others have parameters by position, or take what unrolling leaves
     over. A ReLU's and l1's instructions are in them, whether they are wanted or not, those of smooth activations not.
     """
@@ -218,11 +259,15 @@ def instructions(dtype: str) -> dict[tuple[str, bool, str, int], float]:
     for name, code in re.findall(r"\n\.text\.(\S+):\n(.*?)(?=\n\.text\.|\Z)", printed, re.DOTALL):
         kernel = re.search(r"\d((?:resident|staged|pipelined)_(?:forward|backward))I.*Lb([01])ELNS\w*4FormE0", name)
         of = _measured_of_pipeline if kernel and kernel[1].startswith("pipelined") else _measured
-        for loop in _loops(code) if kernel else ():
-            if measured := of(loop, SIZES[dtype]):
+        body = _body(code) if kernel else Body([], {})
+        for first, last in _loops(body):
+            if measured := of(_others_way(body, first, last), SIZES[dtype]):
                 what, together, part, each = measured
-                parts = found[kernel[1], kernel[2] == "1", what, together]
-                parts[part] = min(each, parts.get(part, each))
+                known = found[kernel[1], kernel[2] == "1", what, together]
+                known[part] = min(each, known.get(part, each))
+                if kernel[1].startswith("pipelined") and (around := _around(body, first, last)):
+                    beside = found[kernel[1], kernel[2] == "1", f"around {what}", together]
+                    beside[0] = min(around, beside.get(0, around))
     return {key: sum(parts.values()) for key, parts in found.items()}
 
 

@@ -15,9 +15,10 @@ from typing import Any
 from hopper_model import ALONE, AN_ACCESS, BARRIER, COPY, GLOBAL, MULTIPROCESSORS, OTHERS, TOGETHER
 
 MAP_WARPS, COPY_WARPS = 2, 1
-AROUND_A_CHUNK = 160
-"""Instructions of a warp on the shortest way from a barrier to the loop over a chunk and on to the next barrier, as the
-machine code for sm_90 has them (140 to 170); they are what small chunks cost."""
+AROUND_A_COPY = 120
+"""Instructions of the warp that copies for a chunk on its way in and as many on its way out, beside the copies."""
+A_SHUFFLE = 8
+"""Instructions of a warp for a shuffle: of the sums that lanes share, and between the loops over what they share."""
 OUT_OF_SHARED = 64
 """Bytes a clock that a copy reads from shared memory on its way out."""
 EXCHANGE = 2 * OTHERS
@@ -74,7 +75,7 @@ def block_of(
 ) -> Block:
     """From a block's phases over so many ``samples``, with ``numbers`` of each of the ``tensors`` that are read in one.
 
-    ``size``: bytes of a number. ``each``: instructions a number by what is done, and of a copy.
+    ``size``: bytes of a number. ``each``: instructions a number by what is done, of a copy, and of a warp around a chunk.
     """
 
     def of(first: int) -> list[Any]:
@@ -82,14 +83,14 @@ def block_of(
         return [p for p in phases if p.warp == first and p.index > 0]
 
     compute, maps, copies = of(0), of(cut.warps), of(cut.warps + MAP_WARPS)
-    at_work = max(p.at_work for p in compute)
-    full_warps = -(-at_work // 32)
-    lanes = at_work / full_warps  # of a warp
-    shuffles = 2 * sum(p.shuffles for p in compute) / samples / cut.chunks
+    full_warps = -(-max(p.at_work for p in compute) // 32)
+    lanes = sum(p.done for p in compute) / sum(p.shared + p.others + p.global_ for p in compute)  # of a warp, at work
+    shuffles = A_SHUFFLE * sum(p.shuffles for p in compute) / samples / cut.chunks
     chunk = numbers / cut.chunks
-    around = full_warps * AROUND_A_CHUNK
-    statistics = chunk * (each["statistics"] + each["start"] / cut.chunks) / lanes + around
-    results = chunk * each["result"] / lanes + around + shuffles
+    statistics = (
+        chunk * (each["statistics"] + each["start"] / cut.chunks) / lanes + full_warps * each["around statistics"]
+    )
+    results = chunk * each["result"] / lanes + full_warps * each["around result"] + shuffles
     wavefronts = sum(p.wavefronts for p in compute) / samples / cut.chunks
 
     def clocks(instructions: float) -> float:
@@ -103,8 +104,8 @@ def block_of(
     pace = Pace(
         chunk * size * tensors,
         chunk * size,
-        outs * tensors * each["copy"] * ALONE,
-        outs * each["copy"] * ALONE,
+        (outs * tensors * each["copy"] + AROUND_A_COPY) * ALONE,
+        (outs * each["copy"] + AROUND_A_COPY) * ALONE,
         clocks(statistics),
         clocks(results),
         sum(map(_chain, work)) / samples + EXCHANGE,
@@ -113,7 +114,7 @@ def block_of(
     of_maps = sum(map(_instructions, maps)) / samples
     return Block(
         numbers,
-        (statistics + results + asked * each["copy"]) * cut.chunks + of_maps,
+        (statistics + results + asked * each["copy"] + 2 * AROUND_A_COPY) * cut.chunks + of_maps,
         sum(p.wavefronts for p in (*compute, *maps)) / samples,
         sum(p.read + p.written for p in phases) / samples - (numbers * size if cut.again else 0),
         pace,

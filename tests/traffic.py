@@ -272,7 +272,11 @@ def _instructions(made: Addresses, direction: str, kernel: str, tile: tuple[int,
     each = {"statistics": of(statistics, column, row), "result": of(result, 16 if forward else 8, row)}
     if pipelined:
         start = of("start", column, row) if forward and not last else 0.0
-        return each | {"start": start, "copy": of("copy_bulk", size, 1)}
+        around = {
+            "around statistics": of(f"around {statistics}", column, row),
+            "around result": of(f"around {result}", 16 if forward else 8, row),
+        }
+        return each | around | {"start": start, "copy": of("copy_bulk", size, 1)}
     return each | {"copy_in": of("copy_in", 16, run), "copy_out": of("copy_out", 16, run)}
 
 

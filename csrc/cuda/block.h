@@ -15,6 +15,11 @@ template <class V>
 __device__ V* in_shared(int offset) {
   return offset < 0 ? nullptr : reinterpret_cast<V*>(device::shared_memory() + offset);
 }
+// The same of what is there, or not looked at.
+template <class V>
+__device__ V* surely_in_shared(int offset) {
+  return reinterpret_cast<V*>(device::shared_memory() + offset);
+}
 
 // The parameters of a block and their gradients. What the plain form has none of is null, to the compiler too.
 template <class T, Form F>

@@ -13,17 +13,26 @@ __device__ inline int first_of_maps(const Arguments& args, int position_slice) {
   return args.pipeline.everywhere ? 0 : position_slice * args.resident.tile_positions - args.pipeline.margin;
 }
 
-// A sample's maps in a block.
+// A sample's maps in a block, in the order of their numbers: what it has received; a spare one, which all samples use;
+// and two results, of the block's own positions alone.
 template <class A>
 struct HaloMaps {
-  A* base;
-  int pitch, begin;        // numbers of a map, and the position that its first one is of
-  int own_begin, own_end;  // whose results are saved, where the block is the one that does
+  A *received, *spare, *results;
+  int spare_map;                      // its number
+  int pitch, begin;                   // numbers of a map, and the position that its first one is of
+  int own_pitch, own_begin, own_end;  // of a result
+  bool saves;                         // whether results are saved by this block
   SavedMaps<A> saved;
 
-  __device__ A* at(int map, int p) const { return base + map * pitch + p - begin; }
+  __device__ bool own(int p) const { return p >= own_begin && p < own_end; }
+  __device__ A* result(int map, int p) const { return results + (map - spare_map - 1) * own_pitch + p - own_begin; }
+  __device__ A* at(int map, int p) const {
+    return map < spare_map ? received + map * pitch + p - begin : map == spare_map ? spare + p - begin : result(map, p);
+  }
   __device__ A load(int map, int p) const { return *at(map, p); }
-  __device__ void store(int map, int p, A value) const { *at(map, p) = value; }
+  __device__ void store(int map, int p, A value) const {
+    if (map <= spare_map || own(p)) *at(map, p) = value;
+  }
   __device__ A sum(int map, int first, int last, int step) const {
     A sum = 0;
 #pragma unroll 4
@@ -31,22 +40,11 @@ struct HaloMaps {
     return sum;
   }
   __device__ void save(int map, int p, A value) const {
-    store(map, p, value);
-    if (p >= own_begin && p < own_end) saved.store(map == forward_map::mean, p, value);
+    if (!own(p)) return;
+    *result(map, p) = value;
+    if (saves) saved.store(map == forward_map::mean, p, value);
   }
 };
-
-template <class A>
-__device__ HaloMaps<A> halo_maps(const Arguments& args, const Place& place, const Portion& portion, A* maps, int number,
-                                 int64_t sample) {
-  const Pipeline& p = args.pipeline;
-  return {maps + number % 2 * p.sample_maps,
-          p.pitch,
-          first_of_maps(args, place.position_slice),
-          portion.position,
-          place.channel_slice == 0 ? portion.position + portion.positions : portion.position,
-          SavedMaps<A>(args.shape, args.tensors, sample * args.shape.groups + place.group)};
-}
 
 // The maps of a row of whole fields: one number each, which every thread keeps for itself.
 template <class A>
@@ -69,15 +67,16 @@ struct RowMaps {
 template <class A>
 class Exchange {
  public:
-  // maps, totals: of two samples, each in shared memory. statistics: of a position.
+  // received, totals: of two samples, in shared memory. maps: that each slice of the channels has there; statistics: of
+  // a position, that are sent.
   __device__ Exchange(const Arguments& args, const Place& place, const Portion& portion, const Signals& signals,
-                      A* maps, A* totals, int own_maps, int statistics)
+                      A* received, A* totals, int maps, int statistics)
       : args_(args),
         place_(place),
         signals_(signals),
-        maps_(maps),
+        received_(received),
         totals_(totals),
-        own_maps_(own_maps),
+        maps_(maps),
         statistics_(statistics) {
     const Pipeline& p = args.pipeline;
     const int all = args.shape.positions, own_end = portion.position + portion.positions;
@@ -98,7 +97,7 @@ class Exchange {
   __device__ void push(int number, int which, int p, A value) const {
     const Pipeline& of = args_.pipeline;
     const Resident& r = args_.resident;
-    A* const map = maps_ + number % 2 * of.sample_maps + map_of(place_.channel_slice, which) * of.pitch;
+    A* const map = received_ + (number & 1) * of.received + map_of(place_.channel_slice, which) * of.pitch;
     for (int slice = first_; slice <= last_; ++slice) {
       const int from = slice * r.tile_positions;
       if (!of.everywhere && (p < from - of.reach || p >= from + r.tile_positions + of.reach)) continue;
@@ -109,7 +108,7 @@ class Exchange {
   }
   // Where the block with slice `slice` of the channels has put it.
   __device__ A load(const HaloMaps<A>& maps, int slice, int which, int p) const {
-    return maps.load(map_of(slice, which), p);
+    return maps.received[map_of(slice, which) * maps.pitch + p - maps.begin];
   }
 
   // Of whole fields: what the block adds to its row, by as many threads as there are blocks, each to one of them.
@@ -122,23 +121,21 @@ class Exchange {
   }
   __device__ A total(int number, int block, int which) const { return totals_of(number, block)[which]; }
 
-  __device__ void wait(int number) const { device::wait_for_cluster(signals_.received(number), number / 2 % 2); }
+  __device__ void wait(int number) const { device::wait_for_cluster(signals_.received(number), number >> 1 & 1); }
 
   int begin, end;  // positions whose statistics the block needs
 
  private:
-  __device__ int map_of(int slice, int which) const {
-    return slice == 0 ? which : own_maps_ + (slice - 1) * statistics_ + which;
-  }
+  __device__ int map_of(int slice, int which) const { return slice * maps_ + which; }
   __device__ A* totals_of(int number, int block) const {
-    return totals_ + (number % 2 * args_.resident.blocks + block) * kTotals;
+    return totals_ + ((number & 1) * args_.resident.blocks + block) * kTotals;
   }
 
   const Arguments& args_;
   const Place& place_;
   const Signals& signals_;
-  A *maps_, *totals_;
-  int own_maps_, statistics_;
+  A *received_, *totals_;
+  int maps_, statistics_;
   int first_, last_;  // slices of the positions that lie there
 };
 

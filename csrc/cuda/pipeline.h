@@ -21,13 +21,14 @@
 
 namespace divnorm::cuda {
 
-// What the maps of an absent field hold of every position.
-template <class T, Form F>
-__device__ void fill_absent(const Pipelined<T, F>& block, int of_summation, int of_suppression, Acc<T> neutral) {
+// What a result of an absent field holds of every position.
+template <class T, bool ChannelsLast, Form F>
+__device__ void fill_absent(const Pipelined<T, ChannelsLast, F>& block, int of_summation, int of_suppression,
+                            Acc<T> neutral) {
   const Shape& shape = block.args.shape;
   for (int number = 0; number < 2; ++number) {
-    if (!shape.summation.present) fill(block.own(number, of_summation), block.portion.positions, Acc<T>(0));
-    if (!shape.suppression.present) fill(block.own(number, of_suppression), block.portion.positions, neutral);
+    if (!shape.summation.present) fill(block.result(number, of_summation), block.portion.positions, Acc<T>(0));
+    if (!shape.suppression.present) fill(block.result(number, of_suppression), block.portion.positions, neutral);
   }
 }
 
@@ -35,13 +36,13 @@ template <class T, bool ChannelsLast, Form F>
 __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_forward(const __grid_constant__ Arguments args) {
   device::let_next_begin();
   clear_counters(args.partials);
-  const Pipelined<T, F> block(args);
-  fill_absent(block, forward_map::mean, forward_map::rstd, Acc<T>(1));
+  const Pipelined<T, ChannelsLast, F> block(args);
+  fill_absent(block, 0, 1, Acc<T>(1));
   device::sync_cluster(args.resident.blocks);
   constexpr int none = boxed::count;
   Acc<T> l1 = 0;
   switch (role_of(args.pipeline)) {
-    case Role::compute: l1 = compute_forward<ChannelsLast>(block); break;
+    case Role::compute: l1 = compute_forward(block); break;
     case Role::maps: make_maps_forward(block); break;
     case Role::copy: copy_chunks(block, {{boxed::x, boxed::residual, none}, {boxed::out, none, none}, none});
   }
@@ -56,23 +57,22 @@ __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_backward(const
   const Resident& r = args.resident;
   device::let_next_begin();
   clear_counters(args.partials);
-  const Pipelined<T, F> block(args);
+  const Pipelined<T, ChannelsLast, F> block(args);
   const SomeWarps team = computing(args.pipeline);
-  const int sharers =
-      ChannelsLast || shape.per_position ? 1 : Planes<T, F>::sharers(args.pipeline.chunk_channels, team);
+  BackwardChunks<T, ChannelsLast, F> chunks(block.portion, r.slices, args.pipeline.chunk_channels, team);
+  const int sharers = shape.per_position ? 1 : chunks.sharers();
   clear_gradients(block.affine, shape.per_position ? block.portion.positions : block.portion.channels * sharers);
-  fill_absent(block, backward_map::offset, backward_map::slope, A(0));
+  fill_absent(block, 1, 0, A(0));
   for (int number = 0; number < kSavedSamples; ++number) {
     if (!shape.summation.present) fill(block.own_saved(number, 0), block.portion.positions, A(0));
     if (!shape.suppression.present) fill(block.own_saved(number, 1), block.portion.positions, A(1));
   }
   device::sync_cluster(r.blocks);
   constexpr int none = boxed::count;
-  typename Pixels<T, F>::Gradients gradients;
   A dsigma = 0;
   const Role role = role_of(args.pipeline);
   switch (role) {
-    case Role::compute: compute_backward<ChannelsLast>(block, gradients); break;
+    case Role::compute: compute_backward(block, chunks); break;
     case Role::maps: dsigma = make_maps_backward(block); break;
     case Role::copy:
       if (args.pipeline.again_slots > 0)
@@ -81,10 +81,8 @@ __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_backward(const
         copy_chunks(block, {{boxed::x, boxed::dy, boxed::residual}, {boxed::out, none, boxed::dresidual}, none});
   }
   device::sync_block();  // the ring is free
-  if constexpr (ChannelsLast)
-    if (role == Role::compute)
-      Pixels<T, F>::collect(block.portion.channels, block.affine, gradients, block.ring.template chunk<A>(0, 0), team);
-  Tile own = block.portion.chunk(0, 0);
+  if (role == Role::compute) chunks.collect(block.affine, block.ring.template chunk<A>(0, 0), team);
+  Tile own = block.chunk(0, 0);
   own.channels = block.portion.channels;
   own.positions = block.portion.positions;
   const Place& place = block.place;

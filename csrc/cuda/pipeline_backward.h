@@ -18,8 +18,8 @@ struct PushedStart {
 };
 
 // The sums of the block's channels over one of its positions.
-template <class T, Form F>
-__device__ ChannelSums<Acc<T>, 1> sums_of_position(const Pipelined<T, F>& block, int number, int i) {
+template <class T, bool ChannelsLast, Form F>
+__device__ ChannelSums<Acc<T>, 1> sums_of_position(const Pipelined<T, ChannelsLast, F>& block, int number, int i) {
   const int slices = block.args.resident.slices.count, pitch = block.args.pipeline.own_pitch;
   const Acc<T>* const partial = block.partial(number) + i;
   ChannelSums<Acc<T>, 1> sums;
@@ -33,9 +33,9 @@ __device__ ChannelSums<Acc<T>, 1> sums_of_position(const Pipelined<T, F>& block,
 
 // Of whole fields: from the sums of the block to the row's slopes, which every block makes in the same way. Returns
 // what the row adds to dsigma.
-template <Form F, class T, class Team>
-__device__ Acc<T> make_row_backward(const Pipelined<T, F>& block, const Exchange<Acc<T>>& exchange, int number,
-                                    const Team& team) {
+template <bool ChannelsLast, Form F, class T, class Team>
+__device__ Acc<T> make_row_backward(const Pipelined<T, ChannelsLast, F>& block, const Exchange<Acc<T>>& exchange,
+                                    int number, const Team& team) {
   using A = Acc<T>;
   const Arguments& args = block.args;
   const Shape& shape = args.shape;
@@ -58,24 +58,22 @@ __device__ Acc<T> make_row_backward(const Pipelined<T, F>& block, const Exchange
     shift += exchange.total(number, from, 1);
     centred += exchange.total(number, from, 2);
   }
-  A numbers[kBackwardMaps + kSavedMaps] = {};
+  A numbers[kBackwardMaps] = {};
   numbers[backward_map::rstd] = block.own_saved(number, 1)[0];
   const RowMaps<A> maps{numbers, false,
                         SavedMaps<A>(shape, args.tensors, block.sample(number) * shape.groups + block.place.group)};
   const A dsigma = save_slopes<F>(args, maps, block.place.group, scale, shift, centred);
-  if (shape.suppression.present)
-    fill(block.own(number, backward_map::slope), positions, numbers[backward_map::slope], team);
-  if (shape.summation.present)
-    fill(block.own(number, backward_map::offset), positions, numbers[backward_map::offset], team);
+  if (shape.suppression.present) fill(block.result(number, 0), positions, numbers[backward_map::slope], team);
+  if (shape.summation.present) fill(block.result(number, 1), positions, numbers[backward_map::offset], team);
   return block.place.rank == 0 && team.index() == 0 ? dsigma : A(0);
 }
 
 // From the sums of the block's positions, by slices of its channels, to slope and offset of these. They start where the
 // sums are, which goes with them linearly, so that rstd is of use to its own positions alone. Returns what this
 // thread's positions add to dsigma.
-template <Form F, class T, class Team>
-__device__ Acc<T> make_windows_backward(const Pipelined<T, F>& block, const Exchange<Acc<T>>& exchange, int number,
-                                        const Team& team) {
+template <bool ChannelsLast, Form F, class T, class Team>
+__device__ Acc<T> make_windows_backward(const Pipelined<T, ChannelsLast, F>& block, const Exchange<Acc<T>>& exchange,
+                                        int number, const Team& team) {
   using A = Acc<T>;
   const Arguments& args = block.args;
   const Shape& shape = args.shape;
@@ -88,7 +86,7 @@ __device__ Acc<T> make_windows_backward(const Pipelined<T, F>& block, const Exch
         start_backward<F>(shape, start, block.portion.position + i, sums.scale[0], sums.shift[0], sums.centred[0]);
   }
   exchange.wait(number);
-  const auto maps = halo_maps(args, block.place, block.portion, block.maps, number, block.sample(number));
+  const auto maps = block.maps(number, kBackwardStatistics);
   if (r.channel_blocks > 1) {
     for (int map = shape.suppression.present ? backward_map::scale : backward_map::shift;
          map <= backward_map::centred_sum; ++map)
@@ -105,16 +103,16 @@ __device__ Acc<T> make_windows_backward(const Pipelined<T, F>& block, const Exch
 }
 
 // Returns this thread's part of dsigma.
-template <Form F, class T>
-__device__ Acc<T> make_maps_backward(const Pipelined<T, F>& block) {
+template <bool ChannelsLast, Form F, class T>
+__device__ Acc<T> make_maps_backward(const Pipelined<T, ChannelsLast, F>& block) {
   using A = Acc<T>;
   const Arguments& args = block.args;
   const Shape& shape = args.shape;
   if (!shape.statistics) return A(0);
   const SomeWarps team = mapping(args.pipeline);
   const int statistics = shape.suppression.present ? kBackwardStatistics : kBackwardStatistics - 1;
-  const Exchange<A> exchange(args, block.place, block.portion, block.signals, block.maps, block.totals, kBackwardMaps,
-                             statistics);
+  const Exchange<A> exchange(args, block.place, block.portion, block.signals, block.received, block.totals,
+                             kBackwardStatistics, statistics);
   // What forward has saved of the next sample, while nothing is known of this one: the computing warps have done with
   // the sample kSavedSamples before it when they have published the one before this.
   const auto read_saved = [&](int number) {
@@ -136,7 +134,7 @@ __device__ Acc<T> make_maps_backward(const Pipelined<T, F>& block) {
   for (int number = 0; number < block.samples(); ++number) {
     read_saved(number + 1);
     if (team.index() == 0) exchange.expect(number);
-    device::wait(block.signals.statistics(), number % 2);
+    device::wait(block.signals.statistics(), number & 1);
     dsigma += shape.whole ? make_row_backward(block, exchange, number, team)
                           : make_windows_backward(block, exchange, number, team);
     team.sync();
@@ -145,29 +143,26 @@ __device__ Acc<T> make_maps_backward(const Pipelined<T, F>& block) {
   return dsigma;
 }
 
-template <bool ChannelsLast, Form F, class T>
-__device__ void compute_backward(const Pipelined<T, F>& block, typename Pixels<T, F>::Gradients& gradients) {
+template <bool ChannelsLast, Form F, class T, class Chunks>
+__device__ void compute_backward(const Pipelined<T, ChannelsLast, F>& block, Chunks& chunks) {
   using A = Acc<T>;
   const Arguments& args = block.args;
   const Shape& shape = args.shape;
   const Portion& portion = block.portion;
-  const SomeWarps team = computing(args.pipeline);
-  const Slices& slices = args.resident.slices;
   const int pitch = args.pipeline.own_pitch;
   const A l1 = l1_gradient<A>(args.tensors);
   const bool twice = args.pipeline.again_slots > 0;
-  Chunks<T, ChannelsLast, F> statistics;
   const auto local_of = [&](int number, int on) {
     return Local<A>{block.own_saved(number, 0) + on,
                     block.own_saved(number, 1) + on,
-                    block.own(number, backward_map::slope) + on,
-                    block.own(number, backward_map::offset) + on,
+                    block.result(number, 0) + on,
+                    block.result(number, 1) + on,
                     shape.slope_of,
                     absolute<F>(shape),
                     F == Form::general && shape.keeps_mean};
   };
   const auto affine_of = [&](const Tile& chunk, int slot) {
-    return block.affine_of_chunk(
+    return block.affine_of(
         chunk, F == Form::general && shape.residual ? block.ring.template chunk<T>(slot, twice ? 1 : 2) : nullptr);
   };
   const auto dy_of = [&](int slot, int again) {
@@ -177,34 +172,27 @@ __device__ void compute_backward(const Pipelined<T, F>& block, typename Pixels<T
   compute_in_order(
       block,
       [&](int number, int i, int slot, int again) {
-        if (i == 0) device::wait(block.signals.saved(number), number / 2 % 2);
-        const Tile chunk = portion.chunk(block.sample(number), i);
+        if (i == 0) device::wait(block.signals.saved(number), number >> 1 & 1);
+        const Tile chunk = block.chunk(number, i);
         const int on = chunk.position - portion.position;
         const auto local = local_of(number, on);
         auto affine = affine_of(chunk, slot);
         with_usual<F>(shape.activation, rare, [&](Activation activation, bool rare) {
           affine.activation = activation;
-          statistics.add_sums(chunk, block.ring.template chunk<T>(slot, 0), dy_of(slot, again), local, affine,
-                              rare ? l1 : A(0), slices, block.partial(number) + on, pitch, team);
+          chunks.add_sums(chunk, block.ring.template chunk<T>(slot, 0), dy_of(slot, again), local, affine,
+                          rare ? l1 : A(0), block.partial(number) + on, pitch);
         });
       },
-      [&](int number) { statistics.keep_sums(portion.positions, slices, block.partial(number), pitch, team); },
+      [&](int number) { chunks.keep_sums(block.partial(number), pitch); },
       [&](int number, int i, int slot, int again) {
-        const Tile chunk = portion.chunk(block.sample(number), i);
-        T* const x = block.ring.template chunk<T>(slot, 0);
-        T* const dy = dy_of(slot, again);
+        const Tile chunk = block.chunk(number, i);
         auto local = local_of(number, chunk.position - portion.position);
         auto affine = affine_of(chunk, slot);
         with_usual<F>(shape.activation, rare, [&](Activation activation, bool rare) {
           affine.activation = activation;
           local.slope_of = rare ? shape.slope_of : SlopeOf::values;
-          const A l1_share = rare ? l1 : A(0);
-          if constexpr (ChannelsLast)
-            Pixels<T, F>::template differentiate<Sweep::gradient>(chunk, x, dy, local, affine, l1_share, gradients,
-                                                                  team);
-          else
-            Planes<T, F>::template differentiate<Sweep::gradient>(chunk, x, dy, local, affine, l1_share,
-                                                                  args.pipeline.chunk_channels, portion.channels, team);
+          chunks.differentiate(chunk, block.ring.template chunk<T>(slot, 0), dy_of(slot, again), local, affine,
+                               rare ? l1 : A(0));
         });
       });
 }

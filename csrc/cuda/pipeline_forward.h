@@ -7,9 +7,9 @@
 namespace divnorm::cuda {
 
 // Of whole fields: from the moments of the block to the row's, which every block merges in the same order.
-template <Form F, class T, class Team>
-__device__ void make_row_forward(const Pipelined<T, F>& block, const Exchange<Acc<T>>& exchange, int number,
-                                 const Team& team) {
+template <bool ChannelsLast, Form F, class T, class Team>
+__device__ void make_row_forward(const Pipelined<T, ChannelsLast, F>& block, const Exchange<Acc<T>>& exchange,
+                                 int number, const Team& team) {
   using A = Acc<T>;
   const Arguments& args = block.args;
   const Shape& shape = args.shape;
@@ -35,15 +35,14 @@ __device__ void make_row_forward(const Pipelined<T, F>& block, const Exchange<Ac
                   SavedMaps<A>(shape, args.tensors, block.sample(number) * shape.groups + block.place.group)};
   if (!maps.saves) maps.saved.variance = nullptr;
   save_statistics<F>(args, maps, block.place.group, row);
-  if (shape.summation.present) fill(block.own(number, forward_map::mean), positions, numbers[forward_map::mean], team);
-  if (shape.suppression.present)
-    fill(block.own(number, forward_map::rstd), positions, numbers[forward_map::rstd], team);
+  if (shape.summation.present) fill(block.result(number, 0), positions, numbers[forward_map::mean], team);
+  if (shape.suppression.present) fill(block.result(number, 1), positions, numbers[forward_map::rstd], team);
 }
 
 // From the moments of the block's positions, by slices of its channels, to mean and rstd of all that it needs.
-template <Form F, class T, class Team>
-__device__ void make_windows_forward(const Pipelined<T, F>& block, const Exchange<Acc<T>>& exchange, int number,
-                                     Acc<T> sigma, const Team& team) {
+template <bool ChannelsLast, Form F, class T, class Team>
+__device__ void make_windows_forward(const Pipelined<T, ChannelsLast, F>& block, const Exchange<Acc<T>>& exchange,
+                                     int number, Acc<T> sigma, const Team& team) {
   using A = Acc<T>;
   const Arguments& args = block.args;
   const Shape& shape = args.shape;
@@ -61,7 +60,7 @@ __device__ void make_windows_forward(const Pipelined<T, F>& block, const Exchang
                   r.channel_blocks == 1 ? own.squares / static_cast<A>(n) : own.squares);
   }
   exchange.wait(number);
-  const auto maps = halo_maps(args, block.place, block.portion, block.maps, number, block.sample(number));
+  const auto maps = block.maps(number, kForwardStatistics);
   if (r.channel_blocks > 1) {
     for (int p = exchange.begin + team.index(); p < exchange.end; p += team.count()) {
       const auto whole = Moments<A>::merged(1, r.channel_blocks, [&](int, int slice) {
@@ -78,18 +77,18 @@ __device__ void make_windows_forward(const Pipelined<T, F>& block, const Exchang
   run_halo_passes<A>(shape, args.pipeline.everywhere, maps, block.portion, team, fields);
 }
 
-template <Form F, class T>
-__device__ void make_maps_forward(const Pipelined<T, F>& block) {
+template <bool ChannelsLast, Form F, class T>
+__device__ void make_maps_forward(const Pipelined<T, ChannelsLast, F>& block) {
   using A = Acc<T>;
   const Arguments& args = block.args;
   if (!args.shape.statistics) return;
   const SomeWarps team = mapping(args.pipeline);
-  const Exchange<A> exchange(args, block.place, block.portion, block.signals, block.maps, block.totals, kForwardMaps,
-                             kForwardStatistics);
+  const Exchange<A> exchange(args, block.place, block.portion, block.signals, block.received, block.totals,
+                             kForwardStatistics, kForwardStatistics);
   const A sigma = sigma_of<A>(args.tensors, block.place.group);
   for (int number = 0; number < block.samples(); ++number) {
     if (team.index() == 0) exchange.expect(number);
-    device::wait(block.signals.statistics(), number % 2);
+    device::wait(block.signals.statistics(), number & 1);
     if (args.shape.whole)
       make_row_forward(block, exchange, number, team);
     else
@@ -101,40 +100,38 @@ __device__ void make_maps_forward(const Pipelined<T, F>& block) {
 
 // Returns this thread's sum of |v|.
 template <bool ChannelsLast, Form F, class T>
-__device__ Acc<T> compute_forward(const Pipelined<T, F>& block) {
+__device__ Acc<T> compute_forward(const Pipelined<T, ChannelsLast, F>& block) {
   using A = Acc<T>;
   const Arguments& args = block.args;
   const Shape& shape = args.shape;
   const Portion& portion = block.portion;
-  const SomeWarps team = computing(args.pipeline);
-  const Slices& slices = args.resident.slices;
   const int pitch = args.pipeline.own_pitch;
-  Chunks<T, ChannelsLast, F> statistics;
+  ForwardChunks<T, ChannelsLast, F> chunks(portion, args.resident.slices, computing(args.pipeline));
   A l1 = 0;
   compute_in_order(
       block,
       [&](int number, int i, int slot, int) {
-        const Tile chunk = portion.chunk(block.sample(number), i);
-        statistics.add_moments(chunk, block.ring.template chunk<T>(slot, 0), shape.summation.present, slices,
-                               block.partial(number) + chunk.position - portion.position, pitch, team);
+        const Tile chunk = block.chunk(number, i);
+        chunks.add_moments(chunk, block.ring.template chunk<T>(slot, 0), shape.summation.present,
+                           block.partial(number) + chunk.position - portion.position, pitch);
       },
-      [&](int number) { statistics.keep_moments(portion.positions, slices, block.partial(number), pitch, team); },
+      [&](int number) { chunks.keep_moments(block.partial(number), pitch); },
       [&](int number, int i, int slot, int) {
-        const Tile chunk = portion.chunk(block.sample(number), i);
+        const Tile chunk = block.chunk(number, i);
         const int on = chunk.position - portion.position;
-        const Local<A> local{block.own(number, forward_map::mean) + on,
-                             block.own(number, forward_map::rstd) + on,
+        const Local<A> local{block.result(number, 0) + on,
+                             block.result(number, 1) + on,
                              nullptr,
                              nullptr,
                              shape.slope_of,
                              false,
                              F == Form::general && shape.keeps_mean};
-        auto affine = block.affine_of_chunk(
+        auto affine = block.affine_of(
             chunk, F == Form::general && shape.residual ? block.ring.template chunk<T>(slot, 1) : nullptr);
         with_usual<F>(shape.activation, args.partials.l1 != nullptr, [&](Activation activation, bool rare) {
           affine.activation = activation;
-          l1 += Work<T, ChannelsLast, F>::normalize(chunk, block.ring.template chunk<T>(slot, 0), local, affine,
-                                                    rare && args.partials.l1 != nullptr, team);
+          l1 += chunks.normalize(chunk, block.ring.template chunk<T>(slot, 0), local, affine,
+                                 rare && args.partials.l1 != nullptr);
         });
       });
   return l1;

@@ -165,12 +165,11 @@ void PipelinePlan::surround(Strategy& chosen) const {
     p.everywhere = p.everywhere || shape.passes[i].kind == PassKind::lines || shape.passes[i].kind == PassKind::blocks;
   p.own_pitch = static_cast<int>(pitch_of(r.tile_positions));
   p.margin = static_cast<int>(p.everywhere || shape.whole ? 0 : pitch_of(p.reach));
-  p.pitch = static_cast<int>(pitch_of(p.everywhere  ? shape.positions
-                                      : shape.whole ? r.tile_positions
-                                                    : p.margin + r.tile_positions + p.reach));
+  p.pitch = static_cast<int>(pitch_of(shape.whole    ? 0
+                                      : p.everywhere ? shape.positions
+                                                     : p.margin + r.tile_positions + p.reach));
   const int64_t statistics = backward_ ? kBackwardStatistics : kForwardStatistics;
-  const int64_t received = shape.whole ? 0 : (r.channel_blocks - 1) * statistics;
-  p.sample_maps = as_int(((backward_ ? kBackwardMaps : kForwardMaps) + received) * p.pitch);
+  p.received = as_int(r.channel_blocks * statistics * p.pitch);
 }
 
 bool PipelinePlan::lay_out(Strategy& chosen, int limit) const {
@@ -183,7 +182,8 @@ bool PipelinePlan::lay_out(Strategy& chosen, int limit) const {
   // Those of a chunk of pixels are written while the maps of the sample before are made.
   p.partial_step = shape_.channels_last ? static_cast<int>(partial) : 0;
   at.partial = plan.add((partial + p.partial_step) * sum_);
-  p.maps = plan.add(2 * int64_t{p.sample_maps} * sum_);
+  p.maps = plan.add((2 * int64_t{p.received} + p.pitch) * sum_);  // and a spare one
+  p.results = plan.add(2 * int64_t{kResults} * p.own_pitch * sum_);
   p.saved = backward_ ? plan.add(kSavedSamples * int64_t{kSavedMaps} * p.own_pitch * sum_) : -1;
   p.totals = shape_.whole ? plan.add(2 * int64_t{r.blocks} * kTotals * sum_) : -1;
   const int64_t warps = p.compute_threads / kWarpThreads;

@@ -9,14 +9,58 @@ template <class T, Form F>
 struct Pixels {
   using A = Acc<T>;
 
+  // Lanes of a warp share a position: as few as read kFewestBytes side by side, half of the banks of shared memory, for
+  // adding them up costs; more where each still has kVectors vectors.
+  struct Lanes {
+    template <class Team>
+    __device__ Lanes(int channels, const Team& team) {
+      with_vectors<T, kVectorBytes>(channels, [&](auto vector) {
+        constexpr int V = decltype(vector)::value;
+        const auto wanted = [&](int lanes) {
+          return lanes * V * static_cast<int>(sizeof(T)) <= kFewestBytes || lanes * V * kVectors <= channels;
+        };
+        while (count < device::kWarp && count * 2 * V <= channels && wanted(count * 2)) count *= 2;
+      });
+      lane = team.index() % count;
+      position = team.index() / count;
+      positions = team.count() / count;
+    }
+    // Each value becomes the sum of those of the position's lanes.
+    template <class... Values>
+    __device__ void add_up(Values&... values) const {
+      for (int m = count / 2; m > 0; m /= 2) ((values += device::shuffle_xor(values, m)), ...);
+    }
+    static constexpr int kFewestBytes = 64, kVectors = 4;
+    int count = 1, lane, position, positions;
+  };
+
+  // A thread keeps to its channels, so many bytes of them together, and goes through positions with the other workers
+  // of these.
+  template <int Bytes>
+  struct Columns {
+    template <class Team>
+    __device__ Columns(int channels, const Team& team) {
+      with_vectors<T, Bytes>(channels, [&](auto count) {
+        const int vectors = channels / decltype(count)::value;
+        workers = vectors < 1 || vectors >= team.count() ? 1 : team.count() / vectors;
+        worker = workers == 1 ? 0 : team.index() / vectors;
+        first = workers == 1 ? team.index() : team.index() % vectors;
+        step = workers == 1 ? team.count() : vectors;
+        if (worker >= workers) first = vectors;  // left over
+      });
+    }
+    int workers, worker, first, step;
+  };
+
   // As Planes::moments; a block has all channels of its positions, in one slice.
-  template <class Team = WholeBlock>
-  static __device__ void moments(const Tile& tile, const T* x, bool centred, const Slices&, A* partial, int pitch,
-                                 const Team& team = {}) {
+  static __device__ void moments(const Tile& tile, const T* x, bool centred, const Slices&, A* partial, int pitch) {
+    moments(tile, x, centred, partial, pitch, Lanes(tile.channels, WholeBlock()));
+  }
+  static __device__ void moments(const Tile& tile, const T* x, bool centred, A* partial, int pitch,
+                                 const Lanes& lanes) {
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
       const A each = A(1) / static_cast<A>(tile.channels);
-      const Lanes lanes(tile, V, team);
       for (int first = 0; first < tile.positions; first += lanes.positions) {
         const int p = first + lanes.position;
         const T* channels = x + p * tile.channels;
@@ -51,7 +95,7 @@ struct Pixels {
   static __device__ void deviations(const Tile& tile, const T* x, const A* means, const Slices&, A* partial, int) {
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const Lanes lanes(tile, V, WholeBlock());
+      const Lanes lanes(tile.channels, WholeBlock());
       for (int first = 0; first < tile.positions; first += lanes.positions) {
         const int p = first + lanes.position;
         const int end = p < tile.positions ? tile.channels : 0;
@@ -68,12 +112,14 @@ struct Pixels {
   }
 
   // As Planes::sums, in one slice.
-  template <class Team = WholeBlock>
   static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<T>& affine,
-                              A l1, const Slices&, A* partial, int pitch, const Team& team = {}) {
+                              A l1, const Slices&, A* partial, int pitch) {
+    sums(tile, x, dy, local, affine, l1, partial, pitch, Lanes(tile.channels, WholeBlock()));
+  }
+  static __device__ void sums(const Tile& tile, const T* x, const T* dy, const Local<A>& local, const Affine<T>& affine,
+                              A l1, A* partial, int pitch, const Lanes& lanes) {
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const Lanes lanes(tile, V, team);
       for (int first = 0; first < tile.positions; first += lanes.positions) {
         const int p = first + lanes.position;
         const int end = p < tile.positions ? tile.channels : 0;
@@ -115,13 +161,14 @@ struct Pixels {
   }
 
   // As Planes::normalize.
-  template <class Team = WholeBlock>
+  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<T>& affine, bool with_l1) {
+    return normalize(tile, x, local, affine, with_l1, Columns<kVectorBytes>(tile.channels, WholeBlock()));
+  }
   static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<T>& affine, bool with_l1,
-                                const Team& team = {}) {
+                                const Columns<kVectorBytes>& columns) {
     A sum = 0;
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const Columns columns(tile.channels, V, team);
       for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
         const Pack<A, V> weight = read_pack<V>(affine.weight + c), bias = read_pack<V>(affine.bias + c);
         for (int p = columns.worker; p < tile.positions; p += columns.workers) {
@@ -153,20 +200,21 @@ struct Pixels {
   template <Sweep S = Sweep::gradient>
   static __device__ RowSums<A> differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local,
                                              const Affine<T>& affine, A l1) {
+    const Columns<kColumnBytes> columns(tile.channels, WholeBlock());
     Gradients gradients;
-    const RowSums<A> of_row = differentiate<S>(tile, x, dy, local, affine, l1, gradients, WholeBlock());
-    collect(tile.channels, affine, gradients, reinterpret_cast<A*>(dy), WholeBlock());
+    const RowSums<A> of_row = differentiate<S>(tile, x, dy, local, affine, l1, gradients, columns);
+    collect(tile.channels, affine, gradients, reinterpret_cast<A*>(dy), columns, WholeBlock());
     return of_row;
   }
 
   // The same, of which the gradients of the parameters stay with the threads where each has channels of its own.
-  template <Sweep S, class Team>
+  template <Sweep S>
   static __device__ RowSums<A> differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local,
-                                             const Affine<T>& affine, A l1, Gradients& gradients, const Team& team) {
+                                             const Affine<T>& affine, A l1, Gradients& gradients,
+                                             const Columns<kColumnBytes>& columns) {
     RowSums<A> of_row;
     with_vectors<T, kColumnBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const Columns columns(tile.channels, V, team);
       for (int c = columns.first * V; c < tile.channels; c += columns.step * V) {
         const Pack<A, V> weight = read_pack<V>(affine.weight + c);
         for (int p = columns.worker; p < tile.positions; p += columns.workers) {
@@ -219,10 +267,9 @@ struct Pixels {
   // numbers, with a threshold 3 of them.
   template <class Team>
   static __device__ void collect(int channels, const Affine<T>& affine, const Gradients& gradients, A* sums,
-                                 const Team& team) {
+                                 const Columns<kColumnBytes>& columns, const Team& team) {
     with_vectors<T, kColumnBytes>(channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const Columns columns(channels, V, team);
       if (columns.workers == 1 || affine.dweight == nullptr) return;
       const int rows = columns.workers * channels;
       team.sync();
@@ -244,44 +291,6 @@ struct Pixels {
   }
 
   static __device__ int sharers(const Tile&) { return 1; }
-
- private:
-  // Lanes of a warp share a position: as few as read kFewestBytes side by side, half of the banks of shared memory, for
-  // adding them up costs; more where each still has kVectors vectors.
-  struct Lanes {
-    template <class Team>
-    __device__ Lanes(const Tile& tile, int vector, const Team& team) {
-      const auto wanted = [&](int lanes) {
-        return lanes * vector * static_cast<int>(sizeof(T)) <= kFewestBytes ||
-               lanes * vector * kVectors <= tile.channels;
-      };
-      while (count < device::kWarp && count * 2 * vector <= tile.channels && wanted(count * 2)) count *= 2;
-      lane = team.index() % count;
-      position = team.index() / count;
-      positions = team.count() / count;
-    }
-    // Each value becomes the sum of those of the position's lanes.
-    template <class... Values>
-    __device__ void add_up(Values&... values) const {
-      for (int m = count / 2; m > 0; m /= 2) ((values += device::shuffle_xor(values, m)), ...);
-    }
-    static constexpr int kFewestBytes = 64, kVectors = 4;
-    int count = 1, lane, position, positions;
-  };
-
-  // A thread keeps to its channels and goes through positions with the other workers of these.
-  struct Columns {
-    template <class Team>
-    __device__ Columns(int channels, int vector, const Team& team) {
-      const int vectors = channels / vector;
-      workers = vectors < 1 || vectors >= team.count() ? 1 : team.count() / vectors;
-      worker = workers == 1 ? 0 : team.index() / vectors;
-      first = workers == 1 ? team.index() : team.index() % vectors;
-      step = workers == 1 ? team.count() : vectors;
-      if (worker >= workers) first = vectors;  // left over
-    }
-    int workers, worker, first, step;
-  };
 };
 
 }  // namespace divnorm::cuda

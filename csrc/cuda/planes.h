@@ -91,63 +91,98 @@ struct Planes {
   }
 
   // y in place of x; returns this thread's sum of |v| where it is wanted.
-  template <class Team = WholeBlock>
-  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<T>& affine, bool with_l1,
-                                const Team& team = {}) {
+  static __device__ A normalize(const Tile& tile, T* x, const Local<A>& local, const Affine<T>& affine, bool with_l1) {
     A sum = 0;
     with_vectors<T, kVectorBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      with_parameters(affine, [&](auto per_position) {
-        using Parameter = OfChannel<A, decltype(per_position)::value>;
-        const int vectors = tile.positions / V;
-        const int slices = vectors < 1 || vectors >= team.count() ? 1 : team.count() / vectors;
-        for (int i = team.index(); i < vectors * slices; i += team.count()) {
-          const int slice = i / vectors, p = (i - slice * vectors) * V;
-          const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
-#pragma unroll 2
-          for (int c = slice; c < tile.channels; c += slices) {
-            const int at = c * tile.positions + p;
-            const Pack<A, V> number = widen(read_pack<V>(x + at));
-            const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
-            const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
-            Pack<A, V> value;
-            for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean.at[v];
-            if (with_l1)
-              for (int v = 0; v < V; ++v) sum += std::abs(value.at[v]);
-            value = numerator<F>(local, number, value);
-            for (int v = 0; v < V; ++v) value.at[v] = value.at[v] * rstd.at[v] * weight.at[v] + bias.at[v];
-            add_residual<F>(affine, at, value);
-            activate<F>(affine.activation, value, [&] { return Parameter(affine.threshold, c).template at<V>(p); });
-            write_pack(x + at, narrow<T>(value));
-          }
-        }
-      });
+      const int vectors = tile.positions / V, threads = device::threads();
+      const int slices = vectors < 1 || vectors >= threads ? 1 : threads / vectors;
+      for (int i = device::thread(); i < vectors * slices; i += threads) {
+        const int slice = i / vectors;
+        sum += normalize_channels<V>(tile, x, slice, slices, (i - slice * vectors) * V, local, affine, with_l1);
+      }
     });
     return sum;
   }
+
+  // The same of a slice of the channels, one of `slices` from `first` on, of V positions from p on.
+  template <int V>
+  static __device__ A normalize_channels(const Tile& tile, T* x, int first, int slices, int p, const Local<A>& local,
+                                         const Affine<T>& affine, bool with_l1) {
+    A sum = 0;
+    with_parameters(affine, [&](auto per_position) {
+      using Parameter = OfChannel<A, decltype(per_position)::value>;
+      const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
+#pragma unroll 2
+      for (int c = first; c < tile.channels; c += slices) {
+        const int at = c * tile.positions + p;
+        const Pack<A, V> number = widen(read_pack<V>(x + at));
+        const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
+        const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
+        Pack<A, V> value;
+        for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean.at[v];
+        if (with_l1)
+          for (int v = 0; v < V; ++v) sum += std::abs(value.at[v]);
+        value = numerator<F>(local, number, value);
+        for (int v = 0; v < V; ++v) value.at[v] = value.at[v] * rstd.at[v] * weight.at[v] + bias.at[v];
+        add_residual<F>(affine, at, value);
+        activate<F>(affine.activation, value, [&] { return Parameter(affine.threshold, c).template at<V>(p); });
+        write_pack(x + at, narrow<T>(value));
+      }
+    });
+    return sum;
+  }
+
+  // Lanes of a warp share neighbouring channels, kChannelsTogether at a time: the fewer lanes the more of them are
+  // always at work, and the shorter are the sums over them, as long as there are channels for all. Where channels are
+  // few, several warps share them.
+  struct Sharing {
+    template <class Team>
+    __device__ Sharing(int channels_together, const Team& team) {
+      const int warps = team.count() / device::kWarp, warp = team.index() / device::kWarp;
+      const int sets = (channels_together + kChannelsTogether - 1) / kChannelsTogether;
+      const int sharing = sets >= warps || sets < 1 ? 1 : warps / sets;
+      while (lanes > kFewestLanes && sets * lanes / 2 >= team.count()) lanes /= 2;
+      const int of_warp = device::kWarp / lanes * kChannelsTogether;
+      channels = warps / sharing * of_warp;
+      first = warp / sharing * of_warp;
+      if (first >= channels) first = channels_together;  // those left over find none
+      own = team.index() % device::kWarp / lanes * kChannelsTogether;
+      position = warp % sharing * device::kWarp + team.index() % lanes;
+      positions = sharing * lanes;
+      sharer = warp % sharing;
+      sharers = sharing;
+    }
+    static constexpr int kFewestLanes = 8;
+    int lanes = device::kWarp;
+    int first, channels;      // the first of this warp's channels, and the step to its next;
+    int own;                  // this thread's among them
+    int position, positions;  // likewise, in vectors
+    int sharer, sharers;      // warps of the same channels
+  };
 
   // dx in place of x, and the residual's gradient in its own; adds to the gradients of the parameters, of each channel
   // once for every warp that shares it. A sweep of sums returns this thread's in place of dx; signs count as l1.
   template <Sweep S = Sweep::gradient>
   static __device__ RowSums<A> differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local,
                                              const Affine<T>& affine, A l1) {
-    return differentiate<S>(tile, x, dy, local, affine, l1, tile.channels, tile.channels, WholeBlock());
+    return differentiate<S>(tile, x, dy, local, affine, l1, Sharing(tile.channels, WholeBlock()), tile.channels);
   }
 
-  // The same where warps share channels as of `together` channels; `pitch`: from one sharer's gradients to the next's.
-  template <Sweep S, class Team>
+  // The same where warps share channels in another way; `pitch`: from one sharer's gradients to the next's.
+  template <Sweep S>
   static __device__ RowSums<A> differentiate(const Tile& tile, T* x, T* dy, const Local<A>& local,
-                                             const Affine<T>& affine, A l1, int together, int pitch, const Team& team) {
+                                             const Affine<T>& affine, A l1, const Sharing& sharing, int pitch) {
     RowSums<A> of_row;
     with_vectors<T, kColumnBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
       with_parameters(affine, [&](auto per_position) {
         using Parameter = OfChannel<A, decltype(per_position)::value>;
-        const Warps warps(together, team);
         const auto to_dy = static_cast<int>(dy - x);  // one address serves both
-        for (int first = warps.channel; first < tile.channels; first += warps.channels) {
+        for (int of_warp = sharing.first; of_warp < tile.channels; of_warp += sharing.channels) {
+          const int first = of_warp + sharing.own, end = first < tile.channels ? tile.positions : 0;
           A dweight[kChannelsTogether] = {}, dbias[kChannelsTogether] = {}, dthreshold[kChannelsTogether] = {};
-          for (int p = warps.position * V; p < tile.positions; p += warps.positions * V) {
+          for (int p = sharing.position * V; p < end; p += sharing.positions * V) {
             const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
             Pack<A, V> slope, offset;
             if constexpr (S == Sweep::gradient) {
@@ -199,21 +234,20 @@ struct Planes {
           }
           if constexpr (!Parameter::kPerPosition) {
             if (affine.dweight == nullptr) continue;
-#pragma unroll
+            A sums[2 * kChannelsTogether];
             for (int k = 0; k < kChannelsTogether; ++k) {
-              const int c = first + k;
-              if (c >= tile.channels) break;
-              for (int m = device::kWarp / 2; m > 0; m /= 2) {
-                dweight[k] += device::shuffle_xor(dweight[k], m);
-                dbias[k] += device::shuffle_xor(dbias[k], m);
-                if (affine.dthreshold != nullptr) dthreshold[k] += device::shuffle_xor(dthreshold[k], m);
-              }
-              if (team.index() % device::kWarp == 0) {
-                const int at = warps.position / device::kWarp * pitch + c;
-                affine.dweight[at] += dweight[k];
-                affine.dbias[at] += dbias[k];
-                if (affine.dthreshold != nullptr) affine.dthreshold[at] += dthreshold[k];
-              }
+              sums[k] = dweight[k];
+              sums[kChannelsTogether + k] = dbias[k];
+            }
+            const auto add = [&](A* gradients, int k, A sum) {
+              if (first + k < tile.channels) gradients[sharing.sharer * pitch + first + k] += sum;
+            };
+            const int mine = sum_over_lanes(sharing.lanes, sums);
+            if (mine >= 0)
+              add(mine < kChannelsTogether ? affine.dweight : affine.dbias, mine % kChannelsTogether, sums[0]);
+            if (affine.dthreshold != nullptr) {
+              const int of_threshold = sum_over_lanes(sharing.lanes, dthreshold);
+              if (of_threshold >= 0) add(affine.dthreshold, of_threshold, dthreshold[0]);
             }
           }
         }
@@ -223,29 +257,29 @@ struct Planes {
   }
 
   // How many numbers differentiate() keeps of a channel's gradients.
-  static __device__ int sharers(const Tile& tile) { return sharers(tile.channels, WholeBlock()); }
-  template <class Team>
-  static __device__ int sharers(int channels, const Team& team) {
-    return Warps(channels, team).positions / device::kWarp;
-  }
+  static __device__ int sharers(const Tile& tile) { return Sharing(tile.channels, WholeBlock()).sharers; }
 
  private:
-  // Warps take channels, several neighbours at a time; where channels are few, several warps share them.
-  struct Warps {
-    template <class Team>
-    __device__ Warps(int channels_together, const Team& team) {
-      const int warps = team.count() / device::kWarp, warp = team.index() / device::kWarp;
-      const int sets = (channels_together + kChannelsTogether - 1) / kChannelsTogether;
-      const int sharing = sets >= warps || sets < 1 ? 1 : warps / sets;
-      channels = warps / sharing * kChannelsTogether;
-      positions = sharing * device::kWarp;
-      channel = warp / sharing * kChannelsTogether;
-      if (channel >= channels) channel = channels_together;  // those left over find none
-      position = warp % sharing * device::kWarp + team.index() % device::kWarp;
+  // Sums Count numbers, a power of two, over `lanes` lanes, which hand each other halves of what they hold. Returns
+  // which number's sum this lane then has in front, -1: none.
+  template <int Count>
+  static __device__ int sum_over_lanes(int lanes, A (&numbers)[Count]) {
+    const int lane = device::thread();
+    int mask = lanes / 2, which = 0;
+#pragma unroll
+    for (int half = Count / 2; half > 0; half /= 2, mask /= 2) {
+      const bool upper = (lane & mask) != 0;
+      which = 2 * which + upper;
+#pragma unroll
+      for (int i = 0; i < half; ++i) {
+        const A kept = upper ? numbers[i + half] : numbers[i], given = upper ? numbers[i] : numbers[i + half];
+        numbers[i] = kept + device::shuffle_xor(given, mask);
+      }
     }
-    int channel, channels;    // the first of this thread's, and the step to its next
-    int position, positions;  // likewise, in vectors
-  };
+    const int same = 2 * mask - 1;  // lanes with the same number
+    for (; mask > 0; mask /= 2) numbers[0] += device::shuffle_xor(numbers[0], mask);
+    return (lane & same) == 0 ? which : -1;
+  }
 };
 
 }  // namespace divnorm::cuda

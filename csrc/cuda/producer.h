@@ -67,8 +67,8 @@ __device__ inline const void* tensor_of(const Tensors& tensors, int which) {
 
 // By the warp that copies, in the order of the computing warps, as far ahead of them as there are slots. A slot is
 // loaded again when its results have been read from it, so that a sample hands its room on chunk by chunk.
-template <class T, Form F>
-__device__ void copy_chunks(const Pipelined<T, F>& block, const Copied& tensors) {
+template <class T, bool ChannelsLast, Form F>
+__device__ void copy_chunks(const Pipelined<T, ChannelsLast, F>& block, const Copied& tensors) {
   const Ring &ring = block.ring, &again = block.again;
   const Portion& portion = block.portion;
   const BoxesOfBlock boxes(block.args, block.place, portion);
@@ -94,47 +94,51 @@ __device__ void copy_chunks(const Pipelined<T, F>& block, const Copied& tensors)
     });
   };
   Turn coming, leaving, passing;
-  int left = 0;  // chunks whose results are on their way
+  int left = 0, of_left = 0;  // the chunk whose results go next, and its sample
   const auto hand_out = [&] {
     device::wait(ring.done(leaving.slot), leaving.parity());
-    const Tile tile = portion.chunk(block.sample(left / portion.chunks), left % portion.chunks);
+    const Tile tile = block.chunk(of_left, left);
 #pragma unroll
     for (int tensor = 0; tensor < kMostTensors; ++tensor)
       store(tensors.out[tensor], tile, ring.chunk<unsigned char>(leaving.slot, tensor));
     leaving.next(ring.slots);
-    ++left;
+    if (++left < portion.chunks) return;
+    left = 0;
+    ++of_left;
   };
-  for (Steps steps = block.steps(); steps.next();) {
-    const Tile tile = portion.chunk(block.sample(steps.number), steps.chunk);
-    const int bytes = tile.rows * tile.row * static_cast<int>(sizeof(T));
-    if (steps.takes) {
-      if (coming.round > 0) {
-        hand_out();
-        if (device::elected()) {
-          device::commit_copies_out();
-          device::copies_out_read<0>();
-        }
-      }
-      device::Barrier* const full = ring.full(coming.slot);
-      if (device::elected()) device::arrive_expecting(full, block.args.pipeline.tensors * bytes);
-#pragma unroll
-      for (int tensor = 0; tensor < kMostTensors; ++tensor)
-        if (tensor < block.args.pipeline.tensors)
-          load(tensors.in[tensor], tile, ring.chunk<unsigned char>(coming.slot, tensor), full, device::AsUsual());
-      coming.next(ring.slots);
-    }
-    if (again.slots == 0) continue;
-    if (passing.round > 0) device::wait(again.done(passing.slot), (passing.round - 1) % 2);
+  const auto bytes_of = [](const Tile& tile) { return tile.rows * tile.row * static_cast<int>(sizeof(T)); };
+  const auto pass = [&](const Tile& tile, auto cached) {
+    if (again.slots == 0) return;
+    if (passing.round > 0) device::wait(again.done(passing.slot), (passing.round - 1) & 1);
     device::Barrier* const full = again.full(passing.slot);
-    if (device::elected()) device::arrive_expecting(full, bytes);
-    auto* const to = again.chunk<unsigned char>(passing.slot, 0);
-    if (steps.takes)
-      load(tensors.again, tile, to, full, device::Again(true));
-    else
-      load(tensors.again, tile, to, full, device::NoMore());
+    if (device::elected()) device::arrive_expecting(full, bytes_of(tile));
+    load(tensors.again, tile, again.template chunk<unsigned char>(passing.slot, 0), full, cached);
     passing.next(again.slots);
-  }
-  while (left < block.samples() * portion.chunks) hand_out();
+  };
+  block.steps().for_each(
+      [&](int number, int chunk) {
+        if (again.slots > 0) pass(block.chunk(number, chunk), device::NoMore());
+      },
+      [&](int number, int chunk) {
+        if (coming.round > 0) {
+          hand_out();
+          if (device::elected()) {
+            device::commit_copies_out();
+            device::copies_out_read<0>();
+          }
+        }
+        const Tile tile = block.chunk(number, chunk);
+        device::Barrier* const full = ring.full(coming.slot);
+        if (device::elected()) device::arrive_expecting(full, block.args.pipeline.tensors * bytes_of(tile));
+#pragma unroll
+        for (int tensor = 0; tensor < kMostTensors; ++tensor)
+          if (tensor < block.args.pipeline.tensors)
+            load(tensors.in[tensor], tile, ring.chunk<unsigned char>(coming.slot, tensor), full, device::AsUsual());
+        coming.next(ring.slots);
+        pass(tile, device::Again(true));
+      },
+      [](int) {});
+  while (of_left < block.samples()) hand_out();
   if (device::elected()) {
     device::commit_copies_out();
     device::copies_out_done<0>();

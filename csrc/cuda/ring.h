@@ -14,7 +14,7 @@ struct Turn {
     slot = 0;
     ++round;
   }
-  __device__ int parity() const { return round % 2; }
+  __device__ int parity() const { return round & 1; }
   int slot = 0, round = 0;
 };
 
@@ -30,16 +30,29 @@ struct Portion {
         positions(clamped(args.shape.positions - position, 0, args.resident.tile_positions)),
         chunks(args.shape.channels_last ? (positions - 1) / args.pipeline.chunk_positions + 1
                                         : (channels - 1) / args.pipeline.chunk_channels + 1) {}
+  // Of a sample; it lies in the tensor where that does.
+  template <bool ChannelsLast>
   __device__ Tile chunk(int64_t sample, int i) const {
     const Pipeline& p = args_.pipeline;
-    const bool last = args_.shape.channels_last;
-    const int from_channel = last ? 0 : i * p.chunk_channels, from_position = last ? i * p.chunk_positions : 0;
-    return tile_at(args_.shape, sample, group_, channel + from_channel,
-                   clamped(channels - from_channel, 0, p.chunk_channels), position + from_position,
-                   clamped(positions - from_position, 0, p.chunk_positions));
+    Tile tile;
+    tile.channel = channel;
+    tile.channels = channels;
+    tile.position = position;
+    tile.positions = positions;
+    if constexpr (ChannelsLast) {
+      tile.position += i * p.chunk_positions;
+      tile.positions = least(positions - i * p.chunk_positions, p.chunk_positions);
+    } else {
+      tile.channel += i * p.chunk_channels;
+      tile.channels = least(channels - i * p.chunk_channels, p.chunk_channels);
+    }
+    lay_out(tile, args_.shape, ChannelsLast, sample, group_);
+    return tile;
   }
 
  private:
+  static __device__ int least(int one, int other) { return one < other ? one : other; }
+
   const Arguments& args_;
   int group_;
 
@@ -53,35 +66,27 @@ struct Portion {
 // results. The ring has room for no fewer chunks beside a sample's, and what it has more is on its way meanwhile. What
 // a step waits for is always behind earlier ones: its slot's last results; or maps, for which every block of the
 // cluster has taken statistics before the results in its way.
-class Steps {
- public:
-  __device__ Steps(int samples, int chunks, int ahead) : samples_(samples), chunks_(chunks), ahead_(ahead) {}
-
-  __device__ bool next() {
-    for (; of_results_ < samples_; ++of_results_, taken_ = finished_ = 0) {  // at first there are no results
-      const bool more = of_results_ + 1 < samples_ && taken_ < chunks_;
-      takes = more && (of_results_ < 0 || taken_ < ahead_ + finished_);
-      if (!takes && (of_results_ < 0 || finished_ == chunks_)) continue;
-      number = takes ? of_results_ + 1 : of_results_;
-      chunk = takes ? taken_++ : finished_++;
-      return true;
+struct Steps {
+  // finish(number of the sample, chunk): results; take(number, chunk): statistics; taken(number): all of them are, and
+  // the maps of the sample before are there.
+  template <class Finish, class Take, class Taken>
+  __device__ void for_each(Finish&& finish, Take&& take, Taken&& taken) const {
+    const int last = chunks - 1 - ahead;
+#pragma unroll 1
+    for (int number = -1; number < samples; ++number) {
+      const bool more = number + 1 < samples;
+      const int complete = number < 0 || last > 0 ? last : 0;
+#pragma unroll 1
+      for (int i = -ahead; i < chunks; ++i) {
+        if (i >= 0 && number >= 0) finish(number, i);
+        if (!more) continue;
+        if (i <= last) take(number + 1, i + ahead);
+        if (i == complete) taken(number + 1);
+      }
     }
-    return false;
-  }
-  // Whether this step leaves nothing of the next sample to be taken, nor the maps of this one to be waited for.
-  __device__ bool complete() const {
-    return of_results_ + 1 < samples_ && taken_ == chunks_ && (of_results_ < 0 || finished_ > 0);
   }
 
-  // That whose statistics are taken beside the results of another.
-  __device__ int next_sample() const { return of_results_ + 1; }
-
-  bool takes = false;  // statistics, else results
-  int number = 0, chunk = 0;
-
- private:
-  int samples_, chunks_, ahead_;
-  int of_results_ = -1, taken_ = 0, finished_ = 0;
+  int samples, chunks, ahead;  // the last at most as many as chunks
 };
 
 // Slots of shared memory that chunks come into, of one tensor or of several side by side.
@@ -138,8 +143,8 @@ class Signals {
   __device__ device::Barrier* statistics() const { return barriers_; }
   __device__ device::Barrier* maps() const { return barriers_ + 1; }
   // Of every other one: what backward needs of forward's maps is in place; the blocks' statistics have come.
-  __device__ device::Barrier* saved(int number) const { return barriers_ + 2 + number % 2; }
-  __device__ device::Barrier* received(int number) const { return barriers_ + 4 + number % 2; }
+  __device__ device::Barrier* saved(int number) const { return barriers_ + 2 + (number & 1); }
+  __device__ device::Barrier* received(int number) const { return barriers_ + 4 + (number & 1); }
 
  private:
   device::Barrier* barriers_;

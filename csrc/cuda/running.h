@@ -27,7 +27,7 @@ class RunningMoments {
     for (int v = 0; v < V; ++v) {
       mean.at[v] = mean_[v];
       squares.at[v] = merged_ > 0 ? squares_[v] : square_sum_[v];
-      mean_[v] = squares_[v] = sum_[v] = square_sum_[v] = 0;
+      mean_[v] = squares_[v] = sum_[v] = square_sum_[v] = pivot_[v] = 0;
     }
     merged_ = pending_ = 0;
   }
@@ -53,7 +53,10 @@ class RunningMoments {
         squares_[v] += difference * difference;
       }
     }
-    for (int v = 0; v < V; ++v) mean_[v] = corrected(mean_[v], rest[v] * each);
+    for (int v = 0; v < V; ++v) {
+      mean_[v] = corrected(mean_[v], rest[v] * each);
+      pivot_[v] = pivot(v);
+    }
     merged_ = numbers;
   }
 
@@ -62,13 +65,11 @@ class RunningMoments {
 
   template <int V, class Of>
   __device__ void add_about_pivot(int numbers, Of&& of) {
-    A about[V];
-    for (int v = 0; v < V; ++v) about[v] = pivot(v);
 #pragma unroll 4
     for (int i = 0; i < numbers; ++i) {
       const Pack<A, V> number = of(i);
       for (int v = 0; v < V; ++v) {
-        const A difference = number.at[v] - about[v];
+        const A difference = number.at[v] - pivot_[v];
         sum_[v] += difference;
         square_sum_[v] += difference * difference;
       }
@@ -85,11 +86,12 @@ class RunningMoments {
       mean_[v] += on;
       squares_[v] += square_sum_[v] - all * on * on;
       sum_[v] = square_sum_[v] = 0;
+      pivot_[v] = pivot(v);
     }
   }
 
   int merged_ = 0, pending_ = 0;
-  A mean_[Count] = {}, squares_[Count] = {};
+  A mean_[Count] = {}, squares_[Count] = {}, pivot_[Count] = {};
   A sum_[Count] = {}, square_sum_[Count] = {};  // of what is pending, about the pivot
 };
 

@@ -16,21 +16,16 @@ struct Tile {
   int rows = 0, row = 0;  // contiguous stretches and their length; one behind the other in shared memory
 };
 
-__device__ inline Tile tile_at(const Shape& shape, int64_t sample, int group, int channel, int channels, int position,
-                               int positions) {
-  Tile tile;
-  tile.channel = channel;
-  tile.position = position;
-  tile.channels = clamped(shape.group_channels - channel, 0, channels);
-  tile.positions = clamped(shape.positions - position, 0, positions);
-  const int64_t first_channel = static_cast<int64_t>(group) * shape.group_channels + channel;
-  if (shape.channels_last) {
-    tile.first = (sample * shape.positions + position) * shape.channels + first_channel;
+// Where the tile's channels and positions lie in the tensor and, one behind the other, in shared memory.
+__device__ inline void lay_out(Tile& tile, const Shape& shape, bool channels_last, int64_t sample, int group) {
+  const int64_t channel = static_cast<int64_t>(group) * shape.group_channels + tile.channel;
+  if (channels_last) {
+    tile.first = (sample * shape.positions + tile.position) * shape.channels + channel;
     tile.rows = tile.positions;
     tile.row = tile.channels;
     tile.pitch = shape.channels;
   } else {
-    tile.first = (sample * shape.channels + first_channel) * shape.positions + position;
+    tile.first = (sample * shape.channels + channel) * shape.positions + tile.position;
     tile.rows = tile.channels;
     tile.row = tile.positions;
     tile.pitch = shape.positions;
@@ -39,6 +34,16 @@ __device__ inline Tile tile_at(const Shape& shape, int64_t sample, int group, in
     tile.row *= tile.rows;
     tile.rows = 1;
   }
+}
+
+__device__ inline Tile tile_at(const Shape& shape, int64_t sample, int group, int channel, int channels, int position,
+                               int positions) {
+  Tile tile;
+  tile.channel = channel;
+  tile.position = position;
+  tile.channels = clamped(shape.group_channels - channel, 0, channels);
+  tile.positions = clamped(shape.positions - position, 0, positions);
+  lay_out(tile, shape, shape.channels_last, sample, group);
   return tile;
 }
 
