@@ -13,36 +13,35 @@ __device__ inline int first_of_maps(const Arguments& args, int position_slice) {
   return args.pipeline.everywhere ? 0 : position_slice * args.resident.tile_positions - args.pipeline.margin;
 }
 
-// A sample's maps in a block, in the order of their numbers: what it has received; a spare one, which all samples use;
-// and two results, of the block's own positions alone.
+// A sample's maps in a block: what it has received; what passes work on, of all samples; and the two results, of the
+// block's own positions alone.
 template <class A>
 struct HaloMaps {
-  A *received, *spare, *results;
-  int spare_map;                      // its number
+  A *received, *working, *results;
+  int spare;                          // the number of the first map behind those received
   int pitch, begin;                   // numbers of a map, and the position that its first one is of
   int own_pitch, own_begin, own_end;  // of a result
   bool saves;                         // whether results are saved by this block
   SavedMaps<A> saved;
 
-  __device__ bool own(int p) const { return p >= own_begin && p < own_end; }
-  __device__ A* result(int map, int p) const { return results + (map - spare_map - 1) * own_pitch + p - own_begin; }
   __device__ A* at(int map, int p) const {
-    return map < spare_map ? received + map * pitch + p - begin : map == spare_map ? spare + p - begin : result(map, p);
+    return (map < spare ? received + map * pitch : map == spare ? working : working + pitch) + p - begin;
   }
   __device__ A load(int map, int p) const { return *at(map, p); }
-  __device__ void store(int map, int p, A value) const {
-    if (map <= spare_map || own(p)) *at(map, p) = value;
-  }
+  __device__ void store(int map, int p, A value) const { *at(map, p) = value; }
   __device__ A sum(int map, int first, int last, int step) const {
     A sum = 0;
 #pragma unroll 4
     for (int p = first; p <= last; p += step) sum += load(map, p);
     return sum;
   }
+  // A result, which passes read no more.
+  __device__ void keep(int map, int p, A value) const {
+    if (p >= own_begin && p < own_end) results[(map - spare - 1) * own_pitch + p - own_begin] = value;
+  }
   __device__ void save(int map, int p, A value) const {
-    if (!own(p)) return;
-    *result(map, p) = value;
-    if (saves) saved.store(map == forward_map::mean, p, value);
+    keep(map, p, value);
+    if (saves && p >= own_begin && p < own_end) saved.store(map == forward_map::mean, p, value);
   }
 };
 

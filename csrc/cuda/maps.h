@@ -205,6 +205,7 @@ struct OwnedMaps {
     }
     return sum;
   }
+  __device__ void keep(int map, int p, A value) const { store(map, p, value); }
   __device__ void save(int map, int p, A value) const {
     store(map, p, value);
     saved.store(map == forward_map::mean, p, value);
@@ -218,6 +219,7 @@ struct ClusterMaps {
 
   __device__ A load(int map, int p) const { return owned.anywhere(map, p); }
   __device__ void store(int map, int p, A value) const { owned.store_anywhere(map, p, value); }
+  __device__ void keep(int map, int p, A value) const { store(map, p, value); }
   __device__ void save(int map, int p, A value) const {
     store(map, p, value);
     owned.saved.store(map == forward_map::mean, p, value);
@@ -245,6 +247,7 @@ struct GlobalMaps {
     return sum;
   }
   __device__ void store(int map, int p, A value) const { device::store(at(map, p), value); }
+  __device__ void keep(int map, int p, A value) const { store(map, p, value); }
   __device__ void save(int map, int p, A value) const { store(map, p, value); }
 };
 
@@ -277,12 +280,12 @@ struct BackwardFields {
 
   __device__ void suppression(int p, A sum) const {
     const A slope = sum * per_channel;
-    maps.store(backward_map::slope, p, slope);
+    maps.keep(backward_map::slope, p, slope);
     if (!shape.summation.present) return;
     const A d = maps.load(backward_map::shift, p) - slope * maps.load(backward_map::centred_sum, p);
     maps.store(backward_map::shift, p, d / divisor<A>(shape, shape.summation, p));
   }
-  __device__ void summation(int p, A sum) const { maps.store(backward_map::offset, p, sum * per_channel); }
+  __device__ void summation(int p, A sum) const { maps.keep(backward_map::offset, p, sum * per_channel); }
 };
 
 // A sum over a team, in the same order every time; valid in its first thread. `reduction`: one number per warp, for one

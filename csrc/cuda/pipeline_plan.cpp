@@ -170,6 +170,10 @@ void PipelinePlan::surround(Strategy& chosen) const {
                                                      : p.margin + r.tile_positions + p.reach));
   const int64_t statistics = backward_ ? kBackwardStatistics : kForwardStatistics;
   p.received = as_int(r.channel_blocks * statistics * p.pitch);
+  // Passes work on one map, or on two where one of them leaves something else than a result in its place.
+  p.working = p.pitch;
+  for (const Pass& pass : shape.passes)
+    if (pass.target > statistics && (pass.kind == PassKind::blocks || !pass.last)) p.working = 2 * p.pitch;
 }
 
 bool PipelinePlan::lay_out(Strategy& chosen, int limit) const {
@@ -182,7 +186,7 @@ bool PipelinePlan::lay_out(Strategy& chosen, int limit) const {
   // Those of a chunk of pixels are written while the maps of the sample before are made.
   p.partial_step = shape_.channels_last ? static_cast<int>(partial) : 0;
   at.partial = plan.add((partial + p.partial_step) * sum_);
-  p.maps = plan.add((2 * int64_t{p.received} + p.pitch) * sum_);  // and a spare one
+  p.maps = plan.add((2 * int64_t{p.received} + p.working) * sum_);
   p.results = plan.add(2 * int64_t{kResults} * p.own_pitch * sum_);
   p.saved = backward_ ? plan.add(kSavedSamples * int64_t{kSavedMaps} * p.own_pitch * sum_) : -1;
   p.totals = shape_.whole ? plan.add(2 * int64_t{r.blocks} * kTotals * sum_) : -1;

@@ -158,14 +158,14 @@ struct Pipeline {
   int chunks = 1, slots = 1;         // of a sample, at most, and of the ring
   int ahead = 0;                     // of the next sample, before the results of one
   int tensors = 1, chunk_bytes = 0;  // a slot has a chunk of each tensor
-  Boxes boxes[2];               // of a chunk; the second ones of the last slice of the positions, where that is shorter
-  int again_slots = 0;          // of another ring, through which dy comes twice; 0: it stays as x does
-  int reach = 0;                // positions around a block's own that its maps need
-  bool everywhere = false;      // the maps of a block are of all positions
-  int margin = 0;               // numbers of a map in front of those of the block's own positions
-  int pitch = 0, received = 0;  // numbers of a map, and of all that blocks send of a sample
-  int own_pitch = 0;            // of a map of the block's own positions
-  int partial_step = 0;         // from a sample's partial statistics to the next one's, where both are kept
+  Boxes boxes[2];           // of a chunk; the second ones of the last slice of the positions, where that is shorter
+  int again_slots = 0;      // of another ring, through which dy comes twice; 0: it stays as x does
+  int reach = 0;            // positions around a block's own that its maps need
+  bool everywhere = false;  // the maps of a block are of all positions
+  int margin = 0;           // numbers of a map in front of those of the block's own positions
+  int pitch = 0, received = 0, working = 0;  // numbers of a map, of all that blocks send of a sample, and beside them
+  int own_pitch = 0;                         // of a map of the block's own positions
+  int partial_step = 0;  // from a sample's partial statistics to the next one's, where both are kept
   int ring = 0, again = 0, maps = 0, results = 0, saved = 0, totals = 0, barriers = 0;
 };
 
