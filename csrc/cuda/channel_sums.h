@@ -11,10 +11,10 @@ template <class A, int Count>
 struct ChannelSums {
   A scale[Count] = {}, shift[Count] = {}, centred[Count] = {};
 
-  // Channel c of V positions from p on, which lie at `at` in the tile.
-  template <Form F, class Parameter, int V, class T>
-  __device__ void add(const T* x, const T* dy, int at, int c, int p, const Pack<A, V>& mean, const Pack<A, V>& rstd,
-                      const Local<A>& local, const Affine<T>& affine, A l1) {
+  // Of V numbers at `at` of the tile: of channel c, or of two channels, from position p on.
+  template <Form F, class Parameter, int V, class T, class Channel>
+  __device__ void add(const T* x, const T* dy, int at, const Channel& c, int p, const Pack<A, V>& mean,
+                      const Pack<A, V>& rstd, const Local<A>& local, const Affine<T>& affine, A l1) {
     const Pack<A, V> number = widen(read_pack<V>(x + at));
     Pack<A, V> upstream = widen(read_pack<V>(dy + at));
     const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);

@@ -14,7 +14,7 @@ class ForwardPixels {
   using A = Acc<T>;
 
   template <class Team>
-  __device__ ForwardPixels(const Portion& portion, const Slices&, const Team& team)
+  __device__ ForwardPixels(const Arguments&, const Portion& portion, const Team& team)
       : lanes_(portion.channels, team), columns_(portion.channels, team) {}
 
   __device__ void add_moments(const Tile& chunk, const T* x, bool centred, A* partial, int pitch) const {
@@ -36,7 +36,7 @@ class BackwardPixels {
   using A = Acc<T>;
 
   template <class Team>
-  __device__ BackwardPixels(const Portion& portion, const Slices&, int, const Team& team)
+  __device__ BackwardPixels(const Arguments&, const Portion& portion, const Team& team)
       : channels_(portion.channels), lanes_(portion.channels, team), columns_(portion.channels, team) {}
 
   __device__ void add_sums(const Tile& chunk, const T* x, const T* dy, const Local<A>& local, const Affine<T>& affine,

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kPipelinedThreads, 1) pipelined_backward(const
   clear_counters(args.partials);
   const Pipelined<T, ChannelsLast, F> block(args);
   const SomeWarps team = computing(args.pipeline);
-  BackwardChunks<T, ChannelsLast, F> chunks(block.portion, r.slices, args.pipeline.chunk_channels, team);
+  BackwardChunks<T, ChannelsLast, F> chunks(args, block.portion, team);
   const int sharers = shape.per_position ? 1 : chunks.sharers();
   clear_gradients(block.affine, shape.per_position ? block.portion.positions : block.portion.channels * sharers);
   fill_absent(block, 1, 0, A(0));

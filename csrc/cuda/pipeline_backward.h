@@ -20,13 +20,13 @@ struct PushedStart {
 // The sums of the block's channels over one of its positions.
 template <class T, bool ChannelsLast, Form F>
 __device__ ChannelSums<Acc<T>, 1> sums_of_position(const Pipelined<T, ChannelsLast, F>& block, int number, int i) {
-  const int slices = block.args.resident.slices.count, pitch = block.args.pipeline.own_pitch;
+  const int pieces = block.pieces(), pitch = block.args.pipeline.own_pitch;
   const Acc<T>* const partial = block.partial(number) + i;
   ChannelSums<Acc<T>, 1> sums;
-  for (int slice = 0; slice < slices; ++slice) {
-    sums.scale[0] += partial[slice * pitch];
-    sums.shift[0] += partial[(slices + slice) * pitch];
-    sums.centred[0] += partial[(2 * slices + slice) * pitch];
+  for (int piece = 0; piece < pieces; ++piece) {
+    sums.scale[0] += partial[piece * pitch];
+    sums.shift[0] += partial[(pieces + piece) * pitch];
+    sums.centred[0] += partial[(2 * pieces + piece) * pitch];
   }
   return sums;
 }
@@ -68,7 +68,7 @@ __device__ Acc<T> make_row_backward(const Pipelined<T, ChannelsLast, F>& block, 
   return block.place.rank == 0 && team.index() == 0 ? dsigma : A(0);
 }
 
-// From the sums of the block's positions, by slices of its channels, to slope and offset of these. They start where the
+// From the sums of the block's positions, by pieces of its channels, to slope and offset of these. They start where the
 // sums are, which goes with them linearly, so that rstd is of use to its own positions alone. Returns what this
 // thread's positions add to dsigma.
 template <bool ChannelsLast, Form F, class T, class Team>

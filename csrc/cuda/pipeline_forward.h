@@ -13,15 +13,14 @@ __device__ void make_row_forward(const Pipelined<T, ChannelsLast, F>& block, con
   using A = Acc<T>;
   const Arguments& args = block.args;
   const Shape& shape = args.shape;
-  const Slices& slices = args.resident.slices;
-  const int positions = block.portion.positions, pitch = args.pipeline.own_pitch;
+  const int positions = block.portion.positions, pitch = args.pipeline.own_pitch, pieces = block.pieces();
   const A* const partial = block.partial(number);
   const auto own = block_moments(
-      slices.count * positions, block.reduction,
+      pieces * positions, block.reduction,
       [&](int i) {
-        const int slice = i / positions, p = i - slice * positions;
-        return Moments<A>{block.count_of_slice(slice), partial[slice * pitch + p],
-                          partial[(slices.count + slice) * pitch + p]};
+        const int piece = i / positions, p = i - piece * positions;
+        return Moments<A>{block.channels_of_piece(piece), partial[piece * pitch + p],
+                          partial[(pieces + piece) * pitch + p]};
       },
       team);
   exchange.push_totals(number, team.index(), own.count, own.mean, own.squares);
@@ -39,7 +38,7 @@ __device__ void make_row_forward(const Pipelined<T, ChannelsLast, F>& block, con
   if (shape.suppression.present) fill(block.result(number, 1), positions, numbers[forward_map::rstd], team);
 }
 
-// From the moments of the block's positions, by slices of its channels, to mean and rstd of all that it needs.
+// From the moments of the block's positions, by pieces of its channels, to mean and rstd of all that it needs.
 template <bool ChannelsLast, Form F, class T, class Team>
 __device__ void make_windows_forward(const Pipelined<T, ChannelsLast, F>& block, const Exchange<Acc<T>>& exchange,
                                      int number, Acc<T> sigma, const Team& team) {
@@ -47,12 +46,12 @@ __device__ void make_windows_forward(const Pipelined<T, ChannelsLast, F>& block,
   const Arguments& args = block.args;
   const Shape& shape = args.shape;
   const Resident& r = args.resident;
-  const int n = shape.group_channels, pitch = args.pipeline.own_pitch;
+  const int n = shape.group_channels, pitch = args.pipeline.own_pitch, pieces = block.pieces();
   const A* const partial = block.partial(number);
   for (int i = team.index(); i < block.portion.positions; i += team.count()) {
-    const auto own = Moments<A>::merged(1, r.slices.count, [&](int, int slice) {
-      return Moments<A>{block.count_of_slice(slice), partial[slice * pitch + i],
-                        partial[(r.slices.count + slice) * pitch + i]};
+    const auto own = Moments<A>::merged(1, pieces, [&](int, int piece) {
+      return Moments<A>{block.channels_of_piece(piece), partial[piece * pitch + i],
+                        partial[(pieces + piece) * pitch + i]};
     });
     const int p = block.portion.position + i;
     exchange.push(number, forward_map::mean_of_channels, p, own.mean);
@@ -106,7 +105,7 @@ __device__ Acc<T> compute_forward(const Pipelined<T, ChannelsLast, F>& block) {
   const Shape& shape = args.shape;
   const Portion& portion = block.portion;
   const int pitch = args.pipeline.own_pitch;
-  ForwardChunks<T, ChannelsLast, F> chunks(portion, args.resident.slices, computing(args.pipeline));
+  ForwardChunks<T, ChannelsLast, F> chunks(args, portion, computing(args.pipeline));
   A l1 = 0;
   compute_in_order(
       block,

@@ -95,19 +95,27 @@ bool PipelinePlan::cut(Strategy& chosen, int64_t unit, bool twice) const {
   } else {
     p.chunk_channels =
         static_cast<int>(of(r.tile_positions, r.tile_channels, shape_.group_channels, r.position_blocks == 1));
-    // A thread keeps its positions from chunk to chunk.
-    int64_t vector = std::max(1, (backward_ ? kColumnBytes : kVectorBytes) / element_);
-    while (r.tile_positions % vector != 0) vector /= 2;
-    const int64_t last = shape_.positions - int64_t{r.position_blocks - 1} * r.tile_positions;
-    while (last % vector != 0) vector /= 2;
-    const int64_t slices = p.compute_threads / ceil_div(r.tile_positions, vector);
-    if (slices < 1) return false;
-    r.slices.count = static_cast<int>(std::min<int64_t>(slices, p.chunk_channels));
-    r.slices.by_count = divider(r.slices.count);
+    if (!share_planes(r, p)) return false;
   }
   p.chunks = static_cast<int>(shape_.channels_last ? ceil_div(r.tile_positions, p.chunk_positions)
                                                    : ceil_div(r.tile_channels, p.chunk_channels));
   p.chunk_bytes = static_cast<int>(round_up(int64_t{p.chunk_channels} * p.chunk_positions * element_, kBoxAlignment));
+  return true;
+}
+
+// How the computing threads share contiguous channels: each keeps to its positions from chunk to chunk.
+bool PipelinePlan::share_planes(Resident& r, Pipeline& p) const {
+  const int64_t positions = r.tile_positions, last = shape_.positions - (r.position_blocks - 1) * positions;
+  const int64_t most = std::max(1, (backward_ ? kColumnBytes : kVectorBytes) / element_);
+  const int64_t common = std::gcd(std::gcd(positions, last), most), period = most / common;
+  // Channels side by side hold whole periods where there is one slice of the positions: they are whole sixteen bytes.
+  const bool crosses = period > 1 && r.position_blocks == 1 && positions >= most;
+  p.vector = static_cast<int>(period == 1 || crosses ? most : 1);
+  p.period = crosses ? log2_up(period) : 0;
+  const int64_t slices = p.compute_threads / ceil_div(positions << p.period, p.vector);
+  if (slices < 1) return false;
+  r.slices.count = static_cast<int>(std::min<int64_t>(slices, p.chunk_channels >> p.period));
+  r.slices.by_count = divider(r.slices.count);
   return true;
 }
 
@@ -182,7 +190,7 @@ bool PipelinePlan::lay_out(Strategy& chosen, int limit) const {
   SharedLayout& at = chosen.arguments.shared;
   SharedPlan plan;
   const int64_t statistics = backward_ ? kBackwardStatistics : kForwardStatistics;
-  const int64_t partial = statistics * r.slices.count * p.own_pitch;
+  const int64_t partial = statistics * (r.slices.count << p.period) * p.own_pitch;
   // Those of a chunk of pixels are written while the maps of the sample before are made.
   p.partial_step = shape_.channels_last ? static_cast<int>(partial) : 0;
   at.partial = plan.add((partial + p.partial_step) * sum_);

@@ -22,6 +22,7 @@ class PipelinePlan {
   std::optional<Strategy> strategy(int blocks, int64_t by_channels, int limit, bool twice) const;
   bool split(Resident& r, int blocks, int64_t by_channels, int64_t unit) const;
   bool cut(Strategy& chosen, int64_t unit, bool twice) const;
+  bool share_planes(Resident& r, Pipeline& p) const;
   void box(Strategy& chosen) const;
   Boxes boxes(int64_t row, int64_t first, int64_t pitch, int64_t rows, int64_t chunk) const;
   void surround(Strategy& chosen) const;

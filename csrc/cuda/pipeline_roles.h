@@ -110,10 +110,12 @@ struct Pipelined {
             args.shape.per_position,
             args.shape.activation};
   }
-  // Of the block's channels.
-  __device__ A count_of_slice(int slice) const {
+  // Statistics of the block's positions are left by pieces of its channels, each of so many.
+  __device__ int pieces() const { return args.resident.slices.count << args.pipeline.period; }
+  __device__ A channels_of_piece(int piece) const {
+    const int period = args.pipeline.period;
     if (ChannelsLast) return static_cast<A>(portion.channels);
-    return static_cast<A>(slice_channels(portion.channels, slice, args.resident.slices));
+    return static_cast<A>(slice_channels(portion.channels >> period, piece >> period, args.resident.slices));
   }
 
   const Arguments& args;

@@ -95,41 +95,40 @@ struct Planes {
     A sum = 0;
     with_vectors<T, kVectorBytes>(tile.positions, [&](auto count) {
       constexpr int V = decltype(count)::value;
-      const int vectors = tile.positions / V, threads = device::threads();
-      const int slices = vectors < 1 || vectors >= threads ? 1 : threads / vectors;
-      for (int i = device::thread(); i < vectors * slices; i += threads) {
-        const int slice = i / vectors;
-        sum += normalize_channels<V>(tile, x, slice, slices, (i - slice * vectors) * V, local, affine, with_l1);
-      }
+      with_parameters(affine, [&](auto per_position) {
+        using Parameter = OfChannel<A, decltype(per_position)::value>;
+        const int vectors = tile.positions / V, threads = device::threads();
+        const int slices = vectors < 1 || vectors >= threads ? 1 : threads / vectors;
+        for (int i = device::thread(); i < vectors * slices; i += threads) {
+          const int slice = i / vectors, p = (i - slice * vectors) * V;
+          const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
+#pragma unroll 2
+          for (int c = slice; c < tile.channels; c += slices)
+            sum += normalize_numbers<Parameter>(x, c * tile.positions + p, c, p, mean, rstd, local, affine, with_l1);
+        }
+      });
     });
     return sum;
   }
 
-  // The same of a slice of the channels, one of `slices` from `first` on, of V positions from p on.
-  template <int V>
-  static __device__ A normalize_channels(const Tile& tile, T* x, int first, int slices, int p, const Local<A>& local,
-                                         const Affine<T>& affine, bool with_l1) {
+  // The same of V numbers at `at` of the tile: of channel c, or of two channels, from position p on.
+  template <class Parameter, int V, class Channel>
+  static __device__ A normalize_numbers(T* x, int at, const Channel& c, int p, const Pack<A, V>& mean,
+                                        const Pack<A, V>& rstd, const Local<A>& local, const Affine<T>& affine,
+                                        bool with_l1) {
     A sum = 0;
-    with_parameters(affine, [&](auto per_position) {
-      using Parameter = OfChannel<A, decltype(per_position)::value>;
-      const Pack<A, V> mean = read_pack<V>(local.mean + p), rstd = read_pack<V>(local.rstd + p);
-#pragma unroll 2
-      for (int c = first; c < tile.channels; c += slices) {
-        const int at = c * tile.positions + p;
-        const Pack<A, V> number = widen(read_pack<V>(x + at));
-        const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
-        const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
-        Pack<A, V> value;
-        for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean.at[v];
-        if (with_l1)
-          for (int v = 0; v < V; ++v) sum += std::abs(value.at[v]);
-        value = numerator<F>(local, number, value);
-        for (int v = 0; v < V; ++v) value.at[v] = value.at[v] * rstd.at[v] * weight.at[v] + bias.at[v];
-        add_residual<F>(affine, at, value);
-        activate<F>(affine.activation, value, [&] { return Parameter(affine.threshold, c).template at<V>(p); });
-        write_pack(x + at, narrow<T>(value));
-      }
-    });
+    const Pack<A, V> number = widen(read_pack<V>(x + at));
+    const Pack<A, V> weight = Parameter(affine.weight, c).template at<V>(p);
+    const Pack<A, V> bias = Parameter(affine.bias, c).template at<V>(p);
+    Pack<A, V> value;
+    for (int v = 0; v < V; ++v) value.at[v] = number.at[v] - mean.at[v];
+    if (with_l1)
+      for (int v = 0; v < V; ++v) sum += std::abs(value.at[v]);
+    value = numerator<F>(local, number, value);
+    for (int v = 0; v < V; ++v) value.at[v] = value.at[v] * rstd.at[v] * weight.at[v] + bias.at[v];
+    add_residual<F>(affine, at, value);
+    activate<F>(affine.activation, value, [&] { return Parameter(affine.threshold, c).template at<V>(p); });
+    write_pack(x + at, narrow<T>(value));
     return sum;
   }
 

@@ -156,6 +156,7 @@ struct Pipeline {
   int compute_threads = 0;
   int chunk_channels = 1, chunk_positions = 1;
   int chunks = 1, slots = 1;         // of a sample, at most, and of the ring
+  int vector = 1, period = 0;        // numbers that a thread takes together, and log2 of a period's channels
   int ahead = 0;                     // of the next sample, before the results of one
   int tensors = 1, chunk_bytes = 0;  // a slot has a chunk of each tensor
   Boxes boxes[2];           // of a chunk; the second ones of the last slice of the positions, where that is shorter
