@@ -61,8 +61,11 @@ py::dict strategy_of(const py::object& geometry, int dtype, bool channels_last, 
   out["summing_blocks"] = s.summing_blocks;
   out["slots"] = backward ? s.scratch.affine_slots : s.scratch.l1_slots;
   const cuda::Pipeline& pipeline = s.arguments.pipeline;
-  if (s.method == cuda::Method::pipelined)
+  if (s.method == cuda::Method::pipelined) {
     out["ring"] = py::make_tuple(pipeline.slots, pipeline.chunks, pipeline.again_slots);
+    out["vector"] = py::make_tuple(pipeline.vector, 1 << pipeline.period);
+    out["box"] = pipeline.boxes[0].rows;
+  }
   out["tile"] = staged ? py::make_tuple(s.arguments.staged.tile_channels, s.arguments.staged.tile_positions)
                        : py::make_tuple(s.arguments.resident.tile_channels, s.arguments.resident.tile_positions);
   return out;

@@ -31,14 +31,14 @@ _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
 _ACCESS = re.compile(r"\b(LDGSTS|LDS|STS|LDG|STG)\b[^\[]*")
 _PIPELINED = {
     "chunk_planes.h": {"add_moments": 16, "add_sums": 8},
-    "planes.h": {"normalize_channels": 16, "differentiate": 8},
+    "planes.h": {"normalize_numbers": 16, "differentiate": 8},
     "pixels.h": {"moments": 16, "sums": 16, "normalize": 16, "differentiate": 8},
 }
 """The same of the pipelined kernels."""
-_FUSED = {"normalize": 1, "normalize_channels": 1, "sums": 3, "differentiate": 5}
+_FUSED = {"normalize": 1, "normalize_numbers": 1, "sums": 3, "differentiate": 5}
 """Multiplications with an addition of a number, a ReLU's among them: they tell how many numbers a loop takes."""
 _MOST = {
-    "planes.h": {"normalize_channels": 16, "sums": 8, "differentiate": 8},
+    "planes.h": {"normalize_numbers": 16, "sums": 8, "differentiate": 8},
     "pixels.h": {"normalize": 16, "sums": 16, "differentiate": 8},
 }
 """The most bytes of x that a function takes together."""
@@ -66,10 +66,24 @@ class Instruction:
         """Whether only smooth activations need it."""
         return any(file == "epilogue.h" and _function_at(file, line) == "smooth" for file, line in self.lines)
 
+    @property
+    def crosses(self) -> bool:
+        """Whether only numbers that go from one channel into the next need it."""
+        return any(
+            file == "plane_column.h" and line in _class("plane_column.h", "OfTwoChannels") for file, line in self.lines
+        )
+
 
 @cache
 def _text(file: str) -> list[str]:
     return (SOURCES / file).read_text().splitlines()
+
+
+@cache
+def _class(file: str, name: str) -> range:
+    """The lines of a class."""
+    first = next(i for i, line in enumerate(_text(file), 1) if line == f"class {name} {{")
+    return range(first, next(i for i, line in enumerate(_text(file), 1) if i > first and line == "};"))
 
 
 @cache
@@ -159,7 +173,7 @@ def _others_way(body: Body, first: int, last: int) -> list[Instruction]:
 
 
 def _around(body: Body, first: int, last: int) -> int | None:
-    """Instructions of a computing warp of a pipelined kernel on the shortest way from a wait to a loop and on to one."""
+    """Instructions of a computing warp of a pipelined kernel on the shortest way from a wait to a loop and to one."""
     waits = {
         i
         for i, instruction in enumerate(body.instructions)
@@ -199,7 +213,7 @@ def _measured(loop: list[Instruction], size: int) -> tuple[str, int, int, float]
     numbers, rest = divmod(fused, _FUSED[function])
     assert rest == 0, (function, loop)
     kind, times = ("LDS", 2) if function == "sums" else ("STS", 1)
-    what = function.removesuffix("_channels")
+    what = function.removesuffix("_numbers")
     for together in (1, 2, 4, 8):  # parameters are as wide as the next or wider
         fits = together * size <= _MOST[file][function] and numbers % together == 0
         if fits and accesses[kind, together * size] >= times * numbers // together > 0:
@@ -220,7 +234,8 @@ def _measured_of_pipeline(loop: list[Instruction], size: int) -> tuple[str, int,
     file, function = max(owners, key=owners.__getitem__, default=None) or ("", "")
     if function not in _PIPELINED.get(file, {}):
         return None
-    most, what = _PIPELINED[file][function], function.removeprefix("add_").removesuffix("_channels")
+    most, what = _PIPELINED[file][function], function.removeprefix("add_").removesuffix("_numbers")
+    across = "across " if any(i.crosses for i in loop) else ""
     moved: dict[str, Counter[int]] = defaultdict(Counter)
     for kind, width in (i.access for i in loop if i.access):
         moved[kind][width] += width
@@ -239,7 +254,7 @@ def _measured_of_pipeline(loop: list[Instruction], size: int) -> tuple[str, int,
         kind, times, fits = "STS", 1, rest == 0 and numbers
     for together in (1, 2, 4, 8):  # parameters are as wide as the next or wider
         if fits and together * size <= most and moved[kind][together * size] >= times * numbers * size:
-            return what, together, 0, len(loop) / numbers
+            return across + what, together, 0, len(loop) / numbers
     return None
 
 

@@ -75,7 +75,7 @@ def block_of(
 ) -> Block:
     """From a block's phases over so many ``samples``, with ``numbers`` of each of the ``tensors`` that are read in one.
 
-    ``size``: bytes of a number. ``each``: instructions a number by what is done, of a copy, and of a warp around a chunk.
+    ``size``: bytes of a number. ``each``: instructions a number by what is done, of a copy, and around a chunk.
     """
 
     def of(first: int) -> list[Any]:

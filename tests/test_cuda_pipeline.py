@@ -50,6 +50,55 @@ def test_dy_comes_twice_where_x_alone_can_stay(name, channels_last, dtype, optio
     assert backward.activations * 3 == backward.least * 4
 
 
+PLANES = {
+    (7, 7): (8, 8),
+    (3, 3): (8, 8),
+    (5, 9): (8, 8),
+    (5, 6): (8, 4),
+    (6, 6): (4, 1),
+    (4, 6): (8, 1),
+    (2, 3): (1, 1),
+}
+"""Numbers of two bytes that a thread takes together, and after how many channels they start at a channel again."""
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "gelu"}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("extents", PLANES, ids=str)
+def test_odd_planes_go_by_the_period_of_their_vectors(extents, dtype, options):
+    call = case((3, 48, *extents), {"window": 3, "groups": 2} | options, dtype, False)
+    with backend(**PIPELINED | {"pipeline": 256 * dtype.itemsize}):
+        check(on_cuda, call)
+        cut = chosen(call.x.shape, dtype, "forward", TINY, False, **call.options)
+    assert cut["name"] == "pipelined"
+    if dtype.itemsize == 2:
+        assert cut["vector"] == PLANES[extents]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("channels_last", "options"), [(False, {}), (True, {"groups": 2})], ids=["planes", "pixels"])
+def test_rows_that_are_apart_go_box_by_box(channels_last, options, direction):
+    """A copy for each box in place of its rows: of channels in a slice of the positions, the last of which is shorter,
+    or of positions in a group of the channels.
+    """
+    boxes = 4 if channels_last else {"forward": 16, "backward": 32}[direction]
+    x = torch.randn(3, 64, 9, 8)
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    device = replace(TINY, multiprocessors=12)
+    with backend(**ROW | {"pipeline": 4096}, device=device):
+        made = Addresses(module(), x, window=3, **options)
+        cut = chosen(x.shape, x.dtype, direction, device, channels_last, window=3, **options)
+        made.run["forward"]()
+        module().keep_costs(1 << 20)
+        made.run[direction]()
+        phases = module().costs()
+        module().keep_costs(0)
+    copied = sum(p.global_ for p in phases if (p.launch, p.warp) == (0, ROW["threads"] // 32 + 2))
+    rows = 2 * 72 if channels_last else cut["cluster"] * 64
+    assert (cut["name"], cut["box"]) == ("pipelined", boxes)
+    assert copied == (2 if direction == "forward" else 3) * len(x) * rows / cut["box"]
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("window", [3, "all"])
 @pytest.mark.parametrize("channels_last", [False, True])

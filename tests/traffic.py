@@ -167,7 +167,7 @@ def _summed(
     main = next(
         i for i, launch in enumerate(launches) if launch[:1] == (cut["blocks"],) and launch[2] == cut["cluster"]
     )
-    numbers, each = cut["tile"][0] * cut["tile"][1], _instructions(made, direction, kernel, cut["tile"])
+    numbers, each = cut["tile"][0] * cut["tile"][1], _instructions(made, direction, kernel, cut)
     size = x.element_size()
     of_main = [p for p in phases if p.launch == main]
     work = [
@@ -214,7 +214,7 @@ def streamed(x: Tensor, direction: str, **options: Any) -> Streamed | None:
     cut = pipeline_model.Cut(whole["blocks"], warps, -(-len(x) // parts), chunks, slots, *again)
     samples = len(made.x) // parts
     numbers = x[0].numel() / whole["cluster"]
-    each = _instructions(made, direction, "pipelined", whole["tile"])
+    each = _instructions(made, direction, "pipelined", whole)
     blocks = [
         pipeline_model.block_of(list(of), cut, samples, numbers, tensors, size, each)
         for _, of in groupby(phases, key=lambda p: p.block)
@@ -250,34 +250,43 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
 
-def _instructions(made: Addresses, direction: str, kernel: str, tile: tuple[int, int]) -> dict[str, float]:
+def _instructions(made: Addresses, direction: str, kernel: str, cut: dict[str, Any]) -> dict[str, float]:
     """Instructions a number of what a kernel does to a tile, with the vectors that it takes there."""
     from machine_code import instructions
 
     x = made.x
     last, dtype, size = _format(x) == torch.channels_last, str(x.dtype)[6:], x.element_size()
     found = instructions(dtype)
+    tile, forward = cut["tile"], direction == "forward"
     row = tile[0 if last else 1]
     run = tile[0] * tile[1] if row == x.shape[1 if last else 2] else row
+    statistics, result = ("moments", "normalize") if forward else ("sums", "differentiate")
 
-    def of(what: str, most: int, length: int) -> float:
-        together = next(n for n in (8, 4, 2, 1) if n * size <= most and length % n == 0)
+    def of(what: str, together: int) -> float:
         known = {key[3]: each for key, each in found.items() if key[:3] == (f"{kernel}_{direction}", last, what)}
         return known[max(n for n in known if n <= together)]
 
-    forward = direction == "forward"
-    statistics, result = ("moments", "normalize") if forward else ("sums", "differentiate")
-    pipelined = kernel == "pipelined"
-    column = 16 if last or (pipelined and forward) else 8
-    each = {"statistics": of(statistics, column, row), "result": of(result, 16 if forward else 8, row)}
-    if pipelined:
-        start = of("start", column, row) if forward and not last else 0.0
-        around = {
-            "around statistics": of(f"around {statistics}", column, row),
-            "around result": of(f"around {result}", 16 if forward else 8, row),
-        }
-        return each | around | {"start": start, "copy": of("copy_bulk", size, 1)}
-    return each | {"copy_in": of("copy_in", 16, run), "copy_out": of("copy_out", 16, run)}
+    def fits(most: int, length: int) -> int:
+        return next(n for n in (8, 4, 2, 1) if n * size <= most and length % n == 0)
+
+    of_result = fits(16 if forward else 8, row)
+    if kernel != "pipelined":
+        each = {"statistics": of(statistics, fits(16 if last else 8, row)), "result": of(result, of_result)}
+        return each | {"copy_in": of("copy_in", fits(16, run)), "copy_out": of("copy_out", fits(16, run))}
+    of_statistics, period = (fits(16, row), 1) if last else cut["vector"]
+    start = of("start", of_statistics) if forward and not last else 0.0
+    if period > 1 and not forward:
+        statistics = f"across {statistics}"
+    if forward:
+        of_result, result = of_statistics, f"across {result}" if period > 1 else result
+    return {
+        "statistics": of(statistics, of_statistics),
+        "result": of(result, of_result),
+        "around statistics": of(f"around {statistics}", of_statistics),
+        "around result": of(f"around {result}", of_result),
+        "start": start,
+        "copy": of("copy_bulk", 1),
+    }
 
 
 def main() -> None:

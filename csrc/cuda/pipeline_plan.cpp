@@ -109,8 +109,9 @@ bool PipelinePlan::share_planes(Resident& r, Pipeline& p) const {
   const int64_t most = std::max(1, (backward_ ? kColumnBytes : kVectorBytes) / element_);
   const int64_t common = std::gcd(std::gcd(positions, last), most), period = most / common;
   // Channels side by side hold whole periods where there is one slice of the positions: they are whole sixteen bytes.
-  const bool crosses = period > 1 && r.position_blocks == 1 && positions >= most;
-  p.vector = static_cast<int>(period == 1 || crosses ? most : 1);
+  // Half as many numbers together that are all of one channel take less than such that are of two.
+  const bool crosses = period > 2 && r.position_blocks == 1 && positions >= most;
+  p.vector = static_cast<int>(crosses ? most : period > 2 ? 1 : common);
   p.period = crosses ? log2_up(period) : 0;
   const int64_t slices = p.compute_threads / ceil_div(positions << p.period, p.vector);
   if (slices < 1) return false;
