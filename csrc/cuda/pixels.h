@@ -61,31 +61,35 @@ struct Pixels {
     with_vectors<T, kVectorBytes>(tile.channels, [&](auto count) {
       constexpr int V = decltype(count)::value;
       const A each = A(1) / static_cast<A>(tile.channels);
+      const int together = lanes.count * V < tile.channels ? lanes.count * V : tile.channels;
+      const A each_together = A(1) / static_cast<A>(together);
       for (int first = 0; first < tile.positions; first += lanes.positions) {
         const int p = first + lanes.position;
         const T* channels = x + p * tile.channels;
-        const int end = p < tile.positions ? tile.channels : 0;
-        A mean = 0, rest = 0, squares = 0;
+        const int end = p < tile.positions ? tile.channels : 0, begin = lanes.lane * V;
+        // About the mean of what the lanes take first: no more than a few bits of the squares cancel.
+        A pivot = 0, rest = 0, squares = 0;
         if (centred) {
-          for (int c = lanes.lane * V; c < end; c += lanes.count * V) {
-            const Pack<A, V> value = widen(read_pack<V>(channels + c));
-            for (int v = 0; v < V; ++v) mean += value.at[v];
+          if (begin < end) {
+            const Pack<A, V> value = widen(read_pack<V>(channels + begin));
+            for (int v = 0; v < V; ++v) pivot += value.at[v];
           }
-          lanes.add_up(mean);
-          mean *= each;
+          lanes.add_up(pivot);
+          pivot = finite(pivot) ? pivot * each_together : A(0);
         }
-        for (int c = lanes.lane * V; c < end; c += lanes.count * V) {
+        for (int c = begin; c < end; c += lanes.count * V) {
           const Pack<A, V> value = widen(read_pack<V>(channels + c));
           for (int v = 0; v < V; ++v) {
-            const A difference = value.at[v] - mean;
+            const A difference = value.at[v] - pivot;
             rest += difference;
             squares += difference * difference;
           }
         }
         lanes.add_up(rest, squares);
         if (end > 0 && lanes.lane == 0) {
-          partial[p] = centred ? corrected(mean, rest * each) : A(0);
-          partial[pitch + p] = squares;
+          const A on = rest * each;
+          partial[p] = centred ? pivot + on : A(0);
+          partial[pitch + p] = centred ? not_negative(squares - rest * on) : squares;
         }
       }
     });

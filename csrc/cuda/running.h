@@ -26,7 +26,7 @@ class RunningMoments {
     if (pending_ > 0) merge<V>();
     for (int v = 0; v < V; ++v) {
       mean.at[v] = mean_[v];
-      squares.at[v] = merged_ > 0 ? squares_[v] : square_sum_[v];
+      squares.at[v] = not_negative(merged_ > 0 ? squares_[v] : square_sum_[v]);
       mean_[v] = squares_[v] = sum_[v] = square_sum_[v] = pivot_[v] = 0;
     }
     merged_ = pending_ = 0;

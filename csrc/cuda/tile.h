@@ -333,6 +333,12 @@ __device__ inline int slice_channels(int channels, int slice, const Slices& slic
   return quotient(slices.by_count, channels - slice + slices.count - 1);
 }
 
+// What is a sum of squares but for rounding. A NaN stays one.
+template <class A>
+__device__ A not_negative(A number) {
+  return number < A(0) ? A(0) : number;
+}
+
 // The residual of a mean, where it is one: sums of large numbers round, sums of their differences do not.
 template <class A>
 __device__ A corrected(A mean, A residual) {
