@@ -33,6 +33,21 @@ std::string name_of(Direction direction, const Strategy& strategy) {
   return strategy.name() + (direction == Direction::forward ? " forward" : " backward");
 }
 
+// The tensors of a call as copies of boxes see them.
+void describe(Arguments& arguments, Dtype dtype, int device) {
+  const Shape& shape = arguments.shape;
+  const int64_t rows = shape.channels_last ? shape.positions : shape.channels;
+  const int64_t pitch = shape.channels_last ? shape.channels : shape.positions;
+  const Tensors& t = arguments.tensors;
+  const void* all[boxed::count] = {t.x, t.dy, t.residual, t.out, t.dresidual};
+  for (int tensor = 0; tensor < boxed::count; ++tensor)
+    for (int which = 0; which < 2; ++which) {
+      const Boxes& box = arguments.pipeline.boxes[which];
+      if (all[tensor] == nullptr || box.rows == 0) continue;
+      arguments.boxed[tensor][which] = described(device, {all[tensor], dtype, shape.batch * rows, pitch, box});
+    }
+}
+
 }  // namespace
 
 Call call_of(const ForwardCall& given) {
@@ -72,21 +87,6 @@ Kernel kernel_of(const KernelSet& kernels, Direction direction, const Strategy& 
   if (strategy.method == Method::pipelined) all = forward ? &kernels.pipelined_forward : &kernels.pipelined_backward;
   const Shape& shape = strategy.arguments.shape;
   return (*all)[shape.form == Form::general ? 1 : 0][shape.channels_last ? 1 : 0];
-}
-
-// The tensors of a call as copies of boxes see them.
-void describe(Arguments& arguments, Dtype dtype) {
-  const Shape& shape = arguments.shape;
-  const int64_t rows = shape.channels_last ? shape.positions : shape.channels;
-  const int64_t pitch = shape.channels_last ? shape.channels : shape.positions;
-  const Tensors& t = arguments.tensors;
-  const void* all[boxed::count] = {t.x, t.dy, t.residual, t.out, t.dresidual};
-  for (int tensor = 0; tensor < boxed::count; ++tensor)
-    for (int which = 0; which < 2; ++which) {
-      const Boxes& box = arguments.pipeline.boxes[which];
-      if (all[tensor] == nullptr || box.rows == 0) continue;
-      arguments.boxed[tensor][which] = described({all[tensor], dtype, shape.batch * rows, pitch, box});
-    }
 }
 
 Launch launch_of(const Strategy& strategy) {
@@ -252,7 +252,7 @@ void Calls::run(Direction direction, const Call& call) const {
   naming(
       problem_, [&] { return name_of(direction, strategy); },
       [&] {
-        describe(arguments, problem_.dtype);
+        describe(arguments, problem_.dtype, call.stream.device);
         start_all(strategy, kernels_, kernel_of(kernels_, direction, strategy), arguments, sums, problem_.compute(),
                   call.stream, early_);
       });

@@ -23,14 +23,15 @@ bool refuses(cudaError_t status) {
          status == cudaErrorInvalidValue || status == cudaErrorNotSupported || status == cudaErrorLaunchOutOfResources;
 }
 
-// Makes a device current for as long as this lives.
+// Makes a device current for as long as this lives. with_context: its context too, as the driver's own functions want
+// it, which a thread that has launched nothing yet is without.
 class Current {
  public:
-  explicit Current(int device) {
+  explicit Current(int device, bool with_context = false) {
     check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (before_ == device) return;
+    if (before_ == device && !with_context) return;
     check(cudaSetDevice(device), "cudaSetDevice");
-    changed_ = true;
+    changed_ = before_ != device;
   }
   ~Current() {
     if (changed_) cudaSetDevice(before_);
@@ -118,7 +119,8 @@ Versions versions() {
   return found;
 }
 
-TensorMap described(const BoxedTensor& tensor) {
+TensorMap described(int device, const BoxedTensor& tensor) {
+  const Current current(device, true);
   static const auto encode = encoder();
   const auto [rows, stretches, width] = tensor.box;
   const auto bytes = static_cast<cuuint64_t>(bytes_of(tensor.dtype));

@@ -36,7 +36,7 @@ void prepare(int device, int most_shared_bytes, ChannelKernel kernel);
 int64_t clusters_at_once(int device, const Launch& launch, Kernel kernel);
 
 // A tensor as copies of boxes take it. Its address and pitch, and a box's width, are multiples of 16 bytes.
-TensorMap described(const BoxedTensor& tensor);
+TensorMap described(int device, const BoxedTensor& tensor);
 
 void start(const Launch& launch, Stream stream, Kernel kernel, const Arguments& arguments);
 void start(const Launch& launch, Stream stream, FinishKernel kernel, const FinishArguments& arguments);

@@ -21,7 +21,7 @@ void run(const Launch& launch, void (*kernel)(const Arguments), const Arguments&
 Versions versions() { return {13000, 13000}; }
 
 // As it is, within the driver's limits.
-TensorMap described(const BoxedTensor& tensor) {
+TensorMap described(int, const BoxedTensor& tensor) {
   const auto [rows, stretches, width] = tensor.box;
   const auto bytes = static_cast<int64_t>(bytes_of(tensor.dtype));
   for (const int most : {rows, stretches, width})
