@@ -90,13 +90,17 @@ void prepare(int device, int most_shared_bytes, const void* function) {
 
 // The driver's function is asked for at run time, so that the module loads where there is no driver.
 constexpr const char* kEncoder = "cuTensorMapEncodeTiled";
-constexpr unsigned kEncoderSince = 12000;
+[[maybe_unused]] constexpr unsigned kEncoderSince = 12000;
 
 decltype(&cuTensorMapEncodeTiled) encoder() {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION < 12050  // which has only the older of the two
+  check(cudaGetDriverEntryPoint(kEncoder, &found, cudaEnableDefault, &result), "cudaGetDriverEntryPoint");
+#else
   check(cudaGetDriverEntryPointByVersion(kEncoder, &found, kEncoderSince, cudaEnableDefault, &result),
         "cudaGetDriverEntryPointByVersion");
+#endif
   if (result != cudaDriverEntryPointSuccess) throw std::runtime_error(std::string("the driver has no ") + kEncoder);
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
 }
