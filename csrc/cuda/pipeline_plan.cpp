@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kWarpThreads = 32;
 constexpr int kBarrierBytes = 8;
-constexpr int64_t kRowsTogether = 16;                     // of a box
+constexpr int64_t kRowsTogether = 16;                     // of which chunks are multiples
 constexpr int64_t kMostOfBoxed = (int64_t{1} << 31) - 1;  // rows of a tensor
 constexpr int kAgainSlots = 4;                            // of the ring through which dy comes twice
 
@@ -152,6 +152,7 @@ Boxes PipelinePlan::boxes(int64_t row, int64_t first, int64_t pitch, int64_t row
   }
   int64_t together = std::min<int64_t>(rows, kMostOfBox);
   while (rows % together != 0) --together;
+  if (together == 1) return {};  // a copy of a row needs no map
   if (chunk > together && together * row * element_ % kBoxAlignment != 0) return {};
   return {static_cast<int>(together), static_cast<int>(row / width), static_cast<int>(width)};
 }

@@ -32,7 +32,7 @@ TensorMap described(int, const BoxedTensor& tensor) {
     throw std::runtime_error("boxes, rows or a tensor at no multiples of 16 bytes");
   TensorMap map;
   static_assert(sizeof tensor <= sizeof map);
-  std::memcpy(&map, &tensor, sizeof tensor);
+  std::memcpy(map.words, &tensor, sizeof tensor);
   return map;
 }
 
