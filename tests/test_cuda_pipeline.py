@@ -99,6 +99,27 @@ def test_rows_that_are_apart_go_box_by_box(channels_last, options, direction):
     assert copied == (2 if direction == "forward" else 3) * len(x) * rows / cut["box"]
 
 
+@pytest.mark.parametrize("options", [{}, {"activation": "gelu"}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((2, 16, 44, 26), 1), ((3, 1040, 4, 3), 2)], ids=["planes", "pixels in groups"]
+)
+def test_rows_that_are_wider_than_a_box(shape, groups, dtype, options):
+    """Several stretches of a row side by side in a box, of the last slice of the positions too, with a residual."""
+    channels_last = groups > 1
+    call = case(shape, {"window": 3, "groups": groups} | options, dtype, channels_last)
+    if options:
+        call = replace(call, residual=torch.randn_like(call.x))
+    row = ROW | {"pipeline": 8192 * dtype.itemsize, "threads": 256}
+    with backend(**row):
+        for direction in DIRECTIONS:
+            cut = chosen(call.x.shape, dtype, direction, TINY, channels_last, **call.options)
+            assert cut["name"] == "pipelined"
+            assert cut["box"] > 1
+            assert cut["tile"][0 if channels_last else 1] > 256
+        check(on_cuda, call)
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("window", [3, "all"])
 @pytest.mark.parametrize("channels_last", [False, True])
