@@ -81,7 +81,6 @@ def test_rows_that_are_apart_go_box_by_box(channels_last, options, direction):
     """A copy for each box in place of its rows: of channels in a slice of the positions, the last of which is shorter,
     or of positions in a group of the channels.
     """
-    boxes = 4 if channels_last else {"forward": 16, "backward": 32}[direction]
     x = torch.randn(3, 64, 9, 8)
     x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     device = replace(TINY, multiprocessors=12)
@@ -95,7 +94,8 @@ def test_rows_that_are_apart_go_box_by_box(channels_last, options, direction):
         module().keep_costs(0)
     copied = sum(p.global_ for p in phases if (p.launch, p.warp) == (0, ROW["threads"] // 32 + 2))
     rows = 2 * 72 if channels_last else cut["cluster"] * 64
-    assert (cut["name"], cut["box"]) == ("pipelined", boxes)
+    assert cut["name"] == "pipelined"
+    assert cut["box"] > 4
     assert copied == (2 if direction == "forward" else 3) * len(x) * rows / cut["box"]
 
 
@@ -104,8 +104,8 @@ def test_rows_that_are_apart_go_box_by_box(channels_last, options, direction):
 @pytest.mark.parametrize(
     ("shape", "groups"), [((2, 16, 44, 26), 1), ((3, 1040, 4, 3), 2)], ids=["planes", "pixels in groups"]
 )
-def test_rows_that_are_wider_than_a_box(shape, groups, dtype, options):
-    """Several stretches of a row side by side in a box, of the last slice of the positions too, with a residual."""
+def test_wide_rows(shape, groups, dtype, options):
+    """In boxes up to 2048 bytes, of the last slice of the positions too, else each by itself; with a residual."""
     channels_last = groups > 1
     call = case(shape, {"window": 3, "groups": groups} | options, dtype, channels_last)
     if options:
@@ -115,8 +115,7 @@ def test_rows_that_are_wider_than_a_box(shape, groups, dtype, options):
         for direction in DIRECTIONS:
             cut = chosen(call.x.shape, dtype, direction, TINY, channels_last, **call.options)
             assert cut["name"] == "pipelined"
-            assert cut["box"] > 1
-            assert cut["tile"][0 if channels_last else 1] > 256
+            assert (cut["box"] > 1) == (cut["tile"][0 if channels_last else 1] * dtype.itemsize <= 2048)
         check(on_cuda, call)
 
 

@@ -88,7 +88,7 @@ TUNABLE = {
         _strategies_device,
         _strategy,
         {
-            "pipeline": (0, 8192, 12288, 16384, 24576),
+            "pipeline": (0, 8192, 12288, 16384, 24576, 32768),
             "blocks": (1, 2, 3, 4),
             "cluster": (0, 4, 8, 16),
             "threads": (128, 192, 256),

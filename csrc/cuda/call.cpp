@@ -1,6 +1,7 @@
 #include "call.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <random>
 
@@ -33,18 +34,20 @@ std::string name_of(Direction direction, const Strategy& strategy) {
   return strategy.name() + (direction == Direction::forward ? " forward" : " backward");
 }
 
-// The tensors of a call as copies of boxes see them.
+// The tensors as large as x, as boxed:: numbers them.
+std::array<const void*, boxed::count> large(const Tensors& t) { return {t.x, t.dy, t.residual, t.out, t.dresidual}; }
+
+// They as copies of boxes see them.
 void describe(Arguments& arguments, Dtype dtype, int device) {
   const Shape& shape = arguments.shape;
   const int64_t rows = shape.channels_last ? shape.positions : shape.channels;
-  const int64_t pitch = shape.channels_last ? shape.channels : shape.positions;
-  const Tensors& t = arguments.tensors;
-  const void* all[boxed::count] = {t.x, t.dy, t.residual, t.out, t.dresidual};
+  const int64_t pitch = (shape.channels_last ? shape.channels : shape.positions) * bytes_of(dtype);
+  const auto tensors = large(arguments.tensors);
   for (int tensor = 0; tensor < boxed::count; ++tensor)
     for (int which = 0; which < 2; ++which) {
       const Boxes& box = arguments.pipeline.boxes[which];
-      if (all[tensor] == nullptr || box.rows == 0) continue;
-      arguments.boxed[tensor][which] = described(device, {all[tensor], dtype, shape.batch * rows, pitch, box});
+      if (tensors[tensor] == nullptr || box.rows == 0) continue;
+      arguments.boxed[tensor][which] = described(device, {tensors[tensor], shape.batch * rows, pitch, box});
     }
 }
 
@@ -238,9 +241,7 @@ void Calls::backward(const BackwardCall& call) const {
 const Strategy& Calls::taken(Direction direction, const Call& call) const {
   const Chosen& all = of(direction);
   if (!all.second) return all.first;
-  const Tensors& t = call.tensors;
-  for (const void* address :
-       {t.x, t.dy, t.residual, static_cast<const void*>(t.out), static_cast<const void*>(t.dresidual)})
+  for (const void* address : large(call.tensors))
     if (reinterpret_cast<uintptr_t>(address) % kVectorBytes != 0) return *all.second;
   return all.first;
 }

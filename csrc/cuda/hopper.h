@@ -147,15 +147,15 @@ __device__ inline void copy_box(void* shared, const TensorMap& map, Corner at, B
     __trap();
   else if constexpr (std::is_same_v<Cached, AsUsual>)
     asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
-        "[%5];" ::"r"(shared_address(shared)),
-        "l"(&map), "r"(at.number), "r"(at.stretch), "r"(at.row), "r"(shared_address(barrier))
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+        "[%4];" ::"r"(shared_address(shared)),
+        "l"(&map), "r"(at.word), "r"(at.row), "r"(shared_address(barrier))
         : "memory");
   else
     asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
-        "[%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(shared)),
-        "l"(&map), "r"(at.number), "r"(at.stretch), "r"(at.row), "r"(shared_address(barrier)), "l"(cached.policy)
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+        "[%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(shared)),
+        "l"(&map), "r"(at.word), "r"(at.row), "r"(shared_address(barrier)), "l"(cached.policy)
         : "memory");
 }
 
@@ -181,8 +181,8 @@ __device__ inline void copy_bulk_out(void* global, const void* shared, int bytes
 }
 __device__ inline void copy_box_out(const TensorMap& map, Corner at, const void* shared) {
   if constexpr (kHopper)
-    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
-                 "r"(at.number), "r"(at.stretch), "r"(at.row), "r"(shared_address(shared))
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
+                 "r"(at.word), "r"(at.row), "r"(shared_address(shared))
                  : "memory");
   else
     __trap();

@@ -105,15 +105,6 @@ decltype(&cuTensorMapEncodeTiled) encoder() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
 }
 
-CUtensorMapDataType type_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::float64: return CU_TENSOR_MAP_DATA_TYPE_FLOAT64;
-    case Dtype::float32: return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
-    case Dtype::bfloat16: return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    default: return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  }
-}
-
 }  // namespace
 
 Versions versions() {
@@ -126,19 +117,17 @@ Versions versions() {
 TensorMap described(int device, const BoxedTensor& tensor) {
   const Current current(device, true);
   static const auto encode = encoder();
-  const auto [rows, stretches, width] = tensor.box;
-  const auto bytes = static_cast<cuuint64_t>(bytes_of(tensor.dtype));
-  const auto stretch = static_cast<cuuint64_t>(tensor.stretch()), pitch = static_cast<cuuint64_t>(tensor.pitch);
-  const cuuint64_t extents[] = {stretch, pitch / stretch, static_cast<cuuint64_t>(tensor.rows)};
-  const cuuint64_t pitches[] = {stretch * bytes, pitch * bytes};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(width), static_cast<cuuint32_t>(stretches),
-                            static_cast<cuuint32_t>(rows)};
-  const cuuint32_t steps[] = {1, 1, 1};
+  const auto words = [](int64_t bytes) { return static_cast<cuuint64_t>(bytes / kBoxWord); };
+  const cuuint64_t extents[] = {words(tensor.pitch), static_cast<cuuint64_t>(tensor.rows)};
+  const cuuint64_t pitch = static_cast<cuuint64_t>(tensor.pitch);
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(words(tensor.box.row_bytes)),
+                            static_cast<cuuint32_t>(tensor.box.rows)};
+  const cuuint32_t steps[] = {1, 1};
   TensorMap map;
   static_assert(sizeof map == sizeof(CUtensorMap) && alignof(TensorMap) >= alignof(CUtensorMap));
   const CUresult status =
-      encode(reinterpret_cast<CUtensorMap*>(&map), type_of(tensor.dtype), 3, const_cast<void*>(tensor.first), extents,
-             pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+      encode(reinterpret_cast<CUtensorMap*>(&map), CU_TENSOR_MAP_DATA_TYPE_UINT64, 2, const_cast<void*>(tensor.first),
+             extents, &pitch, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS)
     throw std::runtime_error(std::string(kEncoder) + ": driver error " + std::to_string(status));

@@ -16,6 +16,12 @@ constexpr int kAgainSlots = 4;                            // of the ring through
 
 bool aligned(int64_t bytes) { return bytes % kVectorBytes == 0; }
 
+int64_t largest_divisor(int64_t number, int64_t most) {
+  int64_t divisor = std::min(number, most);
+  while (number % divisor != 0) --divisor;
+  return divisor;
+}
+
 }  // namespace
 
 PipelinePlan::PipelinePlan(const Shape& shape, bool backward, int element, int sum, const Preferences& preferences)
@@ -83,8 +89,8 @@ bool PipelinePlan::cut(Strategy& chosen, int64_t unit, bool twice) const {
   // Rows of a chunk, about as many as the table wants: a multiple of what every block's share is a multiple of, so that
   // every chunk is boxes of many rows.
   const auto of = [&](int64_t row, int64_t rows, int64_t all, bool joined) {
-    int64_t step = joined ? unit : std::gcd(std::gcd(rows, all), kRowsTogether);
-    while (!joined && step > 1 && step * row > elements) step /= 2;
+    const int64_t most = std::clamp<int64_t>(elements / row, 1, kRowsTogether);
+    const int64_t step = joined ? unit : largest_divisor(std::gcd(rows, all), most);
     return std::min(std::max<int64_t>((elements / row + step / 2) / step, 1) * step, rows);
   };
   p.chunk_channels = r.tile_channels;
@@ -128,33 +134,25 @@ void PipelinePlan::box(Strategy& chosen) const {
   if (shape_.channels_last) {
     if (shape_.groups == 1 || shape_.batch * positions > kMostOfBoxed) return;
     const int64_t rows = std::gcd(std::gcd(p.chunk_positions, r.tile_positions), positions);
-    p.boxes[0] = boxes(n, n, shape_.channels, rows, p.chunk_positions);
+    p.boxes[0] = boxes(n, rows, p.chunk_positions);
     return;
   }
   if (r.position_blocks == 1 || shape_.batch * shape_.channels > kMostOfBoxed) return;
   const int64_t rows = std::gcd(std::gcd(p.chunk_channels, r.tile_channels), n);
-  p.boxes[0] = boxes(r.tile_positions, r.tile_positions, positions, rows, p.chunk_channels);
+  p.boxes[0] = boxes(r.tile_positions, rows, p.chunk_channels);
   const int64_t last = positions - int64_t{r.position_blocks - 1} * r.tile_positions;
   if (last == r.tile_positions) return;
-  p.boxes[1] = boxes(last, r.tile_positions, positions, rows, p.chunk_channels);
+  p.boxes[1] = boxes(last, rows, p.chunk_channels);
   if (p.boxes[1].rows == 0) p.boxes[0] = {};
 }
 
-// Of rows that begin at multiples of `first` numbers, of a tensor whose rows have `pitch`. rows: of which every chunk
-// has a multiple; chunk: the most that one has.
-Boxes PipelinePlan::boxes(int64_t row, int64_t first, int64_t pitch, int64_t rows, int64_t chunk) const {
-  int64_t width = row;
-  if (row > kMostOfBox) {
-    const int64_t common = std::gcd(std::gcd(row, first), pitch);
-    for (width = kMostOfBox; width > 0; --width)
-      if (common % width == 0 && aligned(width * element_)) break;
-    if (width == 0 || row / width > kMostOfBox) return {};
-  }
-  int64_t together = std::min<int64_t>(rows, kMostOfBox);
-  while (rows % together != 0) --together;
-  if (together == 1) return {};  // a copy of a row needs no map
-  if (chunk > together && together * row * element_ % kBoxAlignment != 0) return {};
-  return {static_cast<int>(together), static_cast<int>(row / width), static_cast<int>(width)};
+// Of rows of so many numbers. rows: of which every chunk has a multiple; chunk: the most that one has.
+Boxes PipelinePlan::boxes(int64_t row, int64_t rows, int64_t chunk) const {
+  const int64_t row_bytes = row * element_;
+  const int64_t together = largest_divisor(rows, kMostOfBox);
+  if (together == 1 || row_bytes > kMostOfBox * kBoxWord) return {};  // a copy for each row is as good
+  if (chunk > together && together * row_bytes % kBoxAlignment != 0) return {};
+  return {static_cast<int>(together), static_cast<int>(row_bytes)};
 }
 
 // What lies around a block's own positions, and how its warps for the maps sum there.

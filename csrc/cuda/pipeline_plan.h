@@ -24,7 +24,7 @@ class PipelinePlan {
   bool cut(Strategy& chosen, int64_t unit, bool twice) const;
   bool share_planes(Resident& r, Pipeline& p) const;
   void box(Strategy& chosen) const;
-  Boxes boxes(int64_t row, int64_t first, int64_t pitch, int64_t rows, int64_t chunk) const;
+  Boxes boxes(int64_t row, int64_t rows, int64_t chunk) const;
   void surround(Strategy& chosen) const;
   bool lay_out(Strategy& chosen, int limit) const;
 

@@ -1,4 +1,4 @@
-// What the roles of a pipelined block portion, forward and backward.
+// What the roles of a pipelined block share, forward and backward.
 #pragma once
 
 #include "chunk_pixels.h"

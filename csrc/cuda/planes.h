@@ -154,7 +154,7 @@ struct Planes {
     }
     static constexpr int kFewestLanes = 8;
     int lanes = device::kWarp;
-    int first, channels;      // the first of this warp's channels, and the step to its next;
+    int first, channels;      // the first of this warp's channels, and the step to its next set
     int own;                  // this thread's among them
     int position, positions;  // likewise, in vectors
     int sharer, sharers;      // warps of the same channels

@@ -17,6 +17,7 @@ __device__ void for_each_stretch(const Tile& tile, unsigned char* chunk, Byte* t
 }
 
 // The boxes of a block's chunks.
+template <class T>
 class BoxesOfBlock {
  public:
   __device__ BoxesOfBlock(const Arguments& args, const Place& place, const Portion& portion) {
@@ -24,28 +25,26 @@ class BoxesOfBlock {
     const bool last = args.pipeline.boxes[1].rows > 0 && place.position_slice == args.resident.position_blocks - 1;
     which = last ? 1 : 0;
     boxes_ = args.pipeline.boxes[which];
-    row_ = shape.channels_last ? portion.channels : portion.positions;
     const int first = shape.channels_last ? place.group * shape.group_channels : portion.position;
-    number_ = boxes_.stretches > 1 ? 0 : first;
-    stretch_ = boxes_.stretches > 1 ? first / boxes_.width : 0;
+    word_ = first * static_cast<int>(sizeof(T)) / kBoxWord;
   }
   // Whether chunks are boxes; else they are stretches.
   __device__ bool any() const { return boxes_.rows > 0; }
   // Calls body(in the chunk, corner) for every box of a chunk, by the warp's elected thread.
-  template <class T, class Body>
+  template <class Body>
   __device__ void for_each(const Tile& tile, unsigned char* chunk, Body&& body) const {
-    const auto row = static_cast<int>(tile.first / tile.pitch);
-    const int bytes = boxes_.rows * row_ * static_cast<int>(sizeof(T));
+    const auto row = static_cast<int>(tile.line);
+    const int bytes = boxes_.rows * boxes_.row_bytes;
 #pragma unroll 1
     for (int i = 0; i < tile.rows; i += boxes_.rows, chunk += bytes)
-      if (device::elected()) body(chunk, Corner{number_, stretch_, row + i});
+      if (device::elected()) body(chunk, Corner{word_, row + i});
   }
 
   int which;  // of a tensor's maps
 
  private:
   Boxes boxes_;
-  int row_, number_, stretch_;
+  int word_;
 };
 
 // The tensors of a slot's chunks, in their order, and where their results go, as boxed:: numbers them.
@@ -71,10 +70,10 @@ template <class T, bool ChannelsLast, Form F>
 __device__ void copy_chunks(const Pipelined<T, ChannelsLast, F>& block, const Copied& tensors) {
   const Ring &ring = block.ring, &again = block.again;
   const Portion& portion = block.portion;
-  const BoxesOfBlock boxes(block.args, block.place, portion);
+  const BoxesOfBlock<T> boxes(block.args, block.place, portion);
   const auto load = [&](int which, const Tile& tile, unsigned char* to, device::Barrier* full, auto cached) {
     if (boxes.any())
-      return boxes.template for_each<T>(tile, to, [&](unsigned char* shared, const Corner& at) {
+      return boxes.for_each(tile, to, [&](unsigned char* shared, const Corner& at) {
         device::copy_box(shared, block.args.boxed[which][boxes.which], at, full, cached);
       });
     for_each_stretch<T>(tile, to, static_cast<const unsigned char*>(tensor_of(block.args.tensors, which)),
@@ -86,7 +85,7 @@ __device__ void copy_chunks(const Pipelined<T, ChannelsLast, F>& block, const Co
     auto* const tensor = static_cast<unsigned char*>(const_cast<void*>(tensor_of(block.args.tensors, which)));
     if (tensor == nullptr) return;
     if (boxes.any())
-      return boxes.template for_each<T>(tile, from, [&](const unsigned char* shared, const Corner& at) {
+      return boxes.for_each(tile, from, [&](const unsigned char* shared, const Corner& at) {
         device::copy_box_out(block.args.boxed[which][boxes.which], at, shared);
       });
     for_each_stretch<T>(tile, from, tensor, [&](const unsigned char* shared, unsigned char* global, int bytes) {

@@ -41,7 +41,7 @@ struct Divider {
   int shift = 0;
 };
 
-// Slices of a tile's channels: channel c is in slice c % count.
+// Slices of a tile's channels: channel c is in slice c % count; or of their periods (plane_column.h).
 struct Slices {
   int count = 1;
   Divider by_count;

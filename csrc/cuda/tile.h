@@ -9,7 +9,8 @@
 namespace divnorm::cuda {
 
 struct Tile {
-  int64_t first = 0;  // offset of its first element in the tensor
+  int64_t first = 0;  // offset of its first element in the tensor,
+  int64_t line = 0;   // and the row of `pitch` elements that this lies in
   int64_t pitch = 0;  // between its rows there
   int channel = 0, channels = 0;
   int position = 0, positions = 0;
@@ -20,12 +21,14 @@ struct Tile {
 __device__ inline void lay_out(Tile& tile, const Shape& shape, bool channels_last, int64_t sample, int group) {
   const int64_t channel = static_cast<int64_t>(group) * shape.group_channels + tile.channel;
   if (channels_last) {
-    tile.first = (sample * shape.positions + tile.position) * shape.channels + channel;
+    tile.line = sample * shape.positions + tile.position;
+    tile.first = tile.line * shape.channels + channel;
     tile.rows = tile.positions;
     tile.row = tile.channels;
     tile.pitch = shape.channels;
   } else {
-    tile.first = (sample * shape.channels + channel) * shape.positions + tile.position;
+    tile.line = sample * shape.channels + channel;
+    tile.first = tile.line * shape.positions + tile.position;
     tile.rows = tile.channels;
     tile.row = tile.positions;
     tile.pitch = shape.positions;

@@ -78,25 +78,21 @@ class Box {
  public:
   Box(void* shared, const TensorMap& map, Corner at) : shared_(static_cast<unsigned char*>(shared)) {
     std::memcpy(&of_, &map, sizeof of_);
-    const auto [rows, stretches, width] = of_.box;
-    if (rows < 1) fail("a copy of a box that nobody has described");
-    if (at.row < 0 || at.row + rows > of_.rows || at.stretch < 0 ||
-        at.stretch + stretches > of_.pitch / of_.stretch() || at.number < 0 || at.number + width > of_.stretch())
+    if (rows() < 1) fail("a copy of a box that nobody has described");
+    const int64_t in_row = int64_t{at.word} * kBoxWord;
+    if (at.row < 0 || at.row + rows() > of_.rows || in_row < 0 || in_row + row_bytes() > of_.pitch)
       fail("a box that does not lie in its tensor");
     if (current->block().offset_of(shared, bytes()) % kBoxAlignment != 0)
       fail("a box at an address that is no multiple of " + std::to_string(kBoxAlignment));
-    const int64_t first = at.row * of_.pitch + at.stretch * of_.stretch() + at.number;
-    global_ = static_cast<unsigned char*>(const_cast<void*>(of_.first)) + first * size();
+    global_ = static_cast<unsigned char*>(const_cast<void*>(of_.first)) + at.row * of_.pitch + in_row;
   }
   int rows() const { return of_.box.rows; }
-  int row_bytes() const { return of_.box.stretches * of_.box.width * size(); }
+  int row_bytes() const { return of_.box.row_bytes; }
   int bytes() const { return rows() * row_bytes(); }
   unsigned char* shared(int row) const { return shared_ + row * row_bytes(); }
-  unsigned char* global(int row) const { return global_ + row * of_.pitch * size(); }
+  unsigned char* global(int row) const { return global_ + row * of_.pitch; }
 
  private:
-  int size() const { return static_cast<int>(bytes_of(of_.dtype)); }
-
   BoxedTensor of_;
   unsigned char *shared_, *global_;
 };

@@ -22,12 +22,13 @@ Versions versions() { return {13000, 13000}; }
 
 // As it is, within the driver's limits.
 TensorMap described(int, const BoxedTensor& tensor) {
-  const auto [rows, stretches, width] = tensor.box;
-  const auto bytes = static_cast<int64_t>(bytes_of(tensor.dtype));
-  for (const int most : {rows, stretches, width})
-    if (most < 1 || most > kMostOfBox) throw std::runtime_error("a box of " + std::to_string(most) + " along an axis");
-  if (tensor.pitch % tensor.stretch() != 0) throw std::runtime_error("rows of broken stretches");
-  if (width * bytes % kVectorBytes != 0 || tensor.pitch * bytes % kVectorBytes != 0 ||
+  constexpr int64_t kMostExtent = int64_t{1} << 32, kMostPitch = int64_t{1} << 40;
+  const auto [rows, row_bytes] = tensor.box;
+  if (rows < 1 || rows > kMostOfBox || row_bytes < kBoxWord || row_bytes > kMostOfBox * kBoxWord)
+    throw std::runtime_error("a box of " + std::to_string(rows) + " rows of " + std::to_string(row_bytes) + " bytes");
+  if (rows > tensor.rows || row_bytes > tensor.pitch || tensor.rows > kMostExtent || tensor.pitch >= kMostPitch)
+    throw std::runtime_error("a tensor of " + std::to_string(tensor.rows) + " rows that a box does not fit");
+  if (row_bytes % kVectorBytes != 0 || tensor.pitch % kVectorBytes != 0 ||
       reinterpret_cast<uintptr_t>(tensor.first) % kVectorBytes != 0)
     throw std::runtime_error("boxes, rows or a tensor at no multiples of 16 bytes");
   TensorMap map;

@@ -7,12 +7,15 @@
 #include <string>
 #include <vector>
 
+#include "../cuda/launch.h"
 #include "check.h"
 #include "ring_kernel.h"
 
 namespace {
 
 using namespace divnorm::tests;
+using divnorm::cuda::described;
+using divnorm::cuda::TensorMap;
 using divnorm::cuda::device::Barrier;
 namespace emulation = divnorm::cuda::emulation;
 
@@ -24,7 +27,7 @@ struct Memory {
   Barrier barrier;
 };
 
-float from[kChunk], to[kChunk];
+alignas(16) float from[kChunk], to[kChunk];
 
 Memory& memory() { return *reinterpret_cast<Memory*>(device::shared_memory()); }
 
@@ -35,6 +38,9 @@ void make_barrier(int arrivals) {
   }
   device::sync_block();
 }
+
+// Of two rows of 32 bytes, in boxes of the half.
+TensorMap map_of(const float* tensor) { return described(0, {tensor, 2, 32, {2, 16}}); }
 
 // What is said of a kernel.
 std::string said_of(int blocks, int warps, const std::function<void()>& kernel) {
@@ -217,6 +223,28 @@ const Refused kRefused[] = {
        make_barrier(1);
        device::copy_bulk(memory().chunk, from, kChunk + 16, &memory().barrier);
      }},
+    {"a copy of a box that nobody has described", 1, 1,
+     [] {
+       make_barrier(1);
+       device::copy_box(memory().chunk, TensorMap(), {0, 0}, &memory().barrier);
+     }},
+    {"a box that does not lie in its tensor", 1, 1,
+     [] {
+       make_barrier(1);
+       device::copy_box(memory().chunk, map_of(from), {0, 1}, &memory().barrier);
+     }},
+    {"a box that does not lie in its tensor", 1, 1,
+     [] {
+       make_barrier(1);
+       device::copy_box(memory().chunk, map_of(from), {4, 0}, &memory().barrier);
+     }},
+    {"a box at an address that is no multiple of 128", 1, 1,
+     [] {
+       make_barrier(1);
+       device::copy_box(memory().chunk + 16, map_of(from), {0, 0}, &memory().barrier);
+     }},
+    {"copies out what was not handed to it behind fences", 1, 1,
+     [] { device::copy_box_out(map_of(to), {0, 0}, memory().chunk); }},
     {"a store of 8 bytes at byte 4", 1, 1,
      [] {
        make_barrier(1);

@@ -29,15 +29,20 @@ Numbers some(int64_t count, int step) {
 // both do not fit.
 Setting setting_of(const Case& c, Direction direction, bool twice) {
   std::optional<Setting> found;
+  bool boxes = false;
   for (int shared_bytes = 2048; shared_bytes < 1 << 16; shared_bytes += 512) {
     const bool large = c.channels_last && direction == Direction::backward;
     Setting s = setting(2, shared_bytes, large ? 3072 : 1536);  // something for every warp
     s.device.multiprocessors = 1;
     const auto strategy = cuda::choose(problem_of(c, Dtype::float32), direction, s.preferences, s.device);
     const bool as_wanted = (strategy.arguments.pipeline.again_slots > 0) == twice;
-    if (strategy.name() == "pipelined" && strategy.cluster == 2 && as_wanted) found = s;  // with the most slots
+    if (strategy.name() == "pipelined" && strategy.cluster == 2 && as_wanted) {
+      found = s;  // with the most slots
+      boxes = strategy.arguments.pipeline.boxes[0].rows > 0;
+    }
   }
   check(found.has_value(), c.name + ": a cluster of two blocks");
+  check(boxes == (c.groups > 1 || !c.channels_last), c.name + ": boxes");
   return found.value_or(setting(0, 1 << 16));
 }
 
@@ -166,6 +171,7 @@ int main() {
   check_words({"planes", false, false, false, 3, 12, 1, {1, 12, 8}, small, small, true}, false);
   check_words({"planes, dy twice", false, false, false, 3, 48, 1, {1, 12, 8}, small, small, true}, true);
   check_words({"pixels", true, false, false, 4, 12, 1, {1, 16, 8}, small, small, true}, false);
+  check_words({"pixels in groups", true, false, false, 3, 8, 2, {1, 16, 8}, small, small, true}, false);
   check_words({"whole planes", false, false, false, 3, 12, 1, {1, 12, 8}, all, all, true}, false);
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
