@@ -1,6 +1,6 @@
 """What the CUDA kernels move and do, counted on the emulated device: ``python tests/traffic.py`` prints a table.
 
-With ``--pipeline 24576``: of the pipelined kernels, with slots of so many bytes.
+With ``--pipeline 24576``: of the pipelined kernels, with slots of about so many bytes.
 
 The least that a call can move is the operator's limit: forward reads x and writes y, backward reads x and dy and writes
 dx. The maps (mean and rstd, which forward returns and backward reads), the parameters and the partial sums of their
