@@ -64,9 +64,11 @@ __device__ void merge_gradients(const Shape& shape, const Partials& partials, co
   if (wanted) {
     device::sync_block();
     const Collected<A> sum_of{sharers, tile.channels};
-    for (int i = device::thread(); i < tile.channels; i += device::threads())
-      for (A* gradients : {affine.dweight, affine.dbias, affine.dthreshold})
-        if (gradients != nullptr) gradients[i] = sum_of(gradients, i);
+    for (int i = device::thread(); i < tile.channels; i += device::threads()) {
+      affine.dweight[i] = sum_of(affine.dweight, i);
+      affine.dbias[i] = sum_of(affine.dbias, i);
+      if (affine.dthreshold != nullptr) affine.dthreshold[i] = sum_of(affine.dthreshold, i);
+    }
   }
   device::sync_cluster_shared(r.blocks);
   if (!wanted) return;
