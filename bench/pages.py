@@ -19,7 +19,7 @@ from .evidence import views as evidence_views
 from .training import summary
 
 RESULTS = Path("bench/results")
-PAGES = (Path("docs/performance.md"), Path("docs/experiments.md"))
+PAGES = (Path("README.md"), Path("docs/performance.md"), Path("docs/experiments.md"))
 VIEWS: dict[str, Callable[[list[dict]], Table]] = {
     "means": report.means_table,
     "ratios": lambda documents: report.ratios_table(documents[0]["rows"]),
@@ -36,6 +36,7 @@ EVIDENCE = "experiments"
 """The folder, below the results, of those that `evidence_views` and `evidence_plots` read, by the plan's names."""
 _BLOCK = re.compile(r"(<!-- table (\w+) ((?:\S+ )*)-->\n).*?(<!-- end -->)", re.DOTALL)
 _PLOT = re.compile(r"(<!-- plot (\w+) ((?:\S+ )+)in (\S+): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_FIGURE = re.compile(r"(<!-- figure (\S+) (\S+) -->).*?(<!-- end -->)")
 _NOTHING = "*Not yet run.*"
 _WIDTH = 250
 """Wider than any table."""
@@ -55,7 +56,8 @@ def filled(page: str, results: Path = RESULTS) -> str:
     """The page with every block ``<!-- table VIEW WORD... -->`` or plot to ``<!-- end -->`` made anew.
 
     The words are files below ``results``, or for a view of the evidence what it takes: names of the plan's tables. A
-    plot is ``<!-- plot VIEW TABLE... in PATH: WHAT IT SHOWS -->``. Where none of its runs has ended, a block says so.
+    plot is ``<!-- plot VIEW TABLE... in PATH: WHAT IT SHOWS -->``. Where none of its runs has ended, a block says so. A
+    figure within a sentence, a norm's in a table of the plan, is ``<!-- figure TABLE NORM -->`` to ``<!-- end -->``.
 
     Raises:
         ValueError: on a view that does not exist.
@@ -79,7 +81,10 @@ def filled(page: str, results: Path = RESULTS) -> str:
         begun = evidence_views.begun(block[2], block[3].split(), results / EVIDENCE)
         return f"{block[1]}\n{f'![{block[5]}]({block[4]})' if begun else _NOTHING}\n\n{block[6]}"
 
-    return _PLOT.sub(shown, _BLOCK.sub(made, page))
+    def told(place: re.Match[str]) -> str:
+        return f"{place[1]}{evidence_views.figure(place[2], place[3], results / EVIDENCE)}{place[4]}"
+
+    return _FIGURE.sub(told, _PLOT.sub(shown, _BLOCK.sub(made, page)))
 
 
 def pictures(page: Path) -> dict[Path, Callable[[], None]]:

@@ -204,6 +204,7 @@ def test_tables_say_what_has_not_run(tmp_path, monkeypatch):
     table = replace(SMALL, paper={"bn": 0.75})
     monkeypatch.setitem(plan.TABLES, "small", table)
     page = "<!-- table norms small -->\n<!-- end -->\n<!-- table progress small -->\n<!-- end -->\n"
+    page += "From <!-- figure small none --><!-- end --> to <!-- figure small bn -->old<!-- end -->.\n"
     empty = pages.filled(page, tmp_path)
     assert empty.count("Not yet run") == 1
     assert "0 of 8" in empty
@@ -219,6 +220,7 @@ def test_tables_say_what_has_not_run(tmp_path, monkeypatch):
     assert ["bn", "0.5000 ± 0.3536", "0.1 (highest)", "2", "0.7500"] in rows
     assert ["none", "- (1 diverged)", "0.1 (highest)", "1 of 2", "-"] in rows
     assert "7 of 8" in filled
+    assert "bn -->0.5000 ± 0.3536<!-- end -->.\n" in filled
     assert pages.filled(filled, tmp_path) == filled
 
 

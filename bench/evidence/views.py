@@ -80,6 +80,12 @@ def _cells(of: Results, norm: str) -> list[str]:
     return found
 
 
+def figure(name: str, norm: str, folder: Path) -> str:
+    """The figure of a norm in a table, as that has it."""
+    of = Results(plan.TABLES[name], folder)
+    return _cells(of, norm)[0]
+
+
 def answers(names: list[str], folder: Path) -> Shown:
     """A line per contrast of a question: the mean difference of the runs of a seed, with its interval."""
     out = Shown(
