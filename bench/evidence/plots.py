@@ -51,7 +51,9 @@ def points(path: Path, names: list[str], folder: Path) -> None:
                     axes.plot([at] * len(values), values, "o", color="tab:blue", markersize=5, alpha=0.7)
                     axes.plot([at - 0.3, at + 0.3], [mean(values)] * 2, color="tab:blue", linewidth=2)
             axes.set_xticks(range(len(table.norms)), table.norms, rotation=45 if len(table.norms) > 5 else 0)
-            axes.set(ylabel=table.program.figure, title=name, xlim=(-0.6, len(table.norms) - 0.4))
+            seeds = len({log["settings"]["seed"] for log in logs})
+            title = f"{name}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+            axes.set(ylabel=table.program.figure, title=title, xlim=(-0.6, len(table.norms) - 0.4))
             _finish(axes, logs)
 
     _draw(path, len(names), draw)
