@@ -89,7 +89,7 @@ struct Pixels {
         if (end > 0 && lanes.lane == 0) {
           const A on = rest * each;
           partial[p] = centred ? pivot + on : A(0);
-          partial[pitch + p] = centred ? not_negative(squares - rest * on) : squares;
+          partial[pitch + p] = centred ? squares_about_mean(squares, rest, on) : squares;
         }
       }
     });

@@ -26,7 +26,7 @@ class RunningMoments {
     if (pending_ > 0) merge<V>();
     for (int v = 0; v < V; ++v) {
       mean.at[v] = mean_[v];
-      squares.at[v] = not_negative(merged_ > 0 ? squares_[v] : square_sum_[v]);
+      squares.at[v] = merged_ > 0 ? squares_[v] : square_sum_[v];
       mean_[v] = squares_[v] = sum_[v] = square_sum_[v] = pivot_[v] = 0;
     }
     merged_ = pending_ = 0;
@@ -84,7 +84,7 @@ class RunningMoments {
     for (int v = 0; v < V; ++v) {
       const A on = sum_[v] * each;
       mean_[v] += on;
-      squares_[v] += square_sum_[v] - all * on * on;
+      squares_[v] += squares_about_mean(square_sum_[v], sum_[v], on);
       sum_[v] = square_sum_[v] = 0;
       pivot_[v] = pivot(v);
     }

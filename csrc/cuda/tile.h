@@ -336,10 +336,13 @@ __device__ inline int slice_channels(int channels, int slice, const Slices& slic
   return quotient(slices.by_count, channels - slice + slices.count - 1);
 }
 
-// What is a sum of squares but for rounding. A NaN stays one.
+// The sum of squares about a mean from those about a pivot, and from sum and mean of the differences to that. What
+// overflows is infinite, as it would be about the mean; beside an infinite number it is none.
 template <class A>
-__device__ A not_negative(A number) {
-  return number < A(0) ? A(0) : number;
+__device__ A squares_about_mean(A squares, A sum, A mean) {
+  if (!finite(squares)) return squares + A(0) * sum;
+  const A rest = squares - sum * mean;
+  return rest < A(0) ? A(0) : rest;
 }
 
 // The residual of a mean, where it is one: sums of large numbers round, sums of their differences do not.
