@@ -152,7 +152,7 @@ struct Planes {
       sharer = warp % sharing;
       sharers = sharing;
     }
-    static constexpr int kFewestLanes = 8;
+    static constexpr int kFewestLanes = 16;  // of whose accesses of eight bytes all banks take part
     int lanes = device::kWarp;
     int first, channels;      // the first of this warp's channels, and the step to its next set
     int own;                  // this thread's among them
