@@ -163,3 +163,14 @@ def test_results_are_where_x_is(strategy):
     for have, want in zip(got, expected, strict=True):
         assert have.device == call.x.device
         assert torch.equal(have, want)
+
+
+@pytest.mark.parametrize("window", [3, "all"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", NAMES)
+def test_squares_that_overflow_are_infinite(name, memory_format, window):
+    x = ((torch.rand(2, 32, 14, 16) * 2 - 1) * 2e19).contiguous(memory_format=memory_format)
+    with backend(**NAMES[name]):
+        y = on_cuda(x, window=window)
+    assert torch.equal(y, reference(x, window=window))
+    assert y.isfinite().all()

@@ -41,19 +41,11 @@ class ForwardPlanes {
   // As Planes::normalize.
   __device__ A normalize(const Tile& chunk, T* x, const Local<A>& local, const Affine<T>& affine, bool with_l1) const {
     A sum = 0;
-    column_.with_place([&](auto place) {
-      with_parameters(affine, [&](auto per_position) {
-        constexpr int V = decltype(place)::kCount;
-        using Parameter = typename decltype(place)::template Parameter<A, decltype(per_position)::value>;
-        const Pack<A, V> mean = place.read(local.mean), rstd = place.read(local.rstd);
-        const int periods = column_.periods(chunk);
-#pragma unroll 2
-        for (int i = column_.first(chunk); i < periods; i += column_.slices().count)
-          sum += Planes<T, F>::template normalize_numbers<Parameter>(
-              x, i * column_.period_numbers() + place.at, place.channels(i * column_.period_channels()), place.position,
-              mean, rstd, local, affine, with_l1);
-      });
-    });
+    column_.for_each(chunk, local, affine,
+                     [&](auto of, int at, auto channels, int p, const auto& mean, const auto& rstd) {
+                       sum += Planes<T, F>::template normalize_numbers<typename decltype(of)::type>(
+                           x, at, channels, p, mean, rstd, local, affine, with_l1);
+                     });
     return sum;
   }
 
@@ -74,19 +66,10 @@ class BackwardPlanes {
 
   __device__ void add_sums(const Tile& chunk, const T* x, const T* dy, const Local<A>& local, const Affine<T>& affine,
                            A l1, A*, int) {
-    column_.with_place([&](auto place) {
-      with_parameters(affine, [&](auto per_position) {
-        constexpr int V = decltype(place)::kCount;
-        using Parameter = typename decltype(place)::template Parameter<A, decltype(per_position)::value>;
-        const Pack<A, V> mean = place.read(local.mean), rstd = place.read(local.rstd);
-        const int periods = column_.periods(chunk);
-#pragma unroll 2
-        for (int i = column_.first(chunk); i < periods; i += column_.slices().count)
-          sums_.template add<F, Parameter, V>(x, dy, i * column_.period_numbers() + place.at,
-                                              place.channels(i * column_.period_channels()), place.position, mean, rstd,
-                                              local, affine, l1);
-      });
-    });
+    column_.for_each(
+        chunk, local, affine, [&](auto of, int at, auto channels, int p, const auto& mean, const auto& rstd) {
+          sums_.template add<F, typename decltype(of)::type>(x, dy, at, channels, p, mean, rstd, local, affine, l1);
+        });
   }
 
   // As Planes::sums leaves them, by pieces in place of slices.

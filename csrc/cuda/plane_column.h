@@ -74,6 +74,11 @@ struct PlaceInPeriod {
   }
 };
 
+template <class V>
+struct Type {
+  using type = V;
+};
+
 // Bytes: of the numbers that a thread takes together.
 template <class T, int Bytes>
 class PlaneColumn {
@@ -103,6 +108,23 @@ class PlaneColumn {
       body(PlaceInPeriod<kHalf, false>{slice_, at_, 0, position, split});
     else
       body(PlaceInPeriod<1, false>{slice_, at_, 0, position, split});
+  }
+  // Calls body(Parameter as the type of a constant, at, channels, position, mean, rstd) for the numbers of this
+  // thread's place in each period of a chunk: where they lie there and of which channels they are, as channel_sums.h
+  // and planes.h take it.
+  template <class A, class Body>
+  __device__ void for_each(const Tile& chunk, const Local<A>& local, const Affine<T>& affine, Body&& body) const {
+    with_place([&](auto place) {
+      with_parameters(affine, [&](auto per_position) {
+        using Parameter = typename decltype(place)::template Parameter<A, decltype(per_position)::value>;
+        const auto mean = place.read(local.mean), rstd = place.read(local.rstd);
+        const int end = periods(chunk);
+#pragma unroll 2
+        for (int i = first(chunk); i < end; i += slices_.count)
+          body(Type<Parameter>(), i * period_numbers() + place.at, place.channels(i * period_channels()),
+               place.position, mean, rstd);
+      });
+    });
   }
   // The first of the slice's periods in a chunk, and how many it has there: one after the other, slices().count apart.
   __device__ int first(const Tile& chunk) const {
