@@ -10,7 +10,7 @@ from caches import forget
 from hypothesis import settings
 from oracle import Call
 from torch import Tensor
-from triton.runtime.interpreter import InterpreterBuilder
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 from divnorm_kernels import divisive_norm
 from divnorm_kernels.backends.triton import tiles
@@ -46,9 +46,19 @@ def laid_out(t: Tensor, memory_format: torch.memory_format) -> Tensor:
 
 
 class Traffic:
-    """Counts the elements that kernels under the interpreter read from and write to a tensor."""
+    """Counts the elements that kernels under the interpreter read from and write to a tensor.
+
+    What kernels were given stays allocated meanwhile, so that an address is never another tensor's.
+    """
 
     def __init__(self, monkeypatch):
+        given, launch = [], GridExecutor.__call__
+
+        def kept(executor, *args, **kwargs):
+            given.extend(args)
+            return launch(executor, *args, **kwargs)
+
+        monkeypatch.setattr(GridExecutor, "__call__", kept)
         self.addresses = {"load": [], "store": []}
         for kind in self.addresses:
             name = f"create_masked_{kind}"
