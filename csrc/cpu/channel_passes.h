@@ -36,15 +36,16 @@ struct Form {
   static constexpr bool squared = Squared;
 };
 
-template <class Body>
+template <class T, class Body>
 inline void with_form(Power power, bool squared, Body&& body) {
   if (squared) return body(Form<Power::any, true>{});
-  switch (power) {
-    case Power::half: return body(Form<Power::half, false>{});
-    case Power::three_quarters: return body(Form<Power::three_quarters, false>{});
-    case Power::one: return body(Form<Power::one, false>{});
-    case Power::any: return body(Form<Power::any, false>{});
-  }
+  if constexpr (!kGeneral<T>) switch (power) {
+      case Power::half: return body(Form<Power::half, false>{});
+      case Power::three_quarters: return body(Form<Power::three_quarters, false>{});
+      case Power::one: return body(Form<Power::one, false>{});
+      case Power::any: break;
+    }
+  body(Form<Power::any, false>{});
 }
 
 // The vectors side by side at some positions of a tile, and whether they go out past the cache.

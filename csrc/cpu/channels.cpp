@@ -47,7 +47,7 @@ void forward_of(const ChannelProblem& problem, const ChannelForward& call, int t
   if (slides<T>(problem)) {
     std::deque<ForwardLines<T>> lines;
     for (int i = 0; i < team.count(); ++i) lines.emplace_back(problem, numbers, streams && aligned(y));
-    return with_form(numbers.exponents.kind(), problem.squared, [&](auto form) {
+    return with_form<T>(numbers.exponents.kind(), problem.squared, [&](auto form) {
       for_tiles(plan, team, streams, [&](int thread, int64_t i) {
         const ChannelTile tile = plan.tile(i);
         lines[thread].run(form, tile.count, x + tile.offset, y + tile.offset);
@@ -60,7 +60,7 @@ void forward_of(const ChannelProblem& problem, const ChannelForward& call, int t
     tiles.emplace_back(plan, false, streams);
     passes.emplace_back(problem, numbers);
   }
-  with_form(numbers.exponents.kind(), problem.squared, [&](auto form) {
+  with_form<T>(numbers.exponents.kind(), problem.squared, [&](auto form) {
     for_tiles(plan, team, streams,
               [&](int thread, int64_t i) { tiles[thread].run(form, passes[thread], plan.tile(i), x, nullptr, y); });
   });
@@ -77,7 +77,7 @@ void backward_of(const ChannelProblem& problem, const ChannelBackward& call, int
   T* dx = static_cast<T*>(call.dx);
   Threads team(threads_for(problem, threads), plan.tiles, false);
   const Buffer<ScalarSums> sums(learns ? plan.tiles : 0);
-  const auto form = [&](auto&& body) { with_form(numbers.exponents.kind(), problem.squared, body); };
+  const auto form = [&](auto&& body) { with_form<T>(numbers.exponents.kind(), problem.squared, body); };
   if (slides<T>(problem)) {
     std::deque<BackwardLines<T>> lines;
     for (int i = 0; i < team.count(); ++i) lines.emplace_back(problem, numbers, call, streams && aligned(dx));

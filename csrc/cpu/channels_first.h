@@ -149,10 +149,10 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
         // Whole planes lie one after the other: the next rows come as one run.
         const int64_t next = tile.size() == stride ? R * stride : 0, pace = tile.size() == stride ? R : 1;
         RowSum<V> for_weight[R] = {}, for_bias[R] = {}, for_threshold[R] = {};
-        for_paired_slots<V>(tile.size(), [&](auto first, int64_t at, int64_t from, auto again) {
-          if constexpr (first.value && !PerPosition)
+        for_each_slot<V>(tile.size(), [&](int64_t at, int64_t from, auto again) {
+          if constexpr (!PerPosition)
             for (const T* rows_ahead : {block + next, dy.given() + (block - x) + next})
-              prefetch_lines<2 * R * kWidth<V> * sizeof(T)>(rows_ahead + pace * from);
+              prefetch_lines<R * kWidth<V> * sizeof(T)>(rows_ahead + pace * from);
           const V average = load<V>(mean_row + at), scale = load<V>(rstd_row + at);
           V sum_g = load<V>(sums_g + at), sum_gv = load<V>(sums_gv + at), sum_v = load<V>(sums_v + at);
           V sum_sign = splat<V>(0);
@@ -213,8 +213,7 @@ struct ChannelsFirst : ChannelsFirstSums<T, PerPosition> {
     });
   }
 
-  // dx = g * rstd - a * v - e (+ l1_scale * sign(v) with signs), for P = 1 with sign(v) in place of v. P = 0: rstd is 1
-  // and a is 0 whatever x is, be it a NaN.
+  // dx = g * rstd - a * v - e (+ l1_scale * sign(v) with signs), for P = 1 with sign(v) in place of v.
   template <bool Stream, Kinks K, int P, class Epilogue, bool Sloped>
   [[gnu::flatten]] static void gradient_input(const Problem& problem, const Unit& unit, const T* x,
                                               Gradients<T, Wide, Sloped> dy, Tile tile, Map<const A> mean,

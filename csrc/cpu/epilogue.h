@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "../problem.h"
+#include "lanes.h"
 #include "parameters.h"
 #include "simd.h"
 
@@ -51,6 +52,23 @@ class Clamped {
 
  private:
   Acc<T> floor_;
+};
+
+// Of the gradients that a smooth activation has made: they are z's already.
+class Passed {
+ public:
+  static constexpr bool kStops = false;
+
+  template <int R, bool Along>
+  Passed rows(int64_t, int64_t, int64_t) const {
+    return {};
+  }
+  template <class V>
+  V gradient(V grad, V, int64_t, int64_t) const {
+    return grad;
+  }
+  template <bool Stream, class V>
+  void keep(V, int64_t, int64_t) const {}
 };
 
 // The residual's numbers of some rows, and its gradient's; both may be absent.
@@ -127,16 +145,35 @@ class Thresholded {
   Beside<T> beside_;
 };
 
-// Whether the epilogue is Thresholded.
+// Whether backward has to look at the signs of v, or at more than v; its kernels that do serve fields without division
+// too, which are rare.
+inline bool needs_more_than_v(const Problem& problem, bool l1) {
+  return l1 || problem.p == 1 || problem.keeps_mean() || !problem.suppression.present;
+}
+
+// Whether an epilogue that is no smooth activation has to be Thresholded.
 inline bool has_thresholds(const Problem& problem) {
   return !is_smooth(problem) && (problem.residual || problem.activation == Activation::tlu);
 }
 
 // Those of a problem that has them: given, or what a ReLU and nothing amount to.
-template <class A, class Tensors, class Place>
-Values<A> thresholds(const Problem& problem, const Tensors& tensors, Place&& place) {
+template <class T, class Place>
+Values<Acc<T>> thresholds(const Problem& problem, const ForwardTensors& tensors, const Place& place) {
+  using A = Acc<T>;
+  const int64_t count = kGeneral<T> || has_thresholds(problem) ? problem.affine_size() : 0;
   const A least = problem.activation == Activation::relu ? A(0) : -std::numeric_limits<A>::infinity();
-  return {tensors.threshold, has_thresholds(problem) ? problem.affine_size() : 0, least, place};
+  return {tensors.threshold, count, least, place};
+}
+
+// Backward's: where y is at most that, it is no gradient's. A threshold that is a NaN stops all but NaNs, and nothing
+// stops nothing. Kernels that look at more than v are given them always.
+template <class T, class Place>
+Values<Acc<T>> thresholds(const Problem& problem, const BackwardTensors& tensors, const Place& place) {
+  using A = Acc<T>;
+  using Limits = std::numeric_limits<A>;
+  const bool used = kGeneral<T> || has_thresholds(problem) || needs_more_than_v(problem, tensors.dl1 != 0);
+  const A bound = problem.activation == Activation::relu ? A(0) : Limits::quiet_NaN();
+  return {tensors.threshold, used ? problem.affine_size() : 0, bound, place, Limits::infinity()};
 }
 
 template <class T>
@@ -151,11 +188,12 @@ Beside<T> beside(const BackwardTensors& tensors, const Acc<T>* threshold) {
 // body(epilogue), of an activation that is not smooth.
 template <class T, class Body>
 inline auto with_epilogue(const Problem& problem, const Beside<T>& beside, Body&& body) {
-  return has_thresholds(problem) ? body(Thresholded<T>(beside)) : body(Clamped<T>(problem));
+  const Thresholded<T> thresholded(beside);
+  if constexpr (kGeneral<T>)
+    return body(thresholded);
+  else
+    return has_thresholds(problem) ? body(thresholded) : body(Clamped<T>(problem));
 }
-
-// Whether backward has to look at the signs of v, or at more than v.
-inline bool needs_more_than_v(const Problem& problem, bool l1) { return l1 || problem.p == 1 || problem.keeps_mean(); }
 
 // What backward has to look at beside v and the gradients: nothing; y, which stopped some of them; or that and signs of
 // v, or a numerator other than v.
@@ -170,25 +208,29 @@ inline auto with_kinks(const Problem& problem, const Beside<T>& beside, bool l1,
   constexpr KinksConstant<Kinks::none> none{};
   constexpr KinksConstant<Kinks::epilogue> epilogue{};
   constexpr KinksConstant<Kinks::signs> signs{};
-  const bool with_signs = needs_more_than_v(problem, l1);
-  if (has_thresholds(problem)) {
-    const Thresholded<T> thresholded(beside);
-    return with_signs ? body(thresholded, signs, either) : body(thresholded, epilogue, either);
-  }
-  const Clamped<T> clamped(problem);
+  const bool smooth = is_smooth(problem), with_signs = kGeneral<T> || needs_more_than_v(problem, l1);
   if constexpr (!either)
-    if (is_smooth(problem))
-      return with_signs ? body(clamped, signs, std::true_type{}) : body(clamped, none, std::true_type{});
-  if (with_signs) return body(clamped, signs, either);
-  return problem.activation == Activation::relu ? body(clamped, epilogue, either) : body(clamped, none, either);
+    if (smooth) {
+      if constexpr (!kGeneral<T>)
+        if (!with_signs) return body(Passed{}, none, std::true_type{});
+      return body(Passed{}, signs, std::true_type{});
+    }
+  // of a smooth activation the residual is part of the gradients
+  const Thresholded<T> thresholded(smooth ? Beside<T>{nullptr, beside.threshold, nullptr} : beside);
+  if constexpr (!kGeneral<T>)
+    if (!with_signs) {
+      const Clamped<T> clamped(problem);
+      if (has_thresholds(problem)) return body(thresholded, epilogue, either);
+      return problem.activation == Activation::relu ? body(clamped, epilogue, either) : body(clamped, none, either);
+    }
+  return body(thresholded, signs, either);
 }
 
-// body(the exponent of s, or 0 where nothing is divided)
+// body(the exponent of s); with 1 sign(v) is looked at instead of v, which serves too where nothing is divided.
 template <Kinks K, class Body>
 inline void with_exponent(const Problem& problem, Body&& body) {
-  if (!problem.suppression.present) return body(std::integral_constant<int, 0>{});
   if constexpr (K == Kinks::signs)
-    if (problem.p == 1) return body(std::integral_constant<int, 1>{});
+    if (problem.p == 1 || !problem.suppression.present) return body(std::integral_constant<int, 1>{});
   body(std::integral_constant<int, 2>{});
 }
 

@@ -28,10 +28,14 @@ inline auto specialize_if(Body&& body, [[maybe_unused]] bool flag, Flags... flag
     return specialize([&](auto... rest) { return body(std::false_type{}, rest...); }, flags...);
 }
 
-// Whether outputs of a type may bypass the cache. Those of float64, which is for checks, may not: it is compiled
-// sooner.
+// Whether kernels of a type are compiled to serve every call, few and slower for the plain ones: those of float64,
+// which is for checks, and all for x86 processors without AVX2.
 template <class T>
-constexpr bool kStreams = !std::is_same_v<T, double>;
+constexpr bool kGeneral = kOldProcessors || std::is_same_v<T, double>;
+
+// Whether outputs of a type may bypass the cache.
+template <class T>
+constexpr bool kStreams = !kGeneral<T>;
 
 // In a loop over the few numbers that fill no vector: the compiler is not to make vectors of them, which is most of
 // what it would compile.

@@ -33,14 +33,20 @@ A quiet(double value) {
 }
 
 // `count` numbers of a parameter of that many elements or of one, number i at place(i); `absent` where there is no
-// parameter.
+// parameter, and `of_nan` where it has a NaN, as quiet() has it.
 template <class A>
 class Values {
  public:
   template <class Place>
-  Values(const Parameter& p, int64_t count, A absent, Place&& place) : values_(count) {
-    for (int64_t i = 0; i < count; ++i)
-      values_.data()[place(i)] = p.data == nullptr ? absent : quiet<A>(read_number(p, p.count == 1 ? 0 : i));
+  [[gnu::noinline]] Values(const Parameter& p, int64_t count, A absent, const Place& place,
+                           A of_nan = std::numeric_limits<A>::quiet_NaN())
+      : values_(count) {
+    for (int64_t i = 0; i < count; ++i) {
+      A& value = values_.data()[place(i)] = absent;
+      if (p.data == nullptr) continue;
+      const double number = read_number(p, p.count == 1 ? 0 : i);
+      value = number == number ? static_cast<A>(number) : of_nan;
+    }
   }
   Values(const Parameter& p, int64_t count, A absent) : Values(p, count, absent, [](int64_t i) { return i; }) {}
   const A* data() const { return values_.data(); }
@@ -92,7 +98,7 @@ struct LineDivisors {
 template <class A>
 class Divisors {
  public:
-  Divisors(const Problem& problem, const Field& field, bool inverse = false)
+  [[gnu::noinline]] Divisors(const Problem& problem, const Field& field, bool inverse = false)
       : numbers_(field.present ? problem.extent[0] + problem.extent[1] + problem.extent[2] : 0) {
     A* next = numbers_.data();
     for (int a = 0; a < kAxes; ++a) {

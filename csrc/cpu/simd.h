@@ -19,6 +19,11 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
+#if defined(__x86_64__) && !defined(__AVX2__)
+constexpr bool kOldProcessors = true;
+#else
+constexpr bool kOldProcessors = false;
+#endif
 
 struct BFloat16 {
   uint16_t bits;
@@ -338,22 +343,22 @@ inline V raised(V v, V least) {
     return v > least || v != v ? v : least;
 }
 
-// grad, but zero where `raised` gives least.
+// grad, but zero where v is at most bound: nowhere where one of them is a NaN.
 template <class V>
-inline V above(V grad, V v, V least) {
+inline V above(V grad, V v, V bound) {
   if constexpr (is_pair<V>)
-    return {above(grad.even, v.even, least.even), above(grad.odd, v.odd, least.odd)};
+    return {above(grad.even, v.even, bound.even), above(grad.odd, v.odd, bound.odd)};
   else
-    return v > least || v != v ? grad : splat<V>(0);
+    return v <= bound ? splat<V>(0) : grad;
 }
 
 // The rest of it.
 template <class V>
-inline V not_above(V grad, V v, V least) {
+inline V not_above(V grad, V v, V bound) {
   if constexpr (is_pair<V>)
-    return {not_above(grad.even, v.even, least.even), not_above(grad.odd, v.odd, least.odd)};
+    return {not_above(grad.even, v.even, bound.even), not_above(grad.odd, v.odd, bound.odd)};
   else
-    return v > least || v != v ? splat<V>(0) : grad;
+    return v <= bound ? grad : splat<V>(0);
 }
 
 inline Pair absolute(const Pair& v) { return {absolute(v.even), absolute(v.odd)}; }

@@ -71,25 +71,6 @@ inline void for_each_slot(int64_t count, Body&& body) {
     if (at < count) body(at, count - kWidth<V>, at + kWidth<V> - count);
 }
 
-// The same two by two: body(first of two, place in copies, place in the row, how many again)
-template <class V, class Body>
-inline void for_paired_slots(int64_t count, Body&& body) {
-  int64_t at = 0;
-  for (; at + 2 * kWidth<V> <= count; at += 2 * kWidth<V>) {
-    if constexpr (is_scalar<V>) one_by_one();
-    body(std::true_type{}, at, at, NoneAgain{});
-    body(std::false_type{}, at + kWidth<V>, at + kWidth<V>, NoneAgain{});
-  }
-  for (; at < count; at += kWidth<V>) {
-    if constexpr (is_scalar<V>) {
-      body(std::false_type{}, at, at, NoneAgain{});
-    } else {
-      const int64_t from = slot_from<V>(at, count);
-      body(std::false_type{}, at, from, at - from);
-    }
-  }
-}
-
 // for_slots() for a row that is written to `out`: body(V{}, ...). Streaming stores write nothing twice: what they reach
 // goes as for_lanes_writing has it, and its places are the row's own.
 template <class V, bool Stream, class T, class Body>

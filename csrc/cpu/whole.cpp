@@ -39,7 +39,7 @@ void forward_runs(const Problem& p, const ForwardTensors& tensors, int threads) 
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
   const Values<double> sigma(tensors.sigma, p.groups, 0);
-  const Values<A> threshold = thresholds<A>(p, tensors, place);
+  const Values<A> threshold = thresholds<T>(p, tensors, place);
   const SmoothRooms<A> smooth(p, team.count(), kSmoothRun);
   const Buffer<Moments> moments(team.teams() * chunks);
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : p.map_rows() * pieces;
@@ -71,7 +71,7 @@ void forward_columns(const Problem& p, const ForwardTensors& tensors, int thread
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
   const Values<double> sigma(tensors.sigma, p.groups, 0);
-  const Values<A> threshold = thresholds<A>(p, tensors, place);
+  const Values<A> threshold = thresholds<T>(p, tensors, place);
   const SmoothRooms<A> smooth(p, team.count(), layout.channels());
   const Buffer<A> scratch(team.teams() * (2 * layout.tiles() + 3) * layout.channels()),
       thread_scratch(team.count() * layout.channels());
@@ -140,7 +140,7 @@ void backward_runs(const Problem& p, const BackwardTensors& tensors, int threads
   Threads team = threads_for(p, jobs, layout.pieces(unit), threads);
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
-  const Values<A> threshold = thresholds<A>(p, tensors, place);
+  const Values<A> threshold = thresholds<T>(p, tensors, place);
   const SmoothRooms<A> smooth(p, team.count(), layout.longest_part(), layout.parts(unit));
   const Partials<T> partials(p, tensors, jobs.blocks);
   const Buffer<GradientSums> sums(team.teams() * pieces);
@@ -172,7 +172,7 @@ void backward_columns(const Problem& p, const BackwardTensors& tensors, int thre
   Threads team = threads_for(p, jobs, layout.tiles(), threads);
   const auto place = [&](int64_t i) { return Pass::Layout::parameter_place(p, i); };
   const Values<A> weight(tensors.weight, p.affine_size(), 1, place), bias(tensors.bias, p.affine_size(), 0, place);
-  const Values<A> threshold = thresholds<A>(p, tensors, place);
+  const Values<A> threshold = thresholds<T>(p, tensors, place);
   const SmoothRooms<A> smooth(p, team.count(), layout.channels(), layout.pixels());
   const Partials<T> partials(p, tensors, jobs.blocks);
   const Buffer<A> scratch(team.teams() * (4 * layout.tiles() + 6) * layout.channels());

@@ -197,7 +197,7 @@ class BackwardColumns {
     });
   }
 
-  // P: the exponent, or 0: rstd is 1 and the slope 0 whatever x is, be it a NaN.
+  // P: as with_exponent() has it.
   template <bool Stream, Kinks K, int P, class Epilogue, bool Sloped>
   [[gnu::flatten]] void gradient(int64_t tile, int64_t at, const T* x, Gradients<T, Wide, Sloped> dy, Epilogue epilogue,
                                  T* dx) const {
@@ -235,9 +235,8 @@ class BackwardColumns {
             behind.template keep<Stream>(grad, r, c);
           }
           V result = grad * factor;
-          if constexpr (P == 2) result = (result - falling * centred) * inverse;
-          if constexpr (P == 1) result = result * inverse;
-          result -= constant;
+          if constexpr (P == 2) result -= falling * centred;
+          result = result * inverse - constant;
           if constexpr (kSigns) result += (P == 1 ? splat<V>(l1_scale) - falling : splat<V>(l1_scale)) * sign(centred);
           write<Stream>(out + r * channels + c, result);
         }

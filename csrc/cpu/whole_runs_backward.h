@@ -195,7 +195,7 @@ class BackwardRuns {
     return found;
   }
 
-  // P: the exponent, or 0: rstd is 1 and the slope 0 whatever x is, be it a NaN.
+  // P: as with_exponent() has it.
   template <bool Stream, Kinks K, int P, class Epilogue, bool Sloped>
   [[gnu::flatten]] void gradient(const Piece& piece, const typename Layout::Rows& rows, const T* x,
                                  Gradients<T, Wide, Sloped>& dy, RowScale<A> row, RowSlopes<A> slopes,
@@ -222,9 +222,8 @@ class BackwardRuns {
           result = grad * load<V>(weights + i);
         else
           result = grad * splat<V>(weight);
-        if constexpr (P == 2) result = (result - splat<V>(slope) * centred) * splat<V>(row.rstd);
-        if constexpr (P == 1) result = result * splat<V>(row.rstd);
-        result -= splat<V>(shift);
+        if constexpr (P == 2) result -= splat<V>(slope) * centred;
+        result = result * splat<V>(row.rstd) - splat<V>(shift);
         if constexpr (K == Kinks::signs) result += splat<V>(P == 1 ? l1_scale - slope : l1_scale) * sign(centred);
         write<Stream>(dx + i, result);
       });

@@ -57,28 +57,18 @@ void forward_in(const Problem& problem, const ForwardTensors& tensors, int threa
   const Values<A> weight(tensors.weight, problem.affine_size(), 1, place);
   const Values<A> bias(tensors.bias, problem.affine_size(), 0, place);
   const Values<A> sigma(tensors.sigma, problem.groups, 0);
-  const Values<A> threshold = thresholds<A>(problem, tensors, place);
+  const Values<A> threshold = thresholds<T>(problem, tensors, place);
   const SmoothRooms<A> smooth(problem, team.count(), Layout::longest_row(problem, t));
   const int64_t l1_count = tensors.l1 == nullptr ? 0 : t.jobs() * t.finish_tiles;
   const Buffer<double> l1(l1_count, true);
   const Buffer<A> team_scratch(team.teams() * kForwardMaps * t.scratch_row_numbers());
   const Boxes<A> boxes(problem, false, team.count());
-  const ForwardShared<T> shared{problem,
-                                tensors,
-                                t,
-                                weight.data(),
-                                bias.data(),
-                                sigma.data(),
-                                beside<T>(tensors, threshold.data()),
-                                smooth,
-                                constants.zeros.data(),
-                                constants.ones.data(),
-                                summation,
-                                suppression,
-                                Layout::kMayStream && streams<T>(problem),
-                                tensors.l1 == nullptr ? nullptr : l1.data(),
-                                team_scratch.data(),
-                                boxes};
+  const ForwardShared<T> shared{
+      {problem, tensors, t, weight.data(), bias.data(), sigma.data(), constants.zeros.data(), constants.ones.data(),
+       summation, suppression, tensors.l1 == nullptr ? nullptr : l1.data(), team_scratch.data(), boxes},
+      beside<T>(tensors, threshold.data()),
+      smooth,
+      Layout::kMayStream && streams<T>(problem)};
   walk(problem, t, team,
        [&](int team_index, int thread) { return ForwardPass<T, Layout>(shared, team_index, thread); });
   if (tensors.l1 != nullptr) *tensors.l1 = sum_line(l1.data(), l1_count) / problem.numel();
@@ -96,7 +86,7 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
   const auto place = [&](int64_t i) { return Layout::parameter_place(problem, i); };
   const Values<A> weight(tensors.weight, problem.affine_size(), 1, place);
   const Values<A> bias(tensors.bias, problem.affine_size(), 0, place);
-  const Values<A> threshold = thresholds<A>(problem, tensors, place);
+  const Values<A> threshold = thresholds<T>(problem, tensors, place);
   const SmoothRooms<A> smooth(problem, team.count(), Layout::longest_row(problem, t));
   const int64_t rows = t.partial_rows();
   const Buffer<A> dweight(rows * problem.affine_size()), dbias(rows * problem.affine_size());
@@ -106,25 +96,13 @@ void backward_in(const Problem& problem, const BackwardTensors& tensors, int thr
   const Buffer<double> sigma_sums(sigma_rows * problem.groups);
   const Buffer<A> team_scratch(team.teams() * kBackwardMaps * t.scratch_row_numbers());
   const Boxes<A> boxes(problem, true, team.count());
-  const BackwardShared<T> shared{problem,
-                                 tensors,
-                                 t,
-                                 weight.data(),
-                                 bias.data(),
-                                 beside<T>(tensors, threshold.data()),
-                                 smooth,
-                                 constants.zeros.data(),
-                                 constants.ones.data(),
-                                 summation,
-                                 suppression,
-                                 Layout::kMayStream && streams<T>(problem) && stream_alike(tensors),
-                                 quiet<A>(tensors.dl1 / problem.numel()),
-                                 dweight.data(),
-                                 dbias.data(),
-                                 learns ? dthreshold.data() : nullptr,
-                                 sigma_sums.data(),
-                                 team_scratch.data(),
-                                 boxes};
+  const BackwardShared<T> shared{
+      {problem, tensors, t, weight.data(), bias.data(), constants.zeros.data(), constants.ones.data(), summation,
+       suppression, quiet<A>(tensors.dl1 / problem.numel()), dweight.data(), dbias.data(),
+       learns ? dthreshold.data() : nullptr, sigma_sums.data(), team_scratch.data(), boxes},
+      beside<T>(tensors, threshold.data()),
+      smooth,
+      Layout::kMayStream && streams<T>(problem) && stream_alike(tensors)};
   walk(problem, t, team,
        [&](int team_index, int thread) { return BackwardPass<T, Layout>(shared, team_index, thread); });
   sum_partials(dweight.data(), rows, problem.affine_size(), place, tensors.dweight);
