@@ -8,6 +8,7 @@ are what keeps a norm from training. Its layers are here, beside this package's 
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -86,19 +87,22 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A row of panels per network, a panel per measure, a line per norm, against depth."""
+    """A column of panels per network, a row per measure, a line per norm, against depth."""
     figure, panels = plt.subplots(
-        len(NETWORKS), len(MEASURES), figsize=(21, 4 * len(NETWORKS)), layout="constrained", squeeze=False
+        len(MEASURES), len(NETWORKS), figsize=(9, 3 * len(MEASURES)), layout="constrained", squeeze=False
     )
-    for line, kind in zip(panels, NETWORKS, strict=True):
-        for axes, (name, label) in zip(line, MEASURES.items(), strict=True):
+    for line, (name, label) in zip(panels, MEASURES.items(), strict=True):
+        for axes, kind in zip(line, NETWORKS, strict=True):
             axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # as many as there are norms, and more
             for norm in _norms(rows):
                 axes.plot(_mean_over_seeds(rows, kind, norm, name), label=norm, linewidth=1.3)
-            axes.set(xlabel="layer", ylabel=label, title=kind)
+            axes.set(xlabel="layer", title=kind)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(alpha=0.3)
             if name not in ("similarity", "rank"):
                 axes.set_yscale("log")
-        line[-1].legend(fontsize=8)
+        line[0].set_ylabel(textwrap.fill(label, 32))
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

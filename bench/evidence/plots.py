@@ -38,12 +38,16 @@ def _finish(axes: plt.Axes, logs: Logs) -> None:
 
 
 def points(path: Path, names: list[str], folder: Path) -> None:
-    """A panel a table, a column a norm: a point for every seed, and a line for the mean."""
+    """A panel a table, a column a norm: a point for every seed, and a line for the mean; the same data on one scale."""
 
     def draw(panels: list[plt.Axes]) -> None:
+        of_data: dict[tuple[str, str | None], plt.Axes] = {}
         for axes, name in zip(panels, names, strict=True):
             of = Results(plan.TABLES[name], folder)
             table, logs = of.table, of.counting()
+            first = of_data.setdefault((table.settings.model, table.data), axes)
+            if first is not axes:
+                axes.sharey(first)
             for at, norm in enumerate(table.norms):
                 of_norm = [log for log in logs if log["settings"]["norm"] == norm and not log["diverged"]]
                 values = [log["figures"][table.program.figure] for log in of_norm]
@@ -53,7 +57,8 @@ def points(path: Path, names: list[str], folder: Path) -> None:
             axes.set_xticks(range(len(table.norms)), table.norms, rotation=45 if len(table.norms) > 5 else 0)
             seeds = len({log["settings"]["seed"] for log in logs})
             title = f"{name}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
-            axes.set(ylabel=table.program.figure, title=title, xlim=(-0.6, len(table.norms) - 0.4))
+            axes.set(ylabel=table.program.figure, xlim=(-0.6, len(table.norms) - 0.4))
+            axes.set_title(title, fontsize=10)
             _finish(axes, logs)
 
     _draw(path, len(names), draw)
