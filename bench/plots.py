@@ -45,15 +45,17 @@ def plot_ratios(path: Path, rows: Rows, machine: dict) -> None:
 
 def plot_windows(path: Path, sweeps: Rows, machine: dict) -> None:
     """Forward + backward in copies of x against the window size."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for key, line in by_window(sweeps).items():
+    lines = by_window(sweeps)
+    figure, axes = plt.subplots(figsize=(8, 5.4 + 0.08 * len(lines)), layout="constrained")
+    for i, (key, line) in enumerate(lines.items()):
         copies = [row["copies"] for row in line.values()]
-        axes.plot(list(line), copies, marker="o", markersize=3, label=" ".join(key))
+        style = ("-", "--", ":")[i // 10 % 3]  # ten colours
+        axes.plot(list(line), copies, style, marker="o", markersize=3, label=" ".join(key))
     axes.axhline(LIMIT_COPIES, color="black", linewidth=1, linestyle="--", label="limit by bytes")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("window")
     axes.set_ylabel("forward + backward, copies of x")
     axes.set_title(_title(machine), fontsize=9)
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=2, handlelength=5)
     figure.savefig(path, dpi=130)
     plt.close(figure)

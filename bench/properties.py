@@ -8,9 +8,9 @@ are what keeps a norm from training. Its layers are here, beside this package's 
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 from statistics import mean
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -87,22 +87,21 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A column of panels per network, a row per measure, a line per norm, against depth."""
+    """A row of panels per measure, a column per network, a line per norm, against depth."""
     figure, panels = plt.subplots(
-        len(MEASURES), len(NETWORKS), figsize=(9, 3 * len(MEASURES)), layout="constrained", squeeze=False
+        len(MEASURES), len(NETWORKS), figsize=(9, 3.2 * len(MEASURES)), layout="constrained", squeeze=False
     )
     for line, (name, label) in zip(panels, MEASURES.items(), strict=True):
         for axes, kind in zip(line, NETWORKS, strict=True):
-            axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # as many as there are norms, and more
-            for norm in _norms(rows):
-                axes.plot(_mean_over_seeds(rows, kind, norm, name), label=norm, linewidth=1.3)
+            for i, norm in enumerate(_norms(rows)):
+                style = ("-", "--")[i // 7 % 2]
+                axes.plot(_mean_over_seeds(rows, kind, norm, name), style, color=f"C{i % 7}", label=norm)
             axes.set(xlabel="layer", title=kind)
             axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(alpha=0.3)
             if name not in ("similarity", "rank"):
                 axes.set_yscale("log")
-        line[0].set_ylabel(textwrap.fill(label, 32))
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+        line[0].set_ylabel(fill(label, 28))
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=7, handlelength=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -22,10 +22,14 @@ DOTS = 150
 
 
 def _draw(path: Path, panels: int, draw: Callable[[list[plt.Axes]], None], height: float = 3.6) -> None:
+    columns = min(panels, 2)  # more would be too small to read at the width of a page
+    rows = -(-panels // columns)
     figure, axes = plt.subplots(
-        1, panels, figsize=(min(4.2 * panels + 1, 13), height), layout="constrained", squeeze=False
+        rows, columns, figsize=(4.2 * columns + 1, height * rows), layout="constrained", squeeze=False
     )
-    draw(list(axes[0]))
+    for unused in axes.flat[panels:]:
+        unused.set_axis_off()
+    draw(list(axes.flat[:panels]))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DOTS)
     plt.close(figure)
@@ -95,7 +99,7 @@ def _against_steps(path: Path, names: list[str], folder: Path, figure: str | Non
             _finish(axes, of.counting())
         handles, labels = panels[0].get_legend_handles_labels()
         if handles:
-            panels[-1].legend(handles, labels, fontsize=8)
+            panels[0].figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(len(labels), 5))
 
     _draw(path, len(names), draw, 4.0)
 
