@@ -206,6 +206,8 @@ def test_report(capsys):
 def test_bad_targets():
     with pytest.raises(ValueError, match="to: got 'weight norm', expected a class, a partial, or one of 'bn', 'l1bn'"):
         convert_norm(images(), "weight norm")
+    with pytest.raises(TypeError, match=r"model: got int, expected a torch\.nn\.Module"):
+        convert_norm(3, "dn")
     with pytest.raises(TypeError, match="to: got 3 of type int, expected a str, a class or a partial"):
         convert_norm(images(), 3)
     with pytest.raises(ValueError, match="to: got 'gn' for a layer over the last dimension, expected one of 'ln'"):

@@ -82,13 +82,19 @@ def _train(name: str, settings: Settings, norm: list[str] | None, seeds: int, jo
     norms = list(dict.fromkeys(norm or experiment.norms))
     try:
         check_name(settings.backend)
-        for one in norms:
-            experiment.check_norm(one, settings.model)
         experiment.load(settings)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    missing = availability().get(settings.backend)
+    if missing is not None:
+        raise typer.BadParameter(f"{settings.backend} is missing: {missing}", param_hint="--backend")
+    try:
+        for one in norms:
+            experiment.check_norm(one, settings.model)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--norm") from None
     out = out or Path("bench/out/train") / f"{name}-{settings.model}"
     if settings.data is None:
         console.print(f"no --data given: training on {WITHOUT_DATA[name]}")
@@ -115,7 +121,10 @@ def _train(name: str, settings: Settings, norm: list[str] | None, seeds: int, jo
             raise typer.BadParameter(str(error), param_hint="--out") from None
         except KeyboardInterrupt:
             progress.stop()
-            console.print(f"stopped; the same command goes on with what is in {out}")
+            console.print(
+                f"stopped; the same command goes on from the checkpoints in {out}, "
+                f"which are written every {settings.checkpoint_every} steps"
+            )
             raise typer.Exit(INTERRUPTED) from None
     machine = describe(settings.device)
     document = {

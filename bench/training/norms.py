@@ -33,8 +33,12 @@ def check_norm(name: str) -> None:
     """Raises ValueError on a name that is not of the family, or of layers that the experiments have no place for."""
     if name in NO_LAYERS_OF_THE_OPERATOR:
         raise ValueError(f"norm: got {name!r}, expected one that is a layer of the operator")
-    if name != PENALIZED:
+    if name == PENALIZED:
+        return
+    try:
         convert_norm(nn.BatchNorm2d(1), name, report=None)
+    except ValueError as error:
+        raise ValueError(f"norm: {str(error).removeprefix('to: ')}") from None
 
 
 def family(name: str) -> str:

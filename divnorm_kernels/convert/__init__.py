@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import check_flag
+from ..checks import check_flag, check_module
 from ..modules import ExponentialNorm, LocalResponseNorm, NormalizationLayer
 from .carry import replacement
 from .fast_paths import keep_off
@@ -87,6 +87,7 @@ def convert_norm(
         >>> model = convert_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "dn", window=5, sigma=0.5)
         1: BatchNorm2d -> DivisiveNorm2d(8, window=5, sigma=0.5)
     """
+    check_module("model", model)
     if not (isinstance(to, str) or callable(to)):
         raise TypeError(f"to: got {to!r} of type {type(to).__name__}, expected a str, a class or a partial")
     if isinstance(to, str):
