@@ -92,3 +92,24 @@ def test_what_is_not_finite_stays_where_it_is(activation):
         y = divisive_norm(x[None, 0], window=3, activation="tlu", threshold=torch.tensor([math.nan, 0.0]))
         assert y[0, 0].isnan().all()
         assert not y[0, 1].isnan().any()
+
+
+@pytest.mark.parametrize("p", [2, 1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("features", [False, True])
+def test_thresholds_that_are_met_or_not_finite(features, dtype, p):
+    """Backward gives y or the threshold the gradient where both are equal, or one is a NaN or infinite."""
+    numbers = torch.tensor([-math.inf, -1.0, 0.0, 1.0, math.inf, math.nan], dtype=dtype)
+    x, threshold = torch.meshgrid(numbers, numbers, indexing="ij")  # every pair
+    threshold = threshold.flatten() if features else numbers
+    x = (x.reshape(1, -1) if features else numbers.expand(1, 6, 6)).contiguous().requires_grad_()
+    residual, threshold = torch.zeros_like(x, requires_grad=True), threshold.clone().requires_grad_()
+    for added in (None, residual):
+        inputs = [x, threshold] if added is None else [x, added, threshold]
+        found = []
+        for backend in ("cpu", "reference"):
+            fields = {"window": None, "norm_window": None, "p": p}
+            y = divisive_norm(x, **fields, activation="tlu", threshold=threshold, residual=added, backend=backend)
+            found.append(torch.autograd.grad(y, inputs, torch.ones_like(y)))
+        for got, want in zip(*found, strict=True):
+            assert torch.equal(got, want)

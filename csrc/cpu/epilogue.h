@@ -95,7 +95,8 @@ class Added {
   int64_t stride_;
 };
 
-// max(z + residual, threshold); a ReLU and nothing have thresholds too, behind a residual.
+// max(z + residual, threshold); a ReLU and nothing have thresholds too, behind a residual and where kernels serve more
+// than one of them.
 template <class T>
 class Thresholded {
  public:

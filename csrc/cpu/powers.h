@@ -1,7 +1,7 @@
 // Negative powers of numbers, many at once: d^-beta and 1 / d.
 //
-// 1/2, 3/4 and 1 are made of roots and quotients, to 3 ulp. Other powers are exp(-beta ln(d)), whose error grows with
-// the exponent, by half an ulp for each |beta ln(d)|.
+// 1/2, 3/4 and 1 are made of roots and quotients, to 3 ulp, but for general kernels (see lanes.h). Other powers, and
+// theirs, are exp(-beta ln(d)), whose error grows with the exponent, by half an ulp for each |beta ln(d)|.
 #pragma once
 
 #include <cmath>
