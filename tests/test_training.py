@@ -351,10 +351,15 @@ def test_networks_learn(tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("train", "cifar", "--norm", "bnn"), "to: got 'bnn', expected"),
+        (("train", "cifar", "--norm", "bnn"), "--norm: norm: got 'bnn', expected"),
         (("train", "text", "--norm", "gn"), "to: got 'gn' for a layer over the last dimension"),
         (("train", "cifar", "--model", "vgg"), "got 'vgg', expected one of cnn, cnn-he, resnet"),
         (("train", "cifar", "--backend", "cudnn"), "backend: got 'cudnn'"),
+        pytest.param(
+            ("train", "cifar", "--backend", "cuda"),
+            "--backend: cuda is missing: ",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it is there"),
+        ),
         (("train", "cifar", "--data", "nowhere"), "nowhere: no folder; expected one with data_batch_1.bin"),
         (("train", "text", "--data", "nowhere"), "got none of train.txt"),
         (("train", "superres", "--data", "nowhere"), "not there or empty"),

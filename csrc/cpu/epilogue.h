@@ -4,7 +4,7 @@
 // the tensors and the next ones `stride` further on. Their parameters are at `place`: one for each row, or Along one
 // for each number of a row. Of number i of row r, value<V>(z, r, i) is what becomes of z, gradient<V>(grad, z, r, i)
 // what of its gradient reaches z, stopped<V> the rest; keep<Stream>(grad, r, i) writes the former down as the
-// residual's. Smooth activations are not among them: see smooth.h.
+// residual's. Smooth activations are not among them (smooth.h), but what backward has behind their gradients is.
 #pragma once
 
 #include <limits>
@@ -54,13 +54,13 @@ class Clamped {
   Acc<T> floor_;
 };
 
-// Of the gradients that a smooth activation has made: they are z's already.
-class Passed {
+// Backward's of the gradients that a smooth activation has made: they are z's already.
+class Untouched {
  public:
   static constexpr bool kStops = false;
 
   template <int R, bool Along>
-  Passed rows(int64_t, int64_t, int64_t) const {
+  Untouched rows(int64_t, int64_t, int64_t) const {
     return {};
   }
   template <class V>
@@ -152,12 +152,12 @@ inline bool needs_more_than_v(const Problem& problem, bool l1) {
   return l1 || problem.p == 1 || problem.keeps_mean() || !problem.suppression.present;
 }
 
-// Whether an epilogue that is no smooth activation has to be Thresholded.
+// Whether an epilogue that is no smooth activation has to be Thresholded, whatever kernels there are.
 inline bool has_thresholds(const Problem& problem) {
   return !is_smooth(problem) && (problem.residual || problem.activation == Activation::tlu);
 }
 
-// Those of a problem that has them: given, or what a ReLU and nothing amount to.
+// Those of a problem whose kernels take them: given, or what a ReLU and nothing amount to.
 template <class T, class Place>
 Values<Acc<T>> thresholds(const Problem& problem, const ForwardTensors& tensors, const Place& place) {
   using A = Acc<T>;
@@ -213,8 +213,8 @@ inline auto with_kinks(const Problem& problem, const Beside<T>& beside, bool l1,
   if constexpr (!either)
     if (smooth) {
       if constexpr (!kGeneral<T>)
-        if (!with_signs) return body(Passed{}, none, std::true_type{});
-      return body(Passed{}, signs, std::true_type{});
+        if (!with_signs) return body(Untouched{}, none, std::true_type{});
+      return body(Untouched{}, signs, std::true_type{});
     }
   // of a smooth activation the residual is part of the gradients
   const Thresholded<T> thresholded(smooth ? Beside<T>{nullptr, beside.threshold, nullptr} : beside);

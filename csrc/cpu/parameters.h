@@ -26,14 +26,15 @@ inline void write_number(const Parameter& p, int64_t i, double value) {
   }
 }
 
-// The number in the type of the statistics; a NaN without payload, as the rounding to bfloat16 needs it.
+// The number in the type of the statistics; a NaN is `of_nan`, by itself one without payload, as the rounding to
+// bfloat16 needs it.
 template <class A>
-A quiet(double value) {
-  return value == value ? static_cast<A>(value) : std::numeric_limits<A>::quiet_NaN();
+A quiet(double value, A of_nan = std::numeric_limits<A>::quiet_NaN()) {
+  return value == value ? static_cast<A>(value) : of_nan;
 }
 
 // `count` numbers of a parameter of that many elements or of one, number i at place(i); `absent` where there is no
-// parameter, and `of_nan` where it has a NaN, as quiet() has it.
+// parameter, and `of_nan` where it has a NaN.
 template <class A>
 class Values {
  public:
@@ -42,10 +43,8 @@ class Values {
                            A of_nan = std::numeric_limits<A>::quiet_NaN())
       : values_(count) {
     for (int64_t i = 0; i < count; ++i) {
-      A& value = values_.data()[place(i)] = absent;
-      if (p.data == nullptr) continue;
-      const double number = read_number(p, p.count == 1 ? 0 : i);
-      value = number == number ? static_cast<A>(number) : of_nan;
+      const bool given = p.data != nullptr;
+      values_.data()[place(i)] = given ? quiet<A>(read_number(p, p.count == 1 ? 0 : i), of_nan) : absent;
     }
   }
   Values(const Parameter& p, int64_t count, A absent) : Values(p, count, absent, [](int64_t i) { return i; }) {}
