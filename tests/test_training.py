@@ -364,7 +364,7 @@ def test_networks_learn(tmp_path):
         (("train", "text", "--data", "nowhere"), "got none of train.txt"),
         (("train", "superres", "--data", "nowhere"), "not there or empty"),
         (("properties", "--data", "nowhere"), "nowhere: no folder"),
-        (("properties", "--norm", "bnn"), "to: got 'bnn', expected"),
+        (("properties", "--norm", "bnn"), "norm: got 'bnn', expected"),
         (("cells", "--cell", "gru"), "got 'gru', expected one of tanh, relu, lstm"),
     ],
 )
