@@ -214,6 +214,7 @@ def test_ctrl_c_ends_all_processes_and_says_how_to_go_on(jobs, tmp_path, small_t
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have it ignored
     )
     runs = [tmp_path / "out" / Run("dn*", seed).folder(Path()) / CHECKPOINT for seed in range(jobs)]
     while not all(path.exists() for path in runs) and process.poll() is None:
