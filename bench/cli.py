@@ -18,7 +18,7 @@ from .cases import CASES, DTYPES, FORMATS, SUITES, SWEEP_WINDOWS, Case, case_nam
 from .check.command import app as check
 from .evidence.command import command as evidence
 from .inputs import image_cases, sample_cases, tensor_case
-from .machine import describe
+from .machine import describe, taken_by_others
 from .measure import Ended, copy_bandwidth
 from .options import GO_ON, INTERRUPTED, Device, Dtypes, Formats, Threads, chosen, command_line, device_named, width
 from .plots import plot_ratios, plot_windows
@@ -31,6 +31,9 @@ from .training.data import DataError
 from .training.images import load as load_images
 from .training.placing import check_norm
 from .tuning.command import tune
+
+BUSY = 0.1
+"""The share of the processors' time that others may take before it is told."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -148,6 +151,9 @@ def run(
 
     console = Console(width=width())
     out.mkdir(parents=True, exist_ok=True)
+    others = taken_by_others()
+    if others is not None and others > BUSY:
+        console.print(f"others take {others:.0%} of the processors' time: what follows compares little", style="bold")
     with console.status("timing a copy and small calls"):
         machine = describe(device) | {"copy_bytes_per_second": copy_bandwidth(device)}
         results = Results(out / "results.json", machine, command_line(), overhead.call_overhead(device))
