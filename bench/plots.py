@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+from .figures import INK, plt, save
 from .measure import LIMIT_COPIES
 from .results import Rows, best_of_ours, by_window, machine_name, ratio, settings_of
 from .subjects import PEERS
@@ -31,7 +27,7 @@ def plot_ratios(path: Path, rows: Rows, machine: dict) -> None:
         points = [(values[peer], i) for i, (_, values) in enumerate(lines) if values[peer] is not None]
         if points:
             axes.scatter(*zip(*points, strict=True), label=peer, s=22)
-    axes.axvline(1, color="black", linewidth=1)
+    axes.axvline(1, color=INK, linewidth=1)
     axes.set_xscale("log")
     axes.set_yticks(range(len(lines)), [label for label, _ in lines], fontsize=7)
     axes.invert_yaxis()
@@ -39,8 +35,7 @@ def plot_ratios(path: Path, rows: Rows, machine: dict) -> None:
     axes.set_title(_title(machine), fontsize=9)
     axes.grid(axis="x", alpha=0.3)
     figure.legend(fontsize=7, loc="outside lower center", ncols=len(PEERS))
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_windows(path: Path, sweeps: Rows, machine: dict) -> None:
@@ -51,11 +46,10 @@ def plot_windows(path: Path, sweeps: Rows, machine: dict) -> None:
         copies = [row["copies"] for row in line.values()]
         style = ("-", "--", ":")[i // 10 % 3]  # ten colours
         axes.plot(list(line), copies, style, marker="o", markersize=3, label=" ".join(key))
-    axes.axhline(LIMIT_COPIES, color="black", linewidth=1, linestyle="--", label="limit by bytes")
+    axes.axhline(LIMIT_COPIES, color=INK, linewidth=1, linestyle="--", label="limit by bytes")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("window")
     axes.set_ylabel("forward + backward, copies of x")
     axes.set_title(_title(machine), fontsize=9)
     figure.legend(fontsize=7, loc="outside lower center", ncols=2, handlelength=5)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)

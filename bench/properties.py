@@ -13,13 +13,10 @@ from statistics import mean
 from textwrap import fill
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from rich.table import Table
 
+from .figures import plt, save
 from .training.deep import Deep
 from .training.images import Images
 from .training.placing import BY_WEIGHTS, EVOLVED
@@ -102,8 +99,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
                 axes.set_yscale("log")
         line[0].set_ylabel(fill(label, 28))
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=7, handlelength=3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def write(path: Path, rows: list[dict[str, Any]], command: str, data: str) -> None:

@@ -6,19 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+from ..figures import plt, save
 from ..training.probes import MEASURES
 from ..training.summary import by_norm
 from . import plan
 from .answers import probe_value
 from .results import Logs, Results
-
-DOTS = 150
-"""Dots per inch."""
 
 
 def _draw(path: Path, panels: int, draw: Callable[[list[plt.Axes]], None], height: float = 3.6) -> None:
@@ -30,9 +23,7 @@ def _draw(path: Path, panels: int, draw: Callable[[list[plt.Axes]], None], heigh
     for unused in axes.flat[panels:]:
         unused.set_axis_off()
     draw(list(axes.flat[:panels]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DOTS)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _finish(axes: plt.Axes, logs: Logs) -> None:

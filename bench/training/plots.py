@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
+from ..figures import plt, save
 from .summary import by_norm, mean_and_deviation
 
 WIDTH = 0.8
@@ -46,10 +43,9 @@ def plot_curves(path: Path, document: dict[str, Any]) -> None:
     right.set(xlabel="step", ylabel=document["curve"])
     if not document["higher_is_better"]:
         right.set_yscale("log")
-    right.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=10)
     figure.suptitle(document["title"], fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_activations(path: Path, document: dict[str, Any]) -> None:
@@ -69,10 +65,9 @@ def plot_activations(path: Path, document: dict[str, Any]) -> None:
             axes.bar(at, heights, WIDTH / len(groups), yerr=np.nan_to_num(errors), label=norm, color=colours[norm])
         axes.set_xticks(range(len(places)), places)
         axes.set_ylabel({"sparsity": "sparsity", "correlation": "mean |correlation| of two channels"}[name])
-    panels[1].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=10)
     figure.suptitle(f"activations, {document['title']}", fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_pictures(path: Path, parts: dict[str, np.ndarray]) -> None:
@@ -82,5 +77,4 @@ def plot_pictures(path: Path, parts: dict[str, np.ndarray]) -> None:
         axes.imshow(values, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(title, fontsize=9)
         axes.axis("off")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
