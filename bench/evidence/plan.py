@@ -26,9 +26,10 @@ def _cifar(model: str, steps: int, evaluations: int = 10, **more: Any) -> ClassS
     return ClassSettings(model, None, steps, evaluations=evaluations, checkpoint_every=250, **more)
 
 
-def _text(model: str) -> TextSettings:
+def _text(model: str, **more: Any) -> TextSettings:
     """Thirteen passes, an evaluation behind each, as in the paper; two without a lower perplexity end the run."""
-    return TextSettings(model, None, 13 * PASS, evaluations=13, checkpoint_every=PASS // 2, vocabulary=5000, patience=2)
+    passes = {"steps": 13 * PASS, "evaluations": 13, "checkpoint_every": PASS // 2, "patience": 2}
+    return TextSettings(model, None, vocabulary=5000, **passes, **more)
 
 
 def _dense(model: str, depth: int) -> DenseSettings:
@@ -85,6 +86,7 @@ TABLES = {
             Table(f"text-{model}", "text", _text(model), PAPERS, 2, step_ms, TEXT, paper=text.PAPER[model])
             for model, step_ms in (("relu", 37), ("lstm", 56))
         ),
+        Table("text-relu-slow", "text", _text("relu", rate=0.1), ("bn*",), 2, 37, TEXT, paper=text.PAPER["relu"]),
         Table(
             "superres",
             "superres",
@@ -161,19 +163,25 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("cifar-cnn", 3),
     ("probes", 1),
     ("weights", 2),
-    ("batch-norms-float32", 3),
-    ("batch-norms-bfloat16", 3),
-    ("sigma-free", 2),
-    ("sigma-projected", 2),
-    ("superres", 2),
     ("text-lstm", 1),
     ("cifar-batch-8", 1),
+    ("text-relu-slow", 1),
+    ("superres", 2),
+    ("text-relu", 2),
+    ("text-relu-slow", 2),
     ("stream-free", 2),
     ("stream-projected", 2),
+    ("sigma-free", 2),
+    ("sigma-projected", 2),
     ("probes", 2),
-    ("text-relu", 2),
-    ("cifar-batch-4", 3),
     ("text-lstm", 2),
+    ("batch-norms-float32", 2),
+    ("batch-norms-bfloat16", 2),
+    ("cifar-batch-4", 2),
+    ("cifar-batch-8", 2),
+    ("batch-norms-float32", 3),
+    ("batch-norms-bfloat16", 3),
+    ("cifar-batch-4", 3),
     ("cifar-batch-8", 3),
 )
 """(table, seeds), most worth first: whole comparisons of one seed before more seeds."""
@@ -197,6 +205,7 @@ QUESTIONS: dict[str, tuple[Contrast, ...]] = {
         Contrast("cifar-cnn", "ln*", "ln"),
         Contrast("sigma-free", "ln-s", "ln"),
         *(Contrast(table, f"{norm}*", norm) for table in _RECURRENT for norm in ("bn", "ln")),
+        Contrast("text-relu-slow", "bn*", "bn", "text-relu"),
     ),
     "penalty": (
         Contrast("sigma-free", "ln*", "ln-s"),
@@ -209,10 +218,13 @@ QUESTIONS: dict[str, tuple[Contrast, ...]] = {
     "small batches": tuple(
         Contrast(f"cifar-batch-{batch}", norm, "bn") for batch in (4, 8) for norm in ("kalman", "gn", "ln*", "dn*")
     ),
-    "recurrent": tuple(
-        Contrast(table, norm, other)
-        for table in _RECURRENT
-        for norm, other in (("ln*", "bn*"), ("dn*", "bn*"), ("dn*", "none"), ("bn", "none"))
+    "recurrent": (
+        *(
+            Contrast(table, norm, other)
+            for table in _RECURRENT
+            for norm, other in (("ln*", "bn*"), ("dn*", "bn*"), ("dn*", "none"), ("bn", "none"))
+        ),
+        *(Contrast("text-relu", norm, "bn*", "text-relu-slow") for norm in ("ln*", "dn*")),
     ),
     "pictures": (Contrast("superres", "bn", "none"), Contrast("superres", "dn*", "none")),
     "precision": (
