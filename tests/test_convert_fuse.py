@@ -154,6 +154,7 @@ def test_is_left(name):
     fused, lines = converted(model)
     assert all(m.activation is None for m in fused.modules() if isinstance(m, dk.NormalizationLayer))
     assert not any(" with " in line for line in lines)
+    assert lines[-1].startswith("fuse: nothing behind the new layers")
     assert not any(isinstance(m, nn.Identity) for m in fused.modules())
     same(fused, model)
 

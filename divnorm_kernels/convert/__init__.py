@@ -157,7 +157,8 @@ def _converted(
             for parent, name, old in before:
                 parent._modules[name] = old
             raise
-        for line in taken_in if report is not None else ():
+        nothing = ["fuse: nothing behind the new layers that they could take in"] if made else []
+        for line in (taken_in or nothing) if report is not None else ():
             report(line)
     for place in [layers[norm] for norm in made] if layers is not None else ():
         normalize_weights(place, to, options)
