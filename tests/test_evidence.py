@@ -41,7 +41,10 @@ def test_tables_of_the_plan_can_be_trained(table):
     assert table.data is None or table.settings.data is None
     assert set(table.paper) >= set(table.norms) or not table.paper
     assert max(seeds for name, seeds in plan.ORDER if name == table.name) == table.seeds
-    for work in (*table.choosing(), *table.counting()):
+    rates = () if table.choice is None else (*table.choice.rates, *table.choice.further)
+    assert len({*rates}) == len(rates)
+    choosing = [Work(table, norm, 0, rate) for norm in table.norms for rate in rates]
+    for work in (*choosing, *table.counting()):
         settings = work.settings(None)
         assert settings.steps >= settings.evaluations
         assert (getattr(settings, "held_out", 0) > 0) == (work.rate is not None)
@@ -72,7 +75,7 @@ def test_the_rate_is_the_best_on_what_is_held_out(tmp_path):
     table = replace(SMALL, choice=Choice((0.1, 0.2, 0.3), 20, 0.25, seeds=2))
     results = Results(table, tmp_path)
     figures = {0.1: (0.5, 0.6), 0.2: (0.9, 0.4), 0.3: (1.0, None)}  # means 0.55 and 0.65, and one that diverged
-    works = [work for work in table.choosing() if work.norm == "bn"]
+    works = [work for work in results.choosing() if work.norm == "bn"]
     for work in works:
         assert results.chosen("bn") is None
         assert not results.ready(Work(table, "bn", 0))
@@ -84,6 +87,75 @@ def test_the_rate_is_the_best_on_what_is_held_out(tmp_path):
     assert Work(table, "bn", 0).settings(0.2) == replace(table.settings, rate=0.2)
     short = works[0].settings(None)
     assert (short.steps, short.held_out, short.rate) == (20, 0.25, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "tried", "chosen"),
+    [
+        ({0.1: 1, 0.2: 2, 0.3: 1}, (0.1, 0.2, 0.3), 0.2),
+        ({0.01: 1, 0.1: 2, 0.2: 1, 0.3: 1}, (0.01, 0.1, 0.2, 0.3), 0.1),
+        ({0.001: 4, 0.01: 3, 0.1: 2, 0.2: 1, 0.3: 1}, (0.001, 0.01, 0.1, 0.2, 0.3), 0.001),
+        ({0.1: 1, 0.2: 1, 0.3: 2, 0.9: None}, (0.1, 0.2, 0.3, 0.9), 0.3),
+        ({0.1: 1, 0.2: 1, 0.3: 2, 0.9: 3}, (0.1, 0.2, 0.3, 0.9), 0.9),
+        ({0.1: 1, 0.2: 1, 0.3: 1}, (0.1, 0.2, 0.3), 0.2),
+        ({0.001: 1, 0.01: 2, 0.1: None, 0.2: None, 0.3: None}, (0.001, 0.01, 0.1, 0.2, 0.3), 0.01),
+    ],
+    ids=["inside", "below", "lowest", "diverges beyond", "highest", "all alike", "only below"],
+)
+def test_rates_beyond_an_end_are_tried_while_the_best_is_there(scores, tried, chosen, tmp_path, monkeypatch):
+    """With the works in the order in which they come up, as the schedule runs them."""
+    choice = Choice((0.1, 0.2, 0.3), 20, 0.25, further=(0.9, 0.001, 0.01))
+    table = replace(SMALL, norms=("bn",), choice=choice, seeds=1)
+    results, ran = {"small": Results(table, tmp_path / "results")}, []
+
+    @contextmanager
+    def pretended(jobs, threads, runs):
+        def submit(_, experiment, settings, run, folder):
+            ran.append(settings.rate)
+            future = Future()
+            future.set_result(None)
+            return future
+
+        yield submit, None
+
+    def log(folder):
+        score = scores[ran[-1]] if len(ran) <= len(scores) else 0.5
+        return _log(None, None, None if score is None else score / 10, score is None)
+
+    monkeypatch.setattr(schedule, "processes", pretended)
+    monkeypatch.setattr(schedule, "finished", log)
+    works = schedule.in_order(results, (("small", 1),))
+    assert schedule.run(works, results, tmp_path / "out", 1, lambda line: None) == []
+    assert sorted(ran[:-1]) == sorted(scores)
+    assert ran[-1] == chosen
+    assert results["small"].tried("bn") == tried
+    assert results["small"].left() == []
+
+
+def test_a_rate_whose_run_fails_is_not_tried_again(tmp_path, monkeypatch):
+    choice = Choice((0.1, 0.2, 0.3), 20, 0.25, further=(0.01, 0.9))
+    table, ran = replace(SMALL, norms=("bn",), choice=choice, seeds=1), []
+    results = {"small": Results(table, tmp_path / "results")}
+
+    @contextmanager
+    def pretended(jobs, threads, runs):
+        def submit(_, experiment, settings, run, folder):
+            ran.append(settings.rate)
+            future = Future()
+            if settings.rate == 0.1:
+                future.set_exception(OSError("no room"))
+            else:
+                future.set_result(None)
+            return future
+
+        yield submit, None
+
+    monkeypatch.setattr(schedule, "processes", pretended)
+    monkeypatch.setattr(schedule, "finished", lambda folder: _log(None, None, 0.5))
+    works = schedule.in_order(results, (("small", 1),))
+    failed = schedule.run(works, results, tmp_path / "out", 1, lambda line: None)
+    assert ran == [0.1, 0.2, 0.3]
+    assert failed == ["small: bn, seed 0: OSError('no room')", "small: bn, seed 0: no rate was chosen"]
 
 
 def test_the_order_has_whole_comparisons_of_a_seed_before_the_next(tmp_path):
@@ -158,6 +230,18 @@ def test_results_keep_what_the_pages_need(tmp_path):
     assert len(changed.left()) == 4  # a run with other settings is none of the plan's
 
 
+def test_runs_are_found_by_rates_of_any_digits(tmp_path):
+    rate = 0.1 + 0.2  # 0.30000000000000004
+    table = replace(SMALL, norms=("bn",), choice=Choice((rate,), 20, 0.25))
+    results = Results(table, tmp_path)
+    results.add(Work(table, "bn", 0, rate), _log(None, None, 0.5))
+    results.add(Work(table, "bn", 0), _log(None, None, 0.5))
+    results.write()
+    for found in (results, Results(table, tmp_path)):
+        assert found.chosen("bn") == rate
+        assert [work.seed for work in found.left()] == [1]
+
+
 def test_intervals_are_students():
     """By the 97.5% points of the t distribution, as printed in any table."""
     assert answers.interval([1.0, 3.0]) == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2), rel=1e-4)
@@ -209,7 +293,7 @@ def test_tables_say_what_has_not_run(tmp_path, monkeypatch):
     assert empty.count("Not yet run") == 1
     assert "0 of 8" in empty
     results = Results(table, tmp_path / pages.EVIDENCE)
-    for work in table.choosing():
+    for work in results.choosing():
         results.add(work, _log(None, None, work.rate))
     results.add(Work(table, "bn", 0), _log(None, None, 0.25))
     results.add(Work(table, "bn", 1), _log(None, None, 0.75))

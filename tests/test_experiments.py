@@ -222,9 +222,10 @@ def test_a_run_that_was_stopped_gives_what_one_in_one_go_gives(kind, small, tmp_
 class Falling(loop.Task):
     """A validation figure as given, and beside it the number of the evaluation."""
 
-    def __init__(self, figures, patience):
+    def __init__(self, figures, patience, decays):
         self.model = nn.Linear(1, 1)
-        self.plan = loop.Plan(len(figures), 0.1, evaluations=len(figures), lowest="valid", patience=patience)
+        count = len(figures)
+        self.plan = loop.Plan(count, 0.1, decays, evaluations=count, lowest="valid", patience=patience)
         self.figures, self.at = figures, 0
 
     def loss(self, step):
@@ -242,16 +243,19 @@ class Falling(loop.Task):
 
 
 @pytest.mark.parametrize(
-    ("figures", "patience", "counts", "evaluated"),
+    ("figures", "patience", "decays", "counts", "evaluated"),
     [
-        ([5, 4, 3, 2], 2, 3, 4),
-        ([5, 3, 4, 4, 1], 2, 1, 4),
-        ([5, 3, 4, 2, 3], 2, 3, 5),
-        ([5, 3, 4, 4, 4], None, 1, 5),
+        ([5, 4, 3, 2], 2, (), 3, 4),
+        ([5, 3, 4, 4, 1], 2, (), 1, 4),
+        ([5, 3, 4, 2, 3], 2, (), 3, 5),
+        ([5, 3, 4, 4, 4], None, (), 1, 5),
+        ([5, 3, 4, 4, 4, 4, 1, 1], 2, ((1 / 2, 0.5),), 1, 6),
+        ([5, 3, 4, 4, 4, 2, 3, 3], 2, ((1 / 2, 0.5),), 5, 8),
     ],
 )
-def test_the_evaluation_with_the_lowest_figure_counts(figures, patience, counts, evaluated, tmp_path):
-    log = loop.train(lambda: Falling(figures, patience), {}, 0, tmp_path, lambda step: None)
+def test_the_evaluation_with_the_lowest_figure_counts(figures, patience, decays, counts, evaluated, tmp_path):
+    """The patience begins where the rate has fallen."""
+    log = loop.train(lambda: Falling(figures, patience, decays), {}, 0, tmp_path, lambda step: None)
     assert log["finished"]
     assert len(log["records"]) == evaluated
     assert log["figures"] == {"valid": figures[counts], "test": counts}
@@ -265,7 +269,10 @@ def test_splits_are_by_class_and_disjoint():
     kept, held = samples.parts(classes, 0, 0.25)
     assert sorted(torch.cat([kept, held]).tolist()) == sorted(train.tolist())
     assert len(held) == 17
-    assert samples.parts(classes, 1, 0.0)[1].tolist() != test.tolist()
+    assert sorted(samples.parts(classes, 1, 0.0)[1].tolist()) == sorted(test.tolist())  # whatever is chosen by
+    other = samples.parts(classes, 1, 0.25)[1]
+    assert sorted(other.tolist()) != sorted(held.tolist())
+    assert not {*other.tolist(), *held.tolist()} & {*test.tolist()}
 
 
 def test_features_are_scaled_by_the_training_samples_alone():

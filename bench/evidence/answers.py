@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from ..training.summary import by_norm
 from .plan import TABLES, Contrast
 from .results import Results
 
@@ -74,24 +75,23 @@ def answer(contrast: Contrast, folder: Path) -> Answer:
     )
 
 
-def probe_value(log: dict[str, Any], name: str) -> float:
+def _probe(log: dict[str, Any], name: str) -> float:
     """A probe as one number: of gradients first to last layer, of the others what the last layer has."""
     return log["probes"][name][0 if name == "gradient" else -1]
 
 
-def rank_correlation(logs: list[dict[str, Any]], probe: str) -> tuple[float, float]:
-    """Spearman's correlation of a probe at the start with the accuracy at the end, and its p-value.
+def probe_points(logs: list[dict[str, Any]], probe: str) -> dict[str, tuple[float, float]]:
+    """A probe at the start and the accuracy at the end by norm, means over its seeds."""
+    ended = by_norm([log for log in logs if not log["diverged"]])
+    return {
+        norm: (mean(_probe(log, probe) for log in of), mean(log["figures"]["accuracy"] for log in of))
+        for norm, of in ended.items()
+    }
 
-    Both are means over the seeds of a norm; a norm is a point.
-    """
+
+def rank_correlation(logs: list[dict[str, Any]], probe: str) -> tuple[float, float]:
+    """Spearman's correlation over the norms of `probe_points`, and its p-value."""
     from scipy.stats import spearmanr
 
-    norms = sorted({log["settings"]["norm"] for log in logs})
-    by_norm = [[log for log in logs if log["settings"]["norm"] == norm and not log["diverged"]] for norm in norms]
-    points = [
-        (mean(probe_value(log, probe) for log in of), mean(log["figures"]["accuracy"] for log in of))
-        for of in by_norm
-        if of
-    ]
-    found = spearmanr(*zip(*points, strict=True))
+    found = spearmanr(*zip(*probe_points(logs, probe).values(), strict=True))
     return float(found.statistic), float(found.pvalue)

@@ -20,7 +20,7 @@ def _overview(results: dict[str, Results]) -> Shown:
     out = Shown("table", "runs that have ended", "hours left, a run at a time")
     for name, of in results.items():
         left = of.left()
-        total = len([*of.table.choosing(), *of.table.counting()])
+        total = len([*of.choosing(), *of.table.counting()])
         out.add_row(name, f"{total - len(left)} of {total}", f"{sum(map(of.seconds, left)) / 3600:.1f}")
     return out
 

@@ -19,7 +19,7 @@ WITHOUT_BATCHES = ("bn", "kalman", "gn", "ln*", "dn*")
 STUDIED = ("bn", "ln", "in", "gn", "frn", "vn", "evo-b0", "evo-s0", "wn", "sws", "dn")
 """Those of "Beyond BatchNorm", and divisive normalization."""
 PASS = 612
-"""Steps of a pass over the text."""
+"""Steps of a pass over the text, or one more."""
 
 
 def _cifar(model: str, steps: int, evaluations: int = 10, **more: Any) -> ClassSettings:
@@ -27,7 +27,7 @@ def _cifar(model: str, steps: int, evaluations: int = 10, **more: Any) -> ClassS
 
 
 def _text(model: str, **more: Any) -> TextSettings:
-    """Thirteen passes, an evaluation behind each, as in the paper; two without a lower perplexity end the run."""
+    """Thirteen passes, an evaluation behind each, as in the paper; then two in vain end a run."""
     passes = {"steps": 13 * PASS, "evaluations": 13, "checkpoint_every": PASS // 2, "patience": 2}
     return TextSettings(model, None, vocabulary=5000, **passes, **more)
 
@@ -37,7 +37,7 @@ def _dense(model: str, depth: int) -> DenseSettings:
 
 
 def _dense_table(model: str, depth: int) -> Table:
-    choice = Choice((0.003, 0.01, 0.03, 0.1), 2000, 0.25, seeds=2)
+    choice = Choice((0.003, 0.01, 0.03, 0.1), 2000, 0.25, seeds=2, further=(0.0001, 0.0003, 0.001))
     norms = ("none", "selu", "bn", "ln", "ln*", "dn", "dn*")
     return Table(f"dense-{model}-{depth}", "dense", _dense(model, depth), norms, 5, 0.2 + 0.12 * depth, None, choice)
 
@@ -45,10 +45,17 @@ def _dense_table(model: str, depth: int) -> Table:
 def _small_batch(batch: int, step_ms: float) -> Table:
     """Ten passes; rates around the main table's, scaled with the batch."""
     steps = 200_000 // batch
-    rates = tuple(rate * batch / 100 for rate in (0.003, 0.01, 0.03))
+    rates, further = (tuple(rate * batch / 100 for rate in of) for of in ((0.003, 0.01, 0.03), (0.0003, 0.001, 0.1)))
     settings = ClassSettings("cnn", None, steps, evaluations=10, checkpoint_every=2000, batch=batch)
     return Table(
-        f"cifar-batch-{batch}", "cifar", settings, WITHOUT_BATCHES, 3, step_ms, CIFAR, Choice(rates, steps // 4, 2000)
+        f"cifar-batch-{batch}",
+        "cifar",
+        settings,
+        WITHOUT_BATCHES,
+        3,
+        step_ms,
+        CIFAR,
+        Choice(rates, steps // 4, 2000, further=further),
     )
 
 
@@ -77,7 +84,7 @@ TABLES = {
             3,
             42,
             CIFAR,
-            Choice((0.001, 0.003, 0.01), 2000, 2000),
+            Choice((0.001, 0.003, 0.01), 2000, 2000, further=(0.0001, 0.0003, 0.03, 0.1)),
             cifar.PAPER["CIFAR-10"],
         ),
         _small_batch(4, 3.5),
@@ -118,7 +125,7 @@ TABLES = {
             2,
             54,
             CIFAR,
-            Choice((0.003, 0.01, 0.03), 1000, 2000),
+            Choice((0.003, 0.01, 0.03), 1000, 2000, further=(0.1, 0.3)),
         ),
         *(
             Table(
@@ -140,43 +147,35 @@ TABLES = {
             2,
             85,
             CIFAR,
-            Choice((0.003, 0.01, 0.03), 400, 2000),
+            Choice((0.003, 0.01, 0.03), 400, 2000, further=(0.1, 0.3)),
         ),
     )
 }
 
 ORDER: tuple[tuple[str, int], ...] = (
+    ("cifar-cnn", 3),
+    ("text-lstm", 1),
+    ("text-relu", 1),
+    ("text-relu-slow", 1),
+    ("cifar-batch-4", 1),
+    ("cifar-batch-8", 1),
     ("dense-digits-8", 5),
     ("dense-breast-cancer-8", 5),
-    ("superres", 1),
-    ("dense-digits-32", 5),
-    ("cifar-cnn", 1),
-    ("batch-norms-float32", 1),
-    ("batch-norms-bfloat16", 1),
-    ("sigma-free", 1),
-    ("sigma-projected", 1),
-    ("dense-breast-cancer-32", 5),
-    ("cifar-batch-4", 1),
-    ("text-relu", 1),
-    ("stream-free", 1),
-    ("stream-projected", 1),
-    ("cifar-cnn", 3),
-    ("probes", 1),
     ("weights", 2),
-    ("text-lstm", 1),
-    ("cifar-batch-8", 1),
-    ("text-relu-slow", 1),
     ("superres", 2),
+    ("dense-digits-32", 5),
+    ("dense-breast-cancer-32", 5),
+    ("probes", 1),
     ("text-relu", 2),
     ("text-relu-slow", 2),
+    ("text-lstm", 2),
     ("stream-free", 2),
     ("stream-projected", 2),
     ("sigma-free", 2),
     ("sigma-projected", 2),
-    ("probes", 2),
-    ("text-lstm", 2),
     ("batch-norms-float32", 2),
     ("batch-norms-bfloat16", 2),
+    ("probes", 2),
     ("cifar-batch-4", 2),
     ("cifar-batch-8", 2),
     ("batch-norms-float32", 3),
@@ -184,7 +183,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("cifar-batch-4", 3),
     ("cifar-batch-8", 3),
 )
-"""(table, seeds), most worth first: whole comparisons of one seed before more seeds."""
+"""(table, seeds), most worth first: whole comparisons before more of their seeds."""
 
 
 @dataclass(frozen=True)

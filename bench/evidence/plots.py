@@ -10,7 +10,7 @@ from ..figures import plt, save
 from ..training.probes import MEASURES
 from ..training.summary import by_norm
 from . import plan
-from .answers import probe_value
+from .answers import probe_points
 from .results import Logs, Results
 
 
@@ -60,7 +60,10 @@ def points(path: Path, names: list[str], folder: Path) -> None:
 
 
 def curves(path: Path, names: list[str], folder: Path) -> None:
-    """A panel a table: the figure of every evaluation against the steps, means over the seeds and their range."""
+    """A panel a table: the figure of every evaluation against the steps.
+
+    Means over the seeds and their range, as far as all have run.
+    """
     _against_steps(path, names, folder, None)
 
 
@@ -76,13 +79,13 @@ def _against_steps(path: Path, names: list[str], folder: Path, figure: str | Non
             program = of.table.program
             shown = figure or program.curve
             for norm, logs in by_norm(of.counting(), of.table.norms).items():
-                values: dict[int, list[float]] = {}
-                for record in (record for log in logs for record in log["records"] if shown in record):
-                    values.setdefault(record["step"], []).append(record[shown])
-                rows = list(values.values())
-                (line,) = axes.plot(list(values), [mean(row) for row in rows], label=norm, linewidth=1.4)
+                values = [{r["step"]: r[shown] for r in log["records"] if shown in r} for log in logs]
+                values = [of_run for of_run in values if of_run] or [{}]  # a run may diverge before it is evaluated
+                steps = sorted(set.intersection(*map(set, values)))  # a run may have ended before another
+                rows = [[of_run[step] for of_run in values] for step in steps]
+                (line,) = axes.plot(steps, [mean(row) for row in rows], label=norm, linewidth=1.4)
                 axes.fill_between(
-                    list(values), [min(r) for r in rows], [max(r) for r in rows], color=line.get_color(), alpha=0.15
+                    steps, [min(r) for r in rows], [max(r) for r in rows], color=line.get_color(), alpha=0.15
                 )
             axes.set(xlabel="step", ylabel=shown, title=name)
             if not program.higher_is_better:
@@ -101,8 +104,7 @@ def probes(path: Path, names: list[str], folder: Path) -> None:
 
     def draw(panels: list[plt.Axes]) -> None:
         for axes, (probe, what) in zip(panels, MEASURES.items(), strict=True):
-            for norm, of in by_norm([log for log in logs if not log["diverged"]]).items():
-                at = mean(probe_value(log, probe) for log in of), mean(log["figures"]["accuracy"] for log in of)
+            for norm, at in probe_points(logs, probe).items():
                 axes.plot(*at, "o", color="tab:blue")
                 axes.annotate(norm, at, fontsize=8, xytext=(3, 3), textcoords="offset points")
             axes.set(xlabel=what.replace(", ", ",\n").replace(" of the ", "\nof the "), ylabel="accuracy")

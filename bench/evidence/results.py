@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -55,28 +57,49 @@ class Results:
     def _better(self, figures: list[float]) -> float:
         return mean(figures) if self.table.program.higher_is_better else -mean(figures)
 
-    def chosen(self, norm: str) -> float | None:
-        """The rate of a norm's runs: the best on held-out samples; ``None`` where there is no choice, or not yet."""
-        choice = self.table.choice
-        if choice is None:
-            return None
+    def _best(self, norm: str, rates: tuple[float, ...]) -> float | None:
+        """The best of ``rates`` on held-out samples; ``None`` before all have run.
+
+        Of several that are equal the middle one, of two the higher; the lowest where all have diverged.
+        """
         figure, scores = self.table.program.figure, {}
-        for rate in choice.rates:
-            works = [Work(self.table, norm, seed, rate) for seed in range(choice.seeds)]
-            logs = [self.log(work) for work in works]
+        for rate in rates:
+            logs = [self.log(Work(self.table, norm, seed, rate)) for seed in range(self.table.choice.seeds)]
             if any(log is None for log in logs):
                 return None
             if not any(log["diverged"] for log in logs):
                 scores[rate] = self._better([log["figures"][figure] for log in logs])
-        return max(scores, key=scores.__getitem__) if scores else min(choice.rates)
+        top = max(scores.values(), default=0.0)
+        best = [rate for rate in scores if math.isclose(scores[rate], top, rel_tol=10.0 ** (1 - DIGITS))] or rates[:1]
+        return best[len(best) // 2]
+
+    def tried(self, norm: str) -> tuple[float, ...]:
+        """The rates that a norm's is chosen from, as far as is known; none where the table has no choice."""
+        choice = self.table.choice
+        rates, wider = (), () if choice is None else choice.rates
+        while rates != wider:
+            rates, best = wider, self._best(norm, wider)
+            wider = rates if best is None else choice.beyond(rates, best)
+        return rates
+
+    def chosen(self, norm: str) -> float | None:
+        """The rate of a norm's runs; ``None`` where there is no choice, or not yet."""
+        return None if self.table.choice is None else self._best(norm, self.tried(norm))
+
+    def choosing(self) -> Iterator[Work]:
+        """The runs that rates are chosen by, as far as is known."""
+        for seed in range(0 if self.table.choice is None else self.table.choice.seeds):
+            for norm in self.table.norms:
+                for rate in self.tried(norm):
+                    yield Work(self.table, norm, seed, rate)
 
     def ready(self, work: Work) -> bool:
         """Whether a run has all that its settings depend on."""
         return work.rate is not None or self.table.choice is None or self.chosen(work.norm) is not None
 
     def record(self, work: Work) -> dict[str, Any]:
-        """The settings of a run that is `ready`, as its log has them."""
-        return self.table.record(work, None if work.rate is not None else self.chosen(work.norm))
+        """The settings of a run that is `ready`, as the log that is kept of it has them."""
+        return _rounded(self.table.record(work, None if work.rate is not None else self.chosen(work.norm)))
 
     def log(self, work: Work) -> dict[str, Any] | None:
         """What a run has come to, if it has ended with these very settings."""
@@ -97,7 +120,7 @@ class Results:
 
     def left(self, seeds: int | None = None) -> list[Work]:
         """The runs that have not ended, of the first ``seeds``."""
-        works = [*self.table.choosing(), *self.table.counting(seeds)]
+        works = [*self.choosing(), *self.table.counting(seeds)]
         return [work for work in works if self.log(work) is None]
 
     def seconds(self, work: Work) -> float:

@@ -33,7 +33,7 @@ def _told(work: Work, results: Results) -> str:
 
 
 def run(works: list[Work], results: dict[str, Results], out: Path, jobs: int, say: Say) -> list[str]:
-    """Runs ``works``, each as soon as a process is free and its rate is chosen; returns what failed, a line each.
+    """Runs ``works``, each as soon as a process is free and its rate is chosen, and rates that turn out to be needed.
 
     What has ended is written to its table's results at once. A run that was stopped goes on from its checkpoint.
 
@@ -43,16 +43,20 @@ def run(works: list[Work], results: dict[str, Results], out: Path, jobs: int, sa
         out: receives logs and checkpoints.
         jobs: processes.
         say: receives a line for every run that has ended.
+
+    Returns:
+        What failed, a line each.
     """
     failed, waiting = [], list(works)
+    begun: dict[Work, Path] = {}
     with processes(jobs, THREADS, 1) as (submit, _):
         running: dict[Future, Work] = {}
         while waiting or running:
             for work in [w for w in waiting if results[w.table.name].ready(w)][: jobs - len(running)]:
                 waiting.remove(work)
                 chosen = None if work.rate is not None else results[work.table.name].chosen(work.norm)
-                arguments = work.table.experiment, work.settings(chosen), work.run, work.folder(out)
-                running[submit(0, *arguments)] = work
+                begun[work] = work.folder(out, chosen)
+                running[submit(0, work.table.experiment, work.settings(chosen), work.run, begun[work])] = work
             if not running:
                 failed += [f"{w.table.name}: {w.norm}, seed {w.seed}: no rate was chosen" for w in waiting]
                 break
@@ -68,7 +72,10 @@ def run(works: list[Work], results: dict[str, Results], out: Path, jobs: int, sa
                     say(failed[-1])
                     continue
                 of = results[work.table.name]
-                of.add(work, finished(work.run.folder(work.folder(out))))
+                of.add(work, finished(work.run.folder(begun[work])))
                 of.write()
                 say(_told(work, of))
+                if work.rate is not None:
+                    beyond = [w for w in of.left(0) if w.norm == work.norm and w not in begun and w not in waiting]
+                    waiting = beyond + waiting
     return failed

@@ -11,7 +11,7 @@ from ..training.runs import EXPERIMENTS, Experiment, Run
 from ..training.settings import Settings
 
 FINAL = "final"
-"""The folder of the runs that count; those that a rate is chosen by have the rate's."""
+"""The folder of the runs that count, with the rate behind it where that was chosen."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,21 @@ class Choice:
     """How each norm's learning rate is chosen: by the figure on held-out training samples, of shorter runs."""
 
     rates: tuple[float, ...]
+    """In order."""
     steps: int
     held_out: float
     """For the settings' field of that name."""
     seeds: int = 1
+    further: tuple[float, ...] = ()
+    """Rates around ``rates``: while a norm's best is at an end of what was tried, the next beyond it is tried too."""
+
+    def beyond(self, tried: tuple[float, ...], best: float) -> tuple[float, ...]:
+        """``tried``, in order, and the next of ``further`` where the best is at an end and there is one."""
+        if best == tried[0]:
+            return (*sorted(rate for rate in self.further if rate < best)[-1:], *tried)
+        if best == tried[-1]:
+            return (*tried, *sorted(rate for rate in self.further if rate > best)[:1])
+        return tried
 
 
 @dataclass(frozen=True)
@@ -47,9 +58,11 @@ class Work:
         short = {"steps": table.choice.steps, "rate": self.rate, "held_out": table.choice.held_out, "evaluations": 1}
         return replace(table.settings, **short)
 
-    def folder(self, out: Path) -> Path:
+    def folder(self, out: Path, chosen: float | None) -> Path:
         """Where its log and checkpoint are."""
-        return out / self.table.name / (FINAL if self.rate is None else f"rate-{self.rate:g}")
+        if self.rate is not None:
+            return out / self.table.name / f"rate-{self.rate:g}"
+        return out / self.table.name / (FINAL if chosen is None else f"{FINAL}-{chosen:g}")
 
 
 @dataclass(frozen=True)
@@ -94,14 +107,6 @@ class Table:
         if data is None:
             raise ValueError(f"{self.name}: needs --data, a folder that holds {self.data}")
         return replace(self, settings=replace(self.settings, data=data / self.data))
-
-    def choosing(self) -> Iterator[Work]:
-        """The runs that rates are chosen by."""
-        if self.choice is not None:
-            for seed in range(self.choice.seeds):
-                for norm in self.norms:
-                    for rate in self.choice.rates:
-                        yield Work(self, norm, seed, rate)
 
     def counting(self, seeds: int | None = None) -> Iterator[Work]:
         """The runs that count, all norms of a seed before the next."""

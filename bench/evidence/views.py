@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from rich.table import Table as Shown
 
 from ..training.probes import MEASURES
+from ..training.summary import written
 from . import plan
 from .answers import CONFIDENCE, answer, interval, rank_correlation
 from .results import Logs, Results
@@ -18,13 +19,6 @@ _SCALES = ("growth", "sigma share")
 
 def _digits(program: Any) -> int:
     return 4 if program.figure == "accuracy" else 2
-
-
-def _written(values: list[float], digits: int) -> str:
-    """Mean ± deviation."""
-    if not values:
-        return "-"
-    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def _of(logs: Logs, norm: str) -> Logs:
@@ -68,11 +62,11 @@ def _cells(of: Results, norm: str) -> list[str]:
     found = []
     for name in (program.figure, *program.also):
         values = [log["figures"][name] for log in ended if name in log["figures"]]
-        found.append(_written(values, digits if name == program.figure else 3))
+        found.append(written(values, digits if name == program.figure else 3))
     if len(ended) < len(logs):
         found[0] += f" ({len(logs) - len(ended)} diverged)"
     if table.choice:
-        found.append(_rate(of.chosen(norm), table.choice.rates))
+        found.append(_rate(of.chosen(norm), of.tried(norm)))
     planned = table.seeds if norm in table.norms else 0
     found.append(f"{len(logs)}" if len(logs) == planned else f"{len(logs)} of {planned}")
     if table.paper:
@@ -98,11 +92,11 @@ def answers(names: list[str], folder: Path) -> Shown:
         digits = _digits(plan.TABLES[contrast.table].program)
         differences = list(found.differences)
         half = interval(differences)
-        written = f"{mean(differences):+.{digits}f}" if differences else "-"
-        written += f" ± {half:.{digits}f}" if len(differences) > 1 else ""
+        difference = f"{mean(differences):+.{digits}f}" if differences else "-"
+        difference += f" ± {half:.{digits}f}" if len(differences) > 1 else ""
         seeds = len(differences) if len(differences) == found.planned else f"{len(differences)} of {found.planned}"
         against = contrast.than if contrast.than_table is None else f"{contrast.than} ({contrast.than_table})"
-        out.add_row(contrast.table, contrast.norm, against, written, str(seeds), found.verdict)
+        out.add_row(contrast.table, contrast.norm, against, difference, str(seeds), found.verdict)
     return out
 
 
@@ -117,7 +111,7 @@ def scales(names: list[str], folder: Path) -> Shown:
         cells = []
         for of in found:
             last = [log["records"][-1] for log in _of(of.counting(), norm) if not log["diverged"]]
-            cells += [_written([record[name] for record in last if name in record], 3) for name in _SCALES]
+            cells += [written([record[name] for record in last if name in record], 3) for name in _SCALES]
         out.add_row(norm, *cells)
     return out
 
@@ -142,8 +136,9 @@ def progress(names: list[str], folder: Path) -> Shown:
     for name in names or list(plan.TABLES):
         of = Results(plan.TABLES[name], folder)
         table = of.table
-        planned = [*table.choosing(), *table.counting()]
-        rates = "-" if table.choice is None else ", ".join(f"{rate:g}" for rate in table.choice.rates)
+        planned = [*of.choosing(), *table.counting()]
+        tried = sorted({rate for norm in table.norms for rate in of.tried(norm)})
+        rates = ", ".join(f"{rate:g}" for rate in tried) or "-"
         batch = getattr(table.settings, "batch", "-")
         ended = f"{len(planned) - len(of.left())} of {len(planned)}"
         out.add_row(name, ", ".join(table.norms), str(table.settings.steps), str(batch), rates, ended)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from divnorm_kernels import NormalizationLayer
 from divnorm_kernels.weights import project
 
-from . import norms, placing
+from . import norms, order, placing
 from .images import Images, load
 from .loop import Plan, Task
 from .networks import Convolutional, ResNet32
@@ -100,7 +100,6 @@ class Classification(Task):
         self.mean = values.mean((0, 2, 3), keepdim=True)
         # the paper's initial values are made for bytes, the others for unit variance
         self.scale = torch.ones(()) if settings.model == "cnn" else values.std((0, 2, 3), keepdim=True)
-        self.batches = len(self.train) // self.batch
 
     def attach(self, optimizer: Optimizer) -> None:
         """Projects the weights after each step, where the settings say so."""
@@ -118,16 +117,14 @@ class Classification(Task):
 
     def _chosen(self, step: int) -> Tensor:
         """The numbers of a step's pictures."""
-        around, at = divmod(step, self.batches)
-        order = torch.randperm(len(self.train), generator=_generator(self.seed, around))
-        return order[at * self.batch : (at + 1) * self.batch]
+        return order.batch(len(self.train), self.batch, self.seed, step)
 
     def loss(self, step: int) -> Tensor:
         """Of one batch; the ResNet's is shifted and mirrored at random."""
         chosen = self._chosen(step)
         x = self._input(self.train[chosen])
         if self.augments:
-            x = _shifted(x, _generator(self.seed, self.plan.steps + step))
+            x = _shifted(x, order.generator(self.seed, self.plan.steps + step))
         return F.cross_entropy(self._scores(x), self.train_classes[chosen].to(self.device))
 
     def _accuracy(self, pictures: Tensor, classes: Tensor) -> float:
@@ -159,10 +156,6 @@ def _weight_norms(model: nn.Module) -> list[Tensor]:
     """Of all weights but the output layer's."""
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m is not model.classes]
     return [layer.weight.detach().norm() for layer in layers]
-
-
-def _generator(seed: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + number)
 
 
 def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:

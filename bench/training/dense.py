@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from divnorm_kernels import convert_norm, to_snn
 
-from . import samples
+from . import order, samples
 from .loop import Plan, Task
 from .norms import Constants, family
 from .settings import Settings
@@ -93,22 +93,19 @@ class Dense(nn.Module):
 
 
 class DenseClassification(Task):
-    """Cross entropy on batches, shuffled anew in every pass; accuracy on the test samples of a split by seed."""
+    """Cross entropy on batches, shuffled anew in every pass; accuracy on the test samples."""
 
     def __init__(self, settings: DenseSettings, norm: str, seed: int) -> None:
         self.data = samples.load(settings.model, seed, settings.held_out)
         features = self.data.train.shape[1]
         self.seed, self.batch, self.device = seed, settings.batch, settings.device
         self.model = Dense(norm, features, settings.depth, self.data.classes, settings.backend).to(self.device)
-        self.batches = len(self.data.train) // self.batch
         self.plan: Plan = settings.plan(RATE, ((1 / 2, 0.1), (3 / 4, 0.1)), momentum=0.9)
 
     def loss(self, step: int) -> Tensor:
         """Of one batch."""
-        around, at = divmod(step, self.batches)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + around)
-        chosen = torch.randperm(len(self.data.train), generator=generator)[at * self.batch : (at + 1) * self.batch]
-        torch.manual_seed(self.seed * 1_000_003 + step)  # of the dropout: the same for a run that goes on
+        chosen = order.batch(len(self.data.train), self.batch, self.seed, step)
+        torch.manual_seed(order.number(self.seed, step))  # of the dropout: the same for a run that goes on
         x, classes = (part[chosen].to(self.device) for part in (self.data.train, self.data.train_classes))
         return F.cross_entropy(self.model(x), classes)
 

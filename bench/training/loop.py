@@ -49,7 +49,8 @@ class Plan:
     lowest: str | None = None
     """The figure whose lowest value tells the evaluation that counts; the last one does where there is none."""
     patience: int | None = None
-    """With ``lowest``: the run ends when so many evaluations in a row have not lowered it."""
+    """With ``lowest``: the run ends when so many evaluations in a row have not lowered it, of those behind the first
+    decay, where there is one: at the full rate the figure may rise and fall again."""
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -118,7 +119,8 @@ def _counted(records: list[dict[str, Any]], plan: Plan) -> tuple[dict[str, Any],
         return records[-1], False
     evaluated = [record for record in records if plan.lowest in record]
     best = min(range(len(evaluated)), key=lambda i: evaluated[i][plan.lowest])
-    return evaluated[best], plan.patience is not None and len(evaluated) - 1 - best >= plan.patience
+    since = [record for record in evaluated[best + 1 :] if not plan.decays or record["rate"] < plan.rate]
+    return evaluated[best], plan.patience is not None and len(since) >= plan.patience
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:

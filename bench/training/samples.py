@@ -31,21 +31,23 @@ def _read(name: str) -> tuple[Tensor, Tensor]:
 
 
 def parts(classes: Tensor, seed: int, held_out: float) -> tuple[Tensor, Tensor]:
-    """``(train, test)``, numbers of samples: a split by ``seed``, every class by the same share.
+    """``(train, test)``, numbers of samples, every class by the same share; the test set hangs on nothing.
 
     Args:
         classes: (N,), from 0.
-        seed: of the split.
-        held_out: the part of the training samples that takes the test samples' place, which are dropped; 0 for none.
+        seed: of what is held out.
+        held_out: the part of the training samples that takes the test set's place, which is dropped; 0 for none.
     """
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
-    order = order[classes[order].argsort(stable=True)]  # by class, at random within it
-    tested = torch.arange(len(order)) % TEST_PART == 0
-    train, test = order[~tested], order[tested]
-    if held_out:
-        held = torch.arange(len(train)) % round(1 / held_out) == 0
-        train, test = train[~held], train[held]
-    return train, test
+    train, test = _split(torch.arange(len(classes)), classes, 0, TEST_PART)
+    return _split(train, classes, seed, round(1 / held_out)) if held_out else (train, test)
+
+
+def _split(numbers: Tensor, classes: Tensor, seed: int, part: int) -> tuple[Tensor, Tensor]:
+    """``(rest, taken)``: of the samples of these numbers one in ``part`` is taken, at random within its class."""
+    order = numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))]
+    order = order[classes[order].argsort(stable=True)]
+    taken = torch.arange(len(order)) % part == 0
+    return order[~taken], order[taken]
 
 
 def load(name: str, seed: int, held_out: float) -> Samples:

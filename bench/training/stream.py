@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import order
 from .cifar import Classification
 from .loop import Plan
 from .settings import ClassSettings
@@ -38,7 +39,6 @@ class LabelStream(Classification):
     def __init__(self, settings: StreamSettings, norm: str, seed: int) -> None:
         super().__init__(settings, norm, seed)
         self.train, self.train_classes = self.train[: settings.pictures], self.train_classes[: settings.pictures]
-        self.batches = len(self.train) // self.batch
         self.task_steps, rest = divmod(settings.steps, settings.tasks)
         if rest:
             raise ValueError(f"steps: got {settings.steps}, expected a multiple of the {settings.tasks} tasks")
@@ -47,8 +47,7 @@ class LabelStream(Classification):
 
     def _labels(self) -> Tensor:
         """Of the training pictures in the present task."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.task)
-        return torch.randperm(self.classes, generator=generator)[self.train_classes]
+        return torch.randperm(self.classes, generator=order.generator(self.seed, self.task))[self.train_classes]
 
     def loss(self, step: int) -> Tensor:
         """Of one batch, with the labels of the step's task."""

@@ -22,7 +22,7 @@ def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     return mean(values), stdev(values) if len(values) > 1 else float("nan")
 
 
-def _written(values: list[float], digits: int | None = None) -> str:
+def written(values: list[float], digits: int | None = None) -> str:
     """Mean ± deviation; four digits for shares, two for other figures, where ``digits`` does not say otherwise."""
     if not values:
         return "-"
@@ -45,14 +45,14 @@ def table(document: dict[str, Any]) -> Table:
         out.add_column("paper", justify="right", no_wrap=True)
     for norm, runs in rows.items():
         ended = [run for run in runs if not run["diverged"]]
-        cells = [_written([run["figures"][name] for run in ended]) for name in (figure, *extra)]
+        cells = [written([run["figures"][name] for run in ended]) for name in (figure, *extra)]
         cells[0] += f" ({len(runs) - len(ended)} diverged)" if len(ended) < len(runs) else ""
         seconds = median(run["seconds_per_step"] for run in runs)
         measured = [place for run in ended for place in run["activations"].values()]
         shares = [
-            _written([mean([place[name] for place in measured])], 2) if measured else "-"
+            written([mean([place[name] for place in measured])], 2) if measured else "-"
             for name in ("sparsity", "correlation")
         ]
         cells += [str(len(runs)), f"{1e3 * seconds:.0f}", *shares]
-        out.add_row(norm, *cells, *([_written([paper[norm]] if norm in paper else [])] if paper else []))
+        out.add_row(norm, *cells, *([written([paper[norm]] if norm in paper else [])] if paper else []))
     return out

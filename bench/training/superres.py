@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import luma
+from . import luma, order
 from .loop import Plan, Task
 from .norms import Constants, image_norm
 from .plots import plot_pictures
@@ -98,7 +98,7 @@ def pictures(path: Path | None, scale: int) -> Pictures:
     )
 
 
-def plan(settings: SuperresSettings, norm: str) -> Plan:
+def plan(settings: SuperresSettings) -> Plan:
     """The paper's rate throughout, and gradients that are cut."""
     return settings.plan(1e-4, (), momentum=0.9, clip=CLIP)
 
@@ -110,14 +110,11 @@ class SuperResolution(Task):
         self.data = pictures(settings.data, settings.scale)
         self.seed, self.device, self.scale = seed, settings.device, settings.scale
         self.model = Network(norm, settings.backend).to(settings.device)
-        self.plan = plan(settings, norm)
-        self.batches = len(self.data.patches) // BATCH
+        self.plan = plan(settings)
 
     def loss(self, step: int) -> Tensor:
         """Of one batch of patches, shuffled anew in every pass."""
-        around, at = divmod(step, self.batches)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + around)
-        chosen = torch.randperm(len(self.data.patches), generator=generator)[at * BATCH : (at + 1) * BATCH]
+        chosen = order.batch(len(self.data.patches), BATCH, self.seed, step)
         x, target = ((part[chosen] / luma.FULL).to(self.device) for part in (self.data.patches, self.data.targets))
         return (self.model(x) - target).square().sum() / (2 * len(x))
 

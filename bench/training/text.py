@@ -80,8 +80,8 @@ class TextSettings(Settings):
 
     vocabulary: int = 10_000
     patience: int | None = None
-    """The run ends when so many evaluations in a row have not lowered the validation text's perplexity, and the
-    evaluation with the lowest counts, in place of the last."""
+    """The run ends when so many evaluations in a row have not lowered the validation text's perplexity, from where the
+    rate falls, and the evaluation with the lowest counts, in place of the last."""
 
 
 def constants(model: str) -> dict[str, Constants]:
