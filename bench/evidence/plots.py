@@ -26,6 +26,15 @@ def _draw(path: Path, panels: int, draw: Callable[[list[plt.Axes]], None], heigh
     save(figure, path)
 
 
+def _share_scales(panels: list[plt.Axes], found: list[Results]) -> None:
+    """The same network on the same data has one scale."""
+    first: dict[tuple[str, str | None], plt.Axes] = {}
+    for axes, of in zip(panels, found, strict=True):
+        one = first.setdefault((of.table.settings.model, of.table.data), axes)
+        if one is not axes:
+            axes.sharey(one)
+
+
 def _finish(axes: plt.Axes, logs: Logs) -> None:
     axes.grid(alpha=0.3)
     if not logs:
@@ -33,16 +42,13 @@ def _finish(axes: plt.Axes, logs: Logs) -> None:
 
 
 def points(path: Path, names: list[str], folder: Path) -> None:
-    """A panel a table, a column a norm: a point for every seed, and a line for the mean; the same data on one scale."""
+    """A panel a table, a column a norm: a point for every seed, and a line for the mean."""
 
     def draw(panels: list[plt.Axes]) -> None:
-        of_data: dict[tuple[str, str | None], plt.Axes] = {}
-        for axes, name in zip(panels, names, strict=True):
-            of = Results(plan.TABLES[name], folder)
+        found = [Results(plan.TABLES[name], folder) for name in names]
+        _share_scales(panels, found)
+        for axes, of, name in zip(panels, found, names, strict=True):
             table, logs = of.table, of.counting()
-            first = of_data.setdefault((table.settings.model, table.data), axes)
-            if first is not axes:
-                axes.sharey(first)
             for at, norm in enumerate(table.norms):
                 of_norm = [log for log in logs if log["settings"]["norm"] == norm and not log["diverged"]]
                 values = [log["figures"][table.program.figure] for log in of_norm]
@@ -74,8 +80,9 @@ def shares(path: Path, names: list[str], folder: Path) -> None:
 
 def _against_steps(path: Path, names: list[str], folder: Path, figure: str | None) -> None:
     def draw(panels: list[plt.Axes]) -> None:
-        for axes, name in zip(panels, names, strict=True):
-            of = Results(plan.TABLES[name], folder)
+        found = [Results(plan.TABLES[name], folder) for name in names]
+        _share_scales(panels, found)
+        for axes, of, name in zip(panels, found, names, strict=True):
             program = of.table.program
             shown = figure or program.curve
             for norm, logs in by_norm(of.counting(), of.table.norms).items():
