@@ -89,6 +89,28 @@ def test_the_rate_is_the_best_on_what_is_held_out(tmp_path):
     assert (short.steps, short.held_out, short.rate) == (20, 0.25, 0.1)
 
 
+def _pretended(monkeypatch, log, fails=None):
+    """The rates of runs as they come up, which end at once with what ``log`` gives, or fail at one rate."""
+    ran = []
+
+    @contextmanager
+    def processes(jobs, threads, runs):
+        def submit(_, experiment, settings, run, folder):
+            ran.append(settings.rate)
+            future = Future()
+            if settings.rate == fails:
+                future.set_exception(OSError("no room"))
+            else:
+                future.set_result(None)
+            return future
+
+        yield submit, None
+
+    monkeypatch.setattr(schedule, "processes", processes)
+    monkeypatch.setattr(schedule, "finished", log)
+    return ran
+
+
 @pytest.mark.parametrize(
     ("scores", "tried", "chosen"),
     [
@@ -106,24 +128,13 @@ def test_rates_beyond_an_end_are_tried_while_the_best_is_there(scores, tried, ch
     """With the works in the order in which they come up, as the schedule runs them."""
     choice = Choice((0.1, 0.2, 0.3), 20, 0.25, further=(0.9, 0.001, 0.01))
     table = replace(SMALL, norms=("bn",), choice=choice, seeds=1)
-    results, ran = {"small": Results(table, tmp_path / "results")}, []
-
-    @contextmanager
-    def pretended(jobs, threads, runs):
-        def submit(_, experiment, settings, run, folder):
-            ran.append(settings.rate)
-            future = Future()
-            future.set_result(None)
-            return future
-
-        yield submit, None
+    results = {"small": Results(table, tmp_path / "results")}
 
     def log(folder):
         score = scores[ran[-1]] if len(ran) <= len(scores) else 0.5
         return _log(None, None, None if score is None else score / 10, score is None)
 
-    monkeypatch.setattr(schedule, "processes", pretended)
-    monkeypatch.setattr(schedule, "finished", log)
+    ran = _pretended(monkeypatch, log)
     works = schedule.in_order(results, (("small", 1),))
     assert schedule.run(works, results, tmp_path / "out", 1, lambda line: None) == []
     assert sorted(ran[:-1]) == sorted(scores)
@@ -134,28 +145,32 @@ def test_rates_beyond_an_end_are_tried_while_the_best_is_there(scores, tried, ch
 
 def test_a_rate_whose_run_fails_is_not_tried_again(tmp_path, monkeypatch):
     choice = Choice((0.1, 0.2, 0.3), 20, 0.25, further=(0.01, 0.9))
-    table, ran = replace(SMALL, norms=("bn",), choice=choice, seeds=1), []
+    table = replace(SMALL, norms=("bn",), choice=choice, seeds=1)
     results = {"small": Results(table, tmp_path / "results")}
-
-    @contextmanager
-    def pretended(jobs, threads, runs):
-        def submit(_, experiment, settings, run, folder):
-            ran.append(settings.rate)
-            future = Future()
-            if settings.rate == 0.1:
-                future.set_exception(OSError("no room"))
-            else:
-                future.set_result(None)
-            return future
-
-        yield submit, None
-
-    monkeypatch.setattr(schedule, "processes", pretended)
-    monkeypatch.setattr(schedule, "finished", lambda folder: _log(None, None, 0.5))
+    ran = _pretended(monkeypatch, lambda folder: _log(None, None, 0.5), fails=0.1)
     works = schedule.in_order(results, (("small", 1),))
     failed = schedule.run(works, results, tmp_path / "out", 1, lambda line: None)
     assert ran == [0.1, 0.2, 0.3]
     assert failed == ["small: bn, seed 0: OSError('no room')", "small: bn, seed 0: no rate was chosen"]
+
+
+def test_what_had_ended_before_further_rates_were_planned_is_not_run_again(tmp_path, monkeypatch):
+    scores = {0.1: 1, 0.2: 2, 0.3: 3, 0.9: 1}
+    table = replace(SMALL, norms=("bn",), choice=Choice((0.1, 0.2, 0.3), 20, 0.25), seeds=1)
+    before = Results(table, tmp_path / "results")
+    for work in before.choosing():
+        before.add(work, _log(None, None, scores[work.rate] / 10))
+    before.add(Work(table, "bn", 0), _log(None, None, 0.5))
+    before.write()
+    wider = replace(table, choice=replace(table.choice, further=(0.9,)))
+    results = {"small": Results(wider, tmp_path / "results")}
+    ran = _pretended(monkeypatch, lambda folder: _log(None, None, 0.1))
+    works = schedule.in_order(results, (("small", 1),))
+    assert len(works) == 2  # the rate beyond, and the run that may hang on it
+    assert schedule.run(works, results, tmp_path / "out", 1, lambda line: None) == []
+    assert ran == [0.9]
+    assert results["small"].chosen("bn") == 0.3
+    assert len(results["small"].runs) == 1
 
 
 def test_the_order_has_whole_comparisons_of_a_seed_before_the_next(tmp_path):

@@ -52,6 +52,7 @@ def run(works: list[Work], results: dict[str, Results], out: Path, jobs: int, sa
     with processes(jobs, THREADS, 1) as (submit, _):
         running: dict[Future, Work] = {}
         while waiting or running:
+            waiting = [w for w in waiting if results[w.table.name].log(w) is None]  # known once its rate is
             for work in [w for w in waiting if results[w.table.name].ready(w)][: jobs - len(running)]:
                 waiting.remove(work)
                 chosen = None if work.rate is not None else results[work.table.name].chosen(work.norm)
