@@ -370,6 +370,30 @@ def test_pictures_are_drawn_from_the_results(tmp_path, monkeypatch):
     assert pages.filled(filled, pages.RESULTS) == filled
 
 
+def test_curves_have_one_scale_and_end_where_a_run_has(tmp_path, monkeypatch):
+    """Of the seeds of a norm: a run may end before another, or diverge before it is evaluated."""
+    table = replace(SMALL, choice=None, seeds=3)
+    other = replace(table, name="other", settings=replace(table.settings, model="digits"))
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    for one in (table, other):
+        monkeypatch.setitem(plan.TABLES, one.name, one)
+        results = Results(one, tmp_path)
+        for seed, figures in enumerate(((0.2, 0.4, 0.9), (0.4, 0.6), ())):
+            log = _log(None, None, 0.5, diverged=not figures)
+            log["records"] = [{"step": 10 * (i + 1), "accuracy": figure} for i, figure in enumerate(figures)]
+            results.add(Work(one, "bn", seed), log)
+        results.write()
+    plots.curves(tmp_path / "curves.png", ["small", "small", "other"], tmp_path)
+    panels = drawn[0].axes
+    (line,) = panels[0].lines
+    assert line.get_xdata().tolist() == [10, 20]
+    assert line.get_ydata().tolist() == pytest.approx([0.3, 0.5])
+    shared = panels[0].get_shared_y_axes()
+    assert shared.joined(panels[0], panels[1])
+    assert not shared.joined(panels[0], panels[2])
+
+
 def test_the_command_lists_and_refuses(tmp_path):
     listed = run("evidence", "dense-digits-8", "--list", "--results", tmp_path)
     assert "0 of 91" in listed
