@@ -55,7 +55,8 @@ def markdown(table: Table) -> str:
 def filled(page: str, results: Path = RESULTS) -> str:
     """The page with every block ``<!-- table VIEW WORD... -->`` or plot to ``<!-- end -->`` made anew.
 
-    The words are files below ``results``, or for a view of the evidence what it takes: names of the plan's tables. A
+    The words are files below ``results``, or for a view of the evidence what it takes: names of the plan's tables. Runs
+    have their command above the table. A
     plot is ``<!-- plot VIEW TABLE... in PATH: WHAT IT SHOWS -->``. Where none of its runs has ended, a block says so. A
     figure within a sentence, a norm's in a table of the plan, is ``<!-- figure TABLE NORM -->`` to ``<!-- end -->``.
 
@@ -70,7 +71,10 @@ def filled(page: str, results: Path = RESULTS) -> str:
                 return f"{block[1]}\n{_NOTHING}\n\n{block[4]}"
             table = evidence_views.VIEWS[view](words, results / EVIDENCE)
         elif view in VIEWS:
-            table = VIEWS[view]([json.loads((results / name).read_text()) for name in words])
+            documents = [json.loads((results / name).read_text()) for name in words]
+            table = VIEWS[view](documents)
+            if view == "runs":
+                return f"{block[1]}\n```\n{documents[0]['command']}\n```\n\n{markdown(table)}\n{block[4]}"
         else:
             raise ValueError(
                 f"{block[1].strip()}: got view {view!r}, expected one of {', '.join((*VIEWS, *evidence_views.VIEWS))}"

@@ -266,6 +266,7 @@ def document(**more):
 
     return {
         "title": "title",
+        "command": "python -m bench train cifar",
         "figure": "accuracy",
         "curve": "accuracy",
         "also": [],
@@ -283,7 +284,8 @@ def test_the_table_gives_mean_deviation_and_what_diverged(tmp_path):
     (tmp_path / "one" / RESULTS).write_text(json.dumps(document()))
     page = "before\n<!-- table runs one/results.json -->\nold\n<!-- end -->\nafter\n"
     written = pages.filled(page, tmp_path)
-    assert written.startswith("before\n<!-- table runs one/results.json -->\n\n| norm |")
+    command = "```\npython -m bench train cifar\n```"
+    assert written.startswith(f"before\n<!-- table runs one/results.json -->\n\n{command}\n\n| norm |")
     assert written.endswith("|\n\n<!-- end -->\nafter\n")
     assert pages.filled(written, tmp_path) == written
     lines = [re.split(r"\s*\|\s*", line.strip())[1:-1] for line in written.splitlines()]
