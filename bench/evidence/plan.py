@@ -221,7 +221,8 @@ QUESTIONS: dict[str, tuple[Contrast, ...]] = {
         *(
             Contrast(table, norm, other)
             for table in _RECURRENT
-            for norm, other in (("ln*", "bn*"), ("dn*", "bn*"), ("dn*", "none"), ("bn", "none"))
+            for norm, others in (("ln*", ("bn*",)), ("dn*", ("bn*", "ln*", "ln", "none")), ("bn", ("none",)))
+            for other in others
         ),
         *(Contrast("text-relu", norm, "bn*", "text-relu-slow") for norm in ("ln*", "dn*")),
     ),
