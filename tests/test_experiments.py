@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import divnorm_kernels as dk
+from bench.evidence import plan
 from bench.training import cifar, deep, dense, loop, placing, samples, stream
 from bench.training.images import textures
 from bench.training.networks import CONSTANTS, Convolutional
@@ -329,3 +330,25 @@ def test_deep_runs_keep_the_probes_of_the_initial_network(small, tmp_path):
 def test_groups_of_the_experiments_are_of_four_channels():
     network = Convolutional("gn", 10)
     assert [m.num_groups for m in network.modules() if isinstance(m, nn.GroupNorm)] == [8, 8, 16]
+
+
+def test_layers_of_a_deep_network_have_a_bias_each_and_groups_of_one_size():
+    """Of the norm where that has one, else of the convolution: dn's, and those that weights are normalized for."""
+    for norm in plan.STUDIED:
+        features = deep.DeepClassifier(norm, 10, None, residual=False).features
+        for convolution, layer in zip(features.convolutions, features.norms, strict=True):
+            own = dict(layer.named_parameters()).get("bias")
+            assert (convolution.bias is None) == (own is not None), norm
+            bias = convolution.bias if own is None else own
+            assert bias.shape == (deep.WIDTH,), norm
+            assert not bias.any(), norm
+        if norm in ("gn", "evo-s0"):
+            layer.train()
+            x = torch.randn(2, deep.WIDTH, 6, 5)
+            far = x.clone()
+            far[:, deep.GROUP :] += 3  # other groups than the first, which has channels 0 to 3
+            torch.testing.assert_close(layer(far)[:, : deep.GROUP], layer(x)[:, : deep.GROUP])
+            near = x.clone()
+            near[:, deep.GROUP - 1] *= 3
+            assert not torch.allclose(layer(near)[:, 0], layer(x)[:, 0])
+        assert (norm == "frn") == any("threshold" in name for name, _ in layer.named_parameters())

@@ -1,5 +1,6 @@
 """The experiments' parts: norms in their places, recurrent layers against torch's, activations' statistics."""
 
+import copy
 import math
 from functools import partial
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 import divnorm_kernels as dk
-from bench.training import activations, cells
+from bench.training import activations, cells, text
 from bench.training.networks import CONSTANTS, Convolutional, ResNet32
 from bench.training.norms import Constants, OverTime, check_norm, image_norm
 from bench.training.superres import Network
@@ -133,12 +134,12 @@ def test_gates_and_cell_of_the_lstm_are_normalized_each_by_itself():
 
 def test_batch_statistics_of_a_recurrent_layer_are_kept_for_evaluation():
     norm = OverTime("bn", 6, 1, {"bn": Constants(0.01)}, window=3)
-    x = 3 + 2 * torch.randn(500, 6)
-    for _ in range(100):
+    steps = [centre + spread * torch.randn(500, 6) for centre, spread in ((3, 2), (-1, 4), (5, 0.5))]
+    for x in steps:
         norm(x)
-    # what the running average of 100 equal batches lacks, and the unbiased variance: 0.9^100 and 1 / 500
-    expected = nn.functional.batch_norm(x, None, None, training=True, eps=1e-4)
-    torch.testing.assert_close(norm.eval()(x), expected, atol=2 * 0.9**100 + 1e-4, rtol=1 / 500)
+    mean = torch.stack([x.mean(0) for x in steps]).mean(0)
+    variance = torch.stack([x.var(0) for x in steps]).mean(0)
+    torch.testing.assert_close(norm.eval()(steps[0]), (steps[0] - mean) / (variance + 1e-4).sqrt())
 
 
 def test_networks_have_the_papers_sizes():
@@ -185,3 +186,32 @@ def test_activations_are_measured_behind_the_named_modules():
     assert measured["first"]["correlation"] == pytest.approx(float((rows.T.corrcoef().abs().sum() - 4) / 12))
     assert measured["last"]["correlation"] == activations.correlation(model(x).detach().double())
     assert not model[1]._forward_hooks
+
+
+@pytest.mark.parametrize(("norm", "model"), [("bn", "lstm"), ("bn*", "relu")])
+def test_an_evaluation_takes_batch_statistics_of_the_model_that_there_is(norm, model):
+    """Over training text; what training has left in their place changes nothing, and training goes on as without."""
+    settings = text.TextSettings(model, None, 5, vocabulary=50)
+    found = []
+    for poison in (0.0, 1e6):
+        torch.manual_seed(0)
+        task = text.Language(settings, norm, 0)
+        task.loss(0)
+        before = copy.deepcopy(task.states)
+        for name, buffer in task.model.named_buffers():
+            if "running" in name:
+                buffer.add_(poison)
+        task.model.eval()
+        with torch.no_grad():
+            found.append(task.evaluate(False))
+        assert not task.model.training
+        torch.testing.assert_close(task.states, before, rtol=0, atol=0)
+    assert found[0] == found[1]
+    norm = next(module for module in task.model.modules() if isinstance(module, dk.BatchNorm1d))
+    running, means = norm.running_mean.clone(), []
+    norm.register_forward_hook(lambda module, inputs, y: means.append(inputs[0].mean(0)))
+    states = task.model.train().start(text.BATCH)
+    with torch.no_grad():
+        for at in range(min(text.ESTIMATED, task.pieces)):
+            _, states = task.model(task.train[at * text.STEPS : (at + 1) * text.STEPS], states)
+    torch.testing.assert_close(running, torch.stack(means).mean(0))

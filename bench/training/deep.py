@@ -27,7 +27,10 @@ SAMPLES = 32
 
 
 class Deep(nn.Module):
-    """A stem that halves height and width, then 3x3 convolutions, each with a norm and a ReLU, added to x or not."""
+    """A stem that halves height and width, then 3x3 convolutions, each with a norm and a ReLU, added to x or not.
+
+    The convolutions have a bias where the norm has none.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,9 @@ class Deep(nn.Module):
             behind(convolution, norm, CONSTANTS, backend, window=WINDOW, num_groups=num_groups)
             for convolution in self.convolutions
         )
+        for convolution, layer in zip(self.convolutions, self.norms, strict=True):
+            if getattr(layer, "bias", None) is None:
+                convolution.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The activations behind the stem and behind every layer."""

@@ -17,8 +17,8 @@ PENALIZED = "none*"
 NO_LAYERS_OF_THE_OPERATOR = ("evo-b0", "evo-s0", "wn", "sws", "dyt", "derf")
 """Names that the experiments have no place for: of layers without the operator's options, or of none."""
 
-PLAIN_AFFINE = ("bn", "l1bn", "bn-s", "bn*", "ln", "gn", "in", "rms")
-"""Those that keep weight and bias, as in the paper."""
+PLAIN_AFFINE = ("bn", "l1bn", "bn-s", "bn*", "ln", "gn", "in", "rms", "frn", "vn")
+"""Those that keep weight and bias, as in their papers."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class OverTime(nn.Module):
             self.layer = DivisiveNormFeatures(units, None, None, affine=False, **{**options, "sigma": 1.0})
             self.by_rows = True
         elif family(name) == "bn":
-            self.layer = convert_norm(nn.BatchNorm1d(parts * units), name, report=None, **options)
+            place = nn.BatchNorm1d(parts * units, momentum=None)  # all time steps count alike
+            self.layer = convert_norm(place, name, report=None, **options)
         else:
             place = nn.LayerNorm(units)
             if family(name).startswith("dn"):

@@ -45,6 +45,8 @@ def behind(
     width = convolution.out_channels
     if norm in EVOLVED:
         chosen = {"backend": backend} if norm == "evo-s0" else {}
+        if norm == "evo-s0" and options.get("num_groups") is not None:
+            chosen |= {"groups": options["num_groups"]}
         return convert_norm(nn.BatchNorm2d(width), norm, report=None, **chosen)
     if norm in BY_WEIGHTS:
         normalize(convolution, norm, **({"gamma": "relu"} if norm == "sws" else {}))
@@ -59,4 +61,6 @@ def behind(
         return TopKBatchNorm2d(width, sigma=constants["bn"].sigma, activation="relu")
     if norm == KALMAN:
         return nn.Sequential(nn.BatchNorm2d(width, eps=constants["bn"].sigma ** 2), nn.ReLU())
+    if norm == "frn":
+        options |= {"activation": "tlu"}
     return image_norm(norm, width, constants, backend=backend, **options)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from divnorm_kernels import BatchNorm1d
+
 from . import cells
 from .cells import State
 from .data import DataError
@@ -26,6 +28,8 @@ CLIP = 5.0
 EPOCHS, FULL_RATE_EPOCHS = 13, 4
 TEST_STEPS = 100
 PROBED = 20
+ESTIMATED = 100
+"""Stretches of training text that batch normalization's statistics for the evaluation are means over."""
 
 WINDOWS = {"tanh": 60, "relu": 60, "lstm": 30}
 PENALTIES = {
@@ -185,8 +189,20 @@ class Language(Task):
             total += F.cross_entropy(scores, stretch[1:].flatten(), reduction="sum").item()
         return float(torch.tensor(total / ((len(words) - 1) * BATCH), dtype=torch.float64).exp())
 
+    def _estimate(self) -> None:
+        """Takes batch normalization's running statistics anew: those of training are of all the models there were."""
+        for module in self.model.modules():
+            if isinstance(module, BatchNorm1d):
+                module.reset_running_stats()
+        states = self.model.train().start(BATCH)
+        for at in range(min(ESTIMATED, self.pieces)):
+            _, states = self.model(self.train[at * STEPS : (at + 1) * STEPS], states)
+        self.model.eval()
+
     def evaluate(self, final: bool) -> dict[str, float]:
         """Perplexity on validation text, and where the evaluation may count on test text too."""
+        if any(isinstance(module, BatchNorm1d) for module in self.model.modules()):
+            self._estimate()
         figures = {"valid": self._perplexity(self.valid)}
         counts = final or self.plan.lowest is not None
         return {**figures, "perplexity": self._perplexity(self.test)} if counts else figures
