@@ -394,6 +394,27 @@ def test_curves_have_one_scale_and_end_where_a_run_has(tmp_path, monkeypatch):
     assert not shared.joined(panels[0], panels[2])
 
 
+def test_a_norm_has_one_colour_in_all_panels(tmp_path, monkeypatch):
+    """Also where a table has other norms, or where another's runs have not ended yet."""
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    tables = {"small": ("none", "bn"), "other": ("none", "ln", "bn")}
+    for name, norms in tables.items():
+        table = replace(SMALL, name=name, norms=norms, choice=None)
+        monkeypatch.setitem(plan.TABLES, name, table)
+        results = Results(table, tmp_path)
+        for norm in set(norms) - ({"none"} if name == "small" else set()):
+            log = _log(None, None, 0.5)
+            results.add(Work(table, norm, 0), {**log, "records": [{"step": 1, "accuracy": 0.5}]})
+        results.write()
+    plots.curves(tmp_path / "curves.png", list(tables), tmp_path)
+    first, second = ({line.get_label(): line.get_color() for line in axes.lines} for axes in drawn[0].axes)
+    shown = {line.get_label(): line.get_color() for line in drawn[0].legends[0].get_lines()}
+    assert first["bn"] == second["bn"]
+    assert shown == first | second
+    assert len(set(shown.values())) == len(shown) == 3
+
+
 def test_the_command_lists_and_refuses(tmp_path):
     listed = run("evidence", "dense-digits-8", "--list", "--results", tmp_path)
     assert "0 of 91" in listed

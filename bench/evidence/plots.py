@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
+from textwrap import fill
+
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ..figures import plt, save
 from ..training.probes import MEASURES
@@ -12,6 +16,9 @@ from ..training.summary import by_norm
 from . import plan
 from .answers import probe_points
 from .results import Logs, Results
+
+_AXES = {"valid": "perplexity of the validation text"}
+"""Names of figures that need more words on an axis."""
 
 
 def _draw(path: Path, panels: int, draw: Callable[[list[plt.Axes]], None], height: float = 3.6) -> None:
@@ -33,6 +40,14 @@ def _share_scales(panels: list[plt.Axes], found: list[Results]) -> None:
         one = first.setdefault((of.table.settings.model, of.table.data), axes)
         if one is not axes:
             axes.sharey(one)
+
+
+def _mark(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis, even where it has less than a decade."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(MaxNLocator(5) if high < 3 * low else LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _finish(axes: plt.Axes, logs: Logs) -> None:
@@ -82,6 +97,8 @@ def _against_steps(path: Path, names: list[str], folder: Path, figure: str | Non
     def draw(panels: list[plt.Axes]) -> None:
         found = [Results(plan.TABLES[name], folder) for name in names]
         _share_scales(panels, found)
+        norms = dict.fromkeys(norm for of in found for norm in of.table.norms)
+        colors = {norm: f"C{i}" for i, norm in enumerate(norms)}
         for axes, of, name in zip(panels, found, names, strict=True):
             program = of.table.program
             shown = figure or program.curve
@@ -90,17 +107,17 @@ def _against_steps(path: Path, names: list[str], folder: Path, figure: str | Non
                 values = [of_run for of_run in values if of_run] or [{}]  # a run may diverge before it is evaluated
                 steps = sorted(set.intersection(*map(set, values)))  # a run may have ended before another
                 rows = [[of_run[step] for of_run in values] for step in steps]
-                (line,) = axes.plot(steps, [mean(row) for row in rows], label=norm, linewidth=1.4)
-                axes.fill_between(
-                    steps, [min(r) for r in rows], [max(r) for r in rows], color=line.get_color(), alpha=0.15
-                )
-            axes.set(xlabel="step", ylabel=shown, title=name)
+                axes.plot(steps, [mean(row) for row in rows], label=norm, linewidth=1.4, color=colors[norm])
+                axes.fill_between(steps, [min(r) for r in rows], [max(r) for r in rows], color=colors[norm], alpha=0.15)
+            axes.set(xlabel="step", ylabel=_AXES.get(shown, shown), title=name)
             if not program.higher_is_better:
                 axes.set_yscale("log")
+                _mark(axes.yaxis)
             _finish(axes, of.counting())
-        handles, labels = panels[0].get_legend_handles_labels()
+        lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+        handles = [lines[norm] for norm in norms if norm in lines]
         if handles:
-            panels[0].figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(len(labels), 5))
+            panels[0].figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=min(len(handles), 5))
 
     _draw(path, len(names), draw, 4.0)
 
@@ -111,12 +128,16 @@ def probes(path: Path, names: list[str], folder: Path) -> None:
 
     def draw(panels: list[plt.Axes]) -> None:
         for axes, (probe, what) in zip(panels, MEASURES.items(), strict=True):
-            for norm, at in probe_points(logs, probe).items():
+            points = sorted(probe_points(logs, probe).items(), key=lambda point: point[1][1])
+            for i, (norm, at) in enumerate(points):
                 axes.plot(*at, "o", color="tab:blue")
-                axes.annotate(norm, at, fontsize=8, xytext=(3, 3), textcoords="offset points")
-            axes.set(xlabel=what.replace(", ", ",\n").replace(" of the ", "\nof the "), ylabel="accuracy")
+                side, aligned = ((-5, "right"), (5, "left"))[i % 2]  # neighbours in accuracy may lie on each other
+                axes.annotate(norm, at, fontsize=8, xytext=(side, 3), ha=aligned, textcoords="offset points")
+            axes.set(xlabel=fill(what, 40), ylabel="accuracy")
+            axes.margins(x=0.12)
             if probe not in ("similarity", "rank"):
                 axes.set_xscale("log")
+                _mark(axes.xaxis)
             _finish(axes, logs)
 
     _draw(path, len(MEASURES), draw)

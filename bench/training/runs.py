@@ -24,7 +24,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class Experiment:
-    """A program of this folder: its models, what its table shows, and the norms and steps it runs by default."""
+    """A program of this folder: its models, and what its table shows."""
 
     name: str
     models: tuple[str, ...]
@@ -40,9 +40,11 @@ class Experiment:
     also: tuple[str, ...]
     """Other figures of the table."""
     higher_is_better: bool
-    norms: tuple[str, ...]
-    steps: int
-    paper: Callable[[Any], dict[str, float]]
+    norms: tuple[str, ...] = ()
+    """Those that `bench train` runs by default, where it runs the program."""
+    steps: int | None = None
+    """As ``norms``."""
+    paper: Callable[[Any], dict[str, float]] = lambda settings: {}
     """The paper's figures by norm, where it has them for these settings and this data."""
 
 
@@ -101,9 +103,6 @@ EXPERIMENTS = {
             "accuracy",
             (),
             True,
-            ("bn", "ln", "in", "gn", "frn", "vn", *placing.EVOLVED, *placing.BY_WEIGHTS, "dn", "dn*"),
-            1000,
-            lambda s: {},
         ),
         Experiment(
             "dense",
@@ -115,9 +114,6 @@ EXPERIMENTS = {
             "accuracy",
             (),
             True,
-            ("none", dense.SELF_NORMALIZING, "bn", "ln", "ln*", "dn", "dn*"),
-            2000,
-            lambda s: {},
         ),
         Experiment(
             "stream",
@@ -129,9 +125,6 @@ EXPERIMENTS = {
             "fitted",
             ("fitted", "growth", "sigma share"),
             True,
-            ("ln", "dn*"),
-            4000,
-            lambda s: {},
         ),
     )
 }
