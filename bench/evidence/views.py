@@ -124,8 +124,8 @@ def probes(names: list[str], folder: Path) -> Shown:
     logs = Results(plan.TABLES[names[0]], folder).counting()
     enough = len({log["settings"]["norm"] for log in logs}) > 2
     for name, what in MEASURES.items():
-        cells = [f"{value:.2f}" for value in rank_correlation(logs, name)] if enough else ["not yet run", "-"]
-        out.add_row(name, what, *cells)
+        correlation, p = rank_correlation(logs, name) if enough else (None, None)
+        out.add_row(name, what, *(["not yet run", "-"] if p is None else [f"{correlation:.2f}", f"{p:.3f}"]))
     return out
 
 
