@@ -394,6 +394,26 @@ def test_curves_have_one_scale_and_end_where_a_run_has(tmp_path, monkeypatch):
     assert not shared.joined(panels[0], panels[2])
 
 
+def test_points_are_all_within_their_panels_which_no_small_difference_fills(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    found = {"near": ("wine", (0.97, 0.972)), "far": ("wine", (0.1, 0.6)), "lone": ("digits", (0.5,))}
+    for name, (model, figures) in found.items():
+        table = replace(SMALL, name=name, choice=None, settings=replace(SMALL.settings, model=model))
+        monkeypatch.setitem(plan.TABLES, name, table)
+        results = Results(table, tmp_path)
+        for seed, figure in enumerate(figures):
+            results.add(Work(table, "bn", seed), _log(None, None, figure))
+        results.write()
+    plots.points(tmp_path / "points.png", list(found), tmp_path)
+    for axes in drawn[0].axes[: len(found)]:
+        low, high = axes.get_ylim()
+        values = [value for line in axes.lines for value in line.get_ydata()]
+        assert values
+        assert low < min(values) <= max(values) < high
+        assert high - low >= 0.05 - 1e-9
+
+
 def test_a_norm_has_one_colour_in_all_panels(tmp_path, monkeypatch):
     """Also where a table has other norms, or where another's runs have not ended yet."""
     drawn = []

@@ -17,6 +17,8 @@ from . import plan
 from .answers import probe_points
 from .results import Logs, Results
 
+_LEAST = {"accuracy": 0.05}
+"""What an axis spans at least, by figure: differences that seeds do not tell should not fill a panel."""
 _AXES = {"valid": "perplexity of the validation text"}
 """Names of figures that need more words on an axis."""
 
@@ -76,6 +78,11 @@ def points(path: Path, names: list[str], folder: Path) -> None:
             axes.set(ylabel=table.program.figure, xlim=(-0.6, len(table.norms) - 0.4))
             axes.set_title(title, fontsize=10)
             _finish(axes, logs)
+        for axes, of in zip(panels, found, strict=True):
+            low, high = axes.get_ylim()  # of all that shares it
+            more = (_LEAST.get(of.table.program.figure, 0.0) - (high - low)) / 2
+            if more > 0:
+                axes.set_ylim(low - more, high + more)
 
     _draw(path, len(names), draw)
 
