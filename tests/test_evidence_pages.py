@@ -156,7 +156,7 @@ def test_curves_have_one_scale_and_end_where_a_run_has(tmp_path, monkeypatch):
 def test_points_are_all_within_their_panels_which_no_small_difference_fills(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
-    found = {"near": ("wine", (0.97, 0.972)), "far": ("wine", (0.1, 0.6)), "lone": ("digits", (0.5,))}
+    found = {"near": ("wine", (0.97, 0.972)), "far": ("wine", (0.1, 0.6)), "lone": ("digits", (0.5, 0.501))}
     for name, (model, figures) in found.items():
         table = replace(SMALL, name=name, choice=None, settings=replace(SMALL.settings, model=model))
         monkeypatch.setitem(plan.TABLES, name, table)
